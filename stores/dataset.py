@@ -1,0 +1,190 @@
+"""Shuffled, resumable, rank-aware batches for a REPA trainer, read ahead while the model works.
+
+store = open_store("imagenet256")
+dataset = AlignmentDataset(store, latents="sd-vae-ft-mse", encoders=["dinov2-vit-b"], batch_size=256)
+for batch in dataset: ...
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import ConfigError
+from .buffers import BufferPool
+from .layout import features_group, latents_group
+from .order import epoch_order
+from .store import Store
+
+
+class Batch(NamedTuple):
+    """One rank's share of a global batch, on the host, in the store's dtypes. B samples, one entry per encoder."""
+
+    indices: npt.NDArray[np.int64]  # [B]
+    labels: torch.Tensor  # [B] int64
+    moments: torch.Tensor  # [B, 2C, h, w]: posterior mean and std, unscaled
+    patch_tokens: list[torch.Tensor]  # [B, N, D] float16, or codes as the group's codec stores them
+    token_scales: list[torch.Tensor | None]  # [B, N] float16, when the codec has scales and they were asked for
+    cls_tokens: list[torch.Tensor | None]  # [B, D] float16, when asked for
+
+
+class AlignmentDataset:
+    """Batches from a store. Step s of a run holds the same samples whatever the number of ranks.
+
+    Args:
+        store: an open store; its groups must be complete.
+        latents: the VAE's name.
+        encoders: the encoders' names, in the order in which tokens are returned; may be empty.
+        batch_size: samples of a global batch, over all ranks.
+        seed: of the order.
+        rank: which share of every global batch this process takes.
+        world_size: how many shares there are.
+        window: shuffle among this many shards at a time instead of fully (`order.epoch_order`).
+        token_scales: whether to read the scales of quantised tokens (a plain cosine does not need them).
+        cls_tokens: whether to read class tokens.
+        alignment_steps: from this step on no tokens are read; None, they always are.
+        prefetch: batches read ahead.
+
+    Raises:
+        ConfigError: the batch does not divide among ranks, or is larger than the store.
+        StoreError: a group is absent or incomplete.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        latents: str,
+        encoders: Sequence[str] = (),
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        window: int | None = None,
+        token_scales: bool = False,
+        cls_tokens: bool = False,
+        alignment_steps: int | None = None,
+        prefetch: int = 2,
+    ) -> None:
+        self.store, self.seed, self.window, self.prefetch = store, seed, window, prefetch
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.alignment_steps = alignment_steps
+        self.latents = latents_group(latents)
+        self.features = [features_group(encoder) for encoder in encoders]
+        self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
+        self.indices = store.valid_indices([self.latents, *self.features])
+        if batch_size % world_size:
+            raise ConfigError(f"batch size {batch_size} does not divide among {world_size} ranks")
+        if batch_size > len(self.indices):
+            raise ConfigError(
+                f"batch size {batch_size} is larger than the {len(self.indices)} samples of {store.path}: "
+                "lower --batch-size"
+            )
+        self._pool = BufferPool(pin_memory=torch.cuda.is_available())
+        self._epoch = 0
+        self._ordered: tuple[int, npt.NDArray[np.int64]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of an epoch; the incomplete last one is left out, as in the published trainer."""
+        return len(self.indices) // self.batch_size
+
+    def indices_of_step(self, step: int) -> npt.NDArray[np.int64]:
+        """The samples of global step `step` that this rank takes, `[batch_size / world_size]`."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        share = self.batch_size // self.world_size
+        start = position * self.batch_size + self.rank * share
+        return self._order(epoch)[start : start + share]
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        ordered = self._ordered
+        if ordered is None or ordered[0] != epoch:
+            shard_size = self.store.manifest.shard_size
+            ordered = (epoch, epoch_order(self.indices, self.seed, epoch, shard_size, self.window))
+            self._ordered = ordered
+        return ordered[1]
+
+    def read(self, indices: npt.NDArray[np.int64], tokens: bool = True) -> Batch:
+        """Read the batch of these samples now, in the calling thread; without `tokens`, moments and labels alone."""
+        features = self.features if tokens else []
+        names = self._array_names(features)
+        buffers = {name: self._take(name, len(indices)) for name in names}
+        arrays = self.store.read(names, indices, out=buffers)
+
+        def tensors(array: str) -> list[Any]:
+            found = [arrays.get(f"{group}/{array}") for group in features]
+            return [None if value is None else torch.from_numpy(value) for value in found]
+
+        return Batch(
+            indices=indices,
+            labels=torch.from_numpy(self.store.labels[indices].astype(np.int64)),
+            moments=torch.from_numpy(arrays[f"{self.latents}/moments"]),
+            patch_tokens=tensors("tokens"),
+            token_scales=tensors("token_scale"),
+            cls_tokens=tensors("cls_token"),
+        )
+
+    def _array_names(self, features: Sequence[str]) -> list[str]:
+        wanted = [(group, array) for group in features for array in self._wanted]
+        there = [f"{group}/{array}" for group, array in wanted if array in self.store.group(group).readers]
+        return [f"{self.latents}/moments", *there]
+
+    def _take(self, name: str, count: int) -> npt.NDArray[Any]:
+        group, array = name.rsplit("/", 1)
+        layout = self.store.group(group).readers[array].layout
+        return self._pool.take((count, *layout.spec.sample_shape), layout.dtype)
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Batches of steps `start_step`, `start_step + 1`, … without end, read ahead by a thread."""
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=self.prefetch)
+        stop = threading.Event()
+
+        def produce() -> None:
+            step = start_step
+            try:
+                while not stop.is_set():
+                    tokens = self.alignment_steps is None or step < self.alignment_steps
+                    _put(ready, self.read(self.indices_of_step(step), tokens), stop)
+                    step += 1
+            except BaseException as error:
+                _put(ready, error, stop)
+
+        thread = threading.Thread(target=produce, name="read-ahead", daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch; the next iteration is the next epoch."""
+        start, self._epoch = self._epoch * self.steps_per_epoch, self._epoch + 1
+        batches = self.batches(start)
+        try:
+            for _ in range(self.steps_per_epoch):
+                yield next(batches)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+
+def _put(ready: queue.Queue[Batch | BaseException], item: Batch | BaseException, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+            return
+        except queue.Full:
+            continue

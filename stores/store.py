@@ -1,0 +1,226 @@
+"""`open_store`: one object that knows what a store holds and reads batches from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..errors import StoreError
+from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, num_shards
+from .manifest import Commit, Manifest, Quarantined, committed_shards, read_commit, read_samples
+from .reader import ArrayReader, BatchReader, read_layout
+
+
+class Group:
+    """One group of a store: its arrays, its attributes, its commits."""
+
+    def __init__(self, store: Path, path: str, manifest: Manifest) -> None:
+        self._store, self.path, self._manifest = store, path, manifest
+        meta = json.loads((store / path / "zarr.json").read_bytes())
+        self.attributes: dict[str, Any] = meta["attributes"]
+        names = json.loads((store / path / CRC32C / "zarr.json").read_bytes())["attributes"]["arrays"]
+        self.readers = {name: ArrayReader(read_layout(store / path / name)) for name in names}
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """The arrays that hold samples, checksums left out."""
+        return tuple(reader.layout.spec for reader in self.readers.values())
+
+    @property
+    def spec(self) -> GroupSpec:
+        """The template that the group was created from."""
+        return GroupSpec(path=self.path, arrays=self.arrays, attributes=self.attributes)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What made the group: weights, architecture, preprocessing, precision, versions."""
+        fingerprint: dict[str, Any] = self.attributes["fingerprint"]
+        return fingerprint
+
+    def missing_shards(self) -> list[int]:
+        """Shards without a commit record, looked up now."""
+        done = committed_shards(self._store, self.path)
+        total = num_shards(self._manifest.num_samples, self._manifest.shard_size)
+        return [shard for shard in range(total) if shard not in done]
+
+    @cached_property
+    def commits(self) -> dict[int, Commit]:
+        """All commit records of the group."""
+        shards = sorted(committed_shards(self._store, self.path))
+        found = {shard: read_commit(self._store, self.path, shard) for shard in shards}
+        return {shard: commit for shard, commit in found.items() if commit is not None}
+
+    @property
+    def quarantined(self) -> list[Quarantined]:
+        """Images of this group that could not be encoded."""
+        return [entry for commit in self.commits.values() for entry in commit.quarantined]
+
+    def require_complete(self) -> None:
+        """Raise StoreError unless every shard is committed: a shard that is not there would read as zeros."""
+        missing = self.missing_shards()
+        if missing:
+            total = num_shards(self._manifest.num_samples, self._manifest.shard_size)
+            kind, name = self.path.split("/", 1)
+            option = "--vae" if kind == "latents" else "--encoder"
+            raise StoreError(
+                f"{self._store}: {self.path} has {total - len(missing)} of {total} shards: "
+                f"run 'repa-pipe encode … {option} {name}' to finish it"
+            )
+
+
+class Store:
+    """A store opened for reading. Cheap to open: arrays and commit records are looked at when first needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            meta = json.loads((path / "zarr.json").read_bytes())
+        except FileNotFoundError as error:
+            raise StoreError(f"no store at {path}: make one with 'repa-pipe encode --store {path} …'") from error
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path / 'zarr.json'} cannot be read ({error})") from error
+        self.manifest = Manifest.from_attributes(meta.get("attributes", {}), path)
+        self._groups: dict[str, Group] = {}
+        self._reader = BatchReader()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def close(self) -> None:
+        """Close files and threads."""
+        self._reader.close()
+
+    def group_names(self) -> list[str]:
+        """Every group there is, complete or not: `latents/…`, `features/…`."""
+        return [
+            f"{kind}/{folder.name}"
+            for kind in ("latents", "features")
+            if (self.path / kind).is_dir()
+            for folder in sorted((self.path / kind).iterdir())
+            if (folder / "zarr.json").exists() and (folder / CRC32C / "zarr.json").exists()
+        ]
+
+    def group(self, name: str) -> Group:
+        """A group by its path; StoreError that lists what there is when it is absent."""
+        if name not in self._groups:
+            if name not in self.group_names():
+                there = ", ".join(self.group_names()) or "no group yet"
+                kind, model = name.split("/", 1) if "/" in name else ("features", name)
+                option = "--vae" if kind == "latents" else "--encoder"
+                raise StoreError(
+                    f"{self.path} has no '{name}' (it has {there}): run 'repa-pipe encode … {option} {model}' first"
+                )
+            self._groups[name] = Group(self.path, name, self.manifest)
+        return self._groups[name]
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """Class labels, `[N]` int32."""
+        data = (self.path / LABEL / "c" / "0").read_bytes()
+        return np.frombuffer(data, dtype="<i4")
+
+    @cached_property
+    def samples(self) -> pa.Table:
+        """The sample index: columns key, label, num_bytes, where."""
+        return read_samples(self.path)
+
+    def valid_indices(self, group_names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Samples that every one of the groups holds: all but the quarantined, `[n]` int64 in ascending order.
+
+        Raises StoreError when a group is not complete.
+        """
+        valid = np.ones(len(self), dtype=bool)
+        for name in group_names:
+            self.group(name).require_complete()
+            valid[[entry.index for entry in self.group(name).quarantined]] = False
+        return np.flatnonzero(valid).astype(np.int64)
+
+    def read(
+        self,
+        group_names: Sequence[str],
+        indices: Sequence[int] | npt.NDArray[np.integer[Any]],
+        out: dict[str, npt.NDArray[Any]] | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Read the samples at `indices`, in that order, duplicates welcome.
+
+        `group_names` are groups (`features/dinov2-vit-b`: all their arrays), single arrays
+        (`features/dinov2-vit-b/tokens`) or `label`. Returns `{path of the array: [len(indices), *sample_shape]}`
+        with the stored dtype; buffers given in `out` are filled and returned.
+
+        Raises StoreError for an absent group, a shard without commit, a quarantined sample, or damage;
+        IndexError for an index outside [0, N).
+        """
+        rows = self._checked(indices)
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        requests = []
+        for name in group_names:
+            if name == LABEL:
+                arrays[LABEL] = self.labels[rows]
+                continue
+            group, readers = self._resolve(name)
+            self._require_committed(group, rows)
+            for array, reader in readers.items():
+                key = f"{group.path}/{array}"
+                if key in arrays:
+                    continue
+                layout = reader.layout
+                arrays[key] = (
+                    out[key] if out and key in out else np.empty((len(rows), *layout.spec.sample_shape), layout.dtype)
+                )
+                requests.append((reader, arrays[key], group.commits))
+        if requests and len(rows):
+            self._reader.read(requests, rows)
+        return arrays
+
+    def _resolve(self, name: str) -> tuple[Group, dict[str, ArrayReader]]:
+        if name.count("/") == 2:
+            path, array = name.rsplit("/", 1)
+            group = self.group(path)
+            if array not in group.readers:
+                raise StoreError(f"{self.path}: {path} has no array '{array}' (it has {', '.join(group.readers)})")
+            return group, {array: group.readers[array]}
+        group = self.group(name)
+        return group, group.readers
+
+    def _checked(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        rows = np.asarray(indices)
+        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+            raise IndexError(f"indices must be a list of integers, found shape {rows.shape} {rows.dtype}")
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"indices must lie in [0, {len(self)}), found {rows.min()} to {rows.max()}")
+        return rows.astype(np.int64)
+
+    def _require_committed(self, group: Group, rows: npt.NDArray[np.int64]) -> None:
+        for shard in np.unique(rows // self.manifest.shard_size).tolist():
+            if shard not in group.commits:
+                raise StoreError(
+                    f"{self.path}: shard {shard} of {group.path} is not complete: "
+                    "run 'repa-pipe encode' again to finish it"
+                )
+            bad = {entry.index: entry for entry in group.commits[shard].quarantined}
+            for row in set(bad) & set(rows.tolist()) if bad else ():
+                raise StoreError(
+                    f"{self.path}: sample {row} ({bad[row].key}) is quarantined: {bad[row].reason}; "
+                    "take indices from valid_indices()"
+                )
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store for reading; StoreError when there is none at `path`."""
+    return Store(Path(path))

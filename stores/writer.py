@@ -1,0 +1,210 @@
+"""Create a store from a template, write one shard of one group, commit it.
+
+Each step of a shard's life is durable before the next: samples to `<file>.tmp-…`, index, fsync, rename, fsync of
+the folder, the same for the checksums, then the commit record. A kill at any moment leaves a shard without a
+commit, which is work for the next run; a second writer of the same shard writes the same bytes over it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..errors import StoreError
+from .checksum import crc32c, crc32c_bytes, crc32c_rows
+from .files import sync_folder, temporary_path, write_atomically
+from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, shard_file, shard_range
+from .manifest import Commit, Manifest, Quarantined, new_commit, write_commit, write_samples
+
+MISSING_CHUNK = 2**64 - 1  # zarr's mark in a shard index for a chunk that is not there
+
+
+def create_store(path: Path, manifest: Manifest, samples: pa.Table) -> None:
+    """Create an empty store: root group, labels, sample index. Appears whole or not at all.
+
+    Raises StoreError when something else already stands at `path`.
+    """
+    import zarr
+
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StoreError(f"{path} exists and is not empty: name another folder, or delete it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = temporary_path(path)
+    try:
+        root = zarr.create_group(store=str(building), attributes=manifest.as_attributes())
+        labels = samples.column("label").to_numpy().astype(np.int32)
+        array = root.create_array(LABEL, shape=labels.shape, dtype="int32", chunks=labels.shape, compressors=None)
+        array[:] = labels
+        write_samples(building, samples)
+        building.replace(path)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+
+
+def create_group(store: Path, manifest: Manifest, spec: GroupSpec) -> None:
+    """Create a group's metadata from its template, before any writing. Appears whole or not at all.
+
+    When another writer was faster, its group stands; the caller compares fingerprints afterwards.
+    """
+    import zarr
+
+    target = store / spec.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not (target.parent / "zarr.json").exists():
+        zarr.open_group(str(target.parent), mode="a")
+    building = temporary_path(target)
+    try:
+        group = zarr.create_group(store=str(building), attributes=spec.attributes)
+        for array in spec.arrays:
+            group.create_array(
+                array.name,
+                shape=(manifest.num_samples, *array.sample_shape),
+                dtype=array.dtype,
+                chunks=(1, *array.sample_shape),
+                shards=(manifest.shard_size, *array.sample_shape),
+                compressors=None,
+                filters=None,
+                fill_value=0,
+            )
+        group.create_array(
+            CRC32C,
+            shape=(manifest.num_samples, len(spec.arrays)),
+            dtype="uint32",
+            chunks=(manifest.shard_size, len(spec.arrays)),
+            compressors=None,
+            filters=None,
+            fill_value=0,
+        ).attrs["arrays"] = [array.name for array in spec.arrays]
+        _rename_group(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _rename_group(building: Path, target: Path) -> None:
+    try:
+        building.rename(target)
+    except OSError:
+        if not (target / "zarr.json").exists():
+            raise
+    sync_folder(target.parent)
+
+
+class ShardFile:
+    """One shard file of one array, written as a stream of samples: zarr v3 sharding, inner chunk = one sample."""
+
+    def __init__(self, path: Path, array: ArraySpec, shard_size: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.array, self.shard_size = path, array, shard_size
+        self.num_samples = 0
+        self.checksum = 0
+        self._temporary = temporary_path(path)
+        self._file = self._temporary.open("wb", buffering=0)
+
+    def append(self, block: npt.NDArray[Any]) -> None:
+        """Append samples `[B, *sample_shape]` of the array's dtype."""
+        if block.shape[1:] != self.array.sample_shape or block.dtype != np.dtype(self.array.dtype):
+            raise StoreError(
+                f"array '{self.array.name}' holds samples {self.array.sample_shape} {self.array.dtype}, "
+                f"the encoder gave {block.shape[1:]} {block.dtype}"
+            )
+        block = np.ascontiguousarray(block)
+        self._write(block.reshape(-1).view(np.uint8).data)
+        self.checksum = crc32c(block, self.checksum)
+        self.num_samples += len(block)
+
+    def finish(self) -> dict[str, int]:
+        """Write the index, make the file durable under its own name; its size and checksum."""
+        index = np.full((self.shard_size, 2), MISSING_CHUNK, dtype="<u8")
+        size = self.array.sample_bytes
+        index[: self.num_samples, 0] = np.arange(self.num_samples, dtype=np.uint64) * size
+        index[: self.num_samples, 1] = size
+        encoded = index.tobytes()
+        tail = encoded + struct.pack("<I", crc32c_bytes(encoded))
+        self._write(memoryview(tail))
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self.path)
+        sync_folder(self.path.parent)
+        checksum = crc32c(np.frombuffer(tail, np.uint8), self.checksum)
+        return {"bytes": self.num_samples * size + len(tail), "crc32c": checksum}
+
+    def abort(self) -> None:
+        """Drop what was written; nothing happens after `finish`."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _write(self, data: memoryview) -> None:
+        while data:
+            written = self._file.write(data)
+            data = data[written:]
+
+
+class ShardWriter:
+    """Writes shard `shard` of one group; a context manager that leaves nothing behind when it fails.
+
+    with ShardWriter(store, manifest, spec, shard) as writer:
+        writer.append({"tokens": block, ...})          # in the order of the samples
+        commit = writer.commit(source_checksums, quarantined)
+    """
+
+    def __init__(self, store: Path, manifest: Manifest, spec: GroupSpec, shard: int) -> None:
+        self.store, self.manifest, self.spec, self.shard = store, manifest, spec, shard
+        self.samples = shard_range(shard, manifest.num_samples, manifest.shard_size)
+        self._files: dict[str, ShardFile] = {}
+        self._row_checksums: list[npt.NDArray[np.uint32]] = []
+
+    def __enter__(self) -> Self:
+        for array in self.spec.arrays:
+            path = self.store / self.spec.path / array.name / shard_file(array, self.shard)
+            self._files[array.name] = ShardFile(path, array, self.manifest.shard_size)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.abort()
+
+    def append(self, blocks: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Append the next samples: for every array of the group a block `[B, *sample_shape]`."""
+        for name, file in self._files.items():
+            file.append(blocks[name])
+        self._row_checksums.append(np.stack([crc32c_rows(blocks[name]) for name in self._files], axis=1))
+
+    def commit(self, source_checksums: npt.NDArray[np.uint32], quarantined: tuple[Quarantined, ...]) -> Commit:
+        """Finish the files and record the shard as complete.
+
+        Raises StoreError when the samples appended are not exactly the shard's.
+        """
+        for file in self._files.values():
+            if file.num_samples != len(self.samples):
+                raise StoreError(
+                    f"{self.spec.path} shard {self.shard} holds {len(self.samples)} samples, "
+                    f"{file.num_samples} were written: not committed"
+                )
+        files = {
+            str(file.path.relative_to(self.store / self.spec.path)): file.finish() for file in self._files.values()
+        }
+        files |= self._write_row_checksums()
+        commit = new_commit(self.spec.path, self.shard, files, source_checksums, quarantined)
+        write_commit(self.store, commit)
+        return commit
+
+    def _write_row_checksums(self) -> dict[str, dict[str, int]]:
+
+        rows = np.zeros((self.manifest.shard_size, len(self.spec.arrays)), dtype="<u4")
+        rows[: len(self.samples)] = np.concatenate(self._row_checksums)
+        name = f"{CRC32C}/c/{self.shard}/0"
+        write_atomically(self.store / self.spec.path / name, rows.tobytes())
+        return {name: {"bytes": rows.nbytes, "crc32c": crc32c(rows)}}

@@ -1,0 +1,104 @@
+"""A small real store, written by the real writer."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from repa_pipe.stores.layout import ArraySpec, GroupSpec, num_shards
+from repa_pipe.stores.manifest import Manifest, Quarantined
+from repa_pipe.stores.writer import ShardWriter, create_group, create_store
+
+LATENTS = GroupSpec(
+    path="latents/tiny",
+    arrays=(ArraySpec(name="moments", sample_shape=(8, 4, 4), dtype="float32"),),
+    attributes={"fingerprint": {"name": "tiny"}, "scale": [1.0] * 4, "bias": [0.0] * 4},
+)
+FEATURES = GroupSpec(
+    path="features/enc",
+    arrays=(
+        ArraySpec(name="tokens", sample_shape=(16, 24), dtype="float16"),
+        ArraySpec(name="cls_token", sample_shape=(24,), dtype="float16"),
+    ),
+    attributes={"fingerprint": {"name": "enc"}},
+)
+
+
+def manifest_of(num_samples: int, shard_size: int) -> Manifest:
+    return Manifest(
+        num_samples=num_samples,
+        resolution=32,
+        crop="center",
+        shard_size=shard_size,
+        index_digest="0" * 64,
+        class_names=("cat", "dog", "owl"),
+        source={"kind": "test"},
+    )
+
+
+def random_arrays(spec: GroupSpec, num_samples: int) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(len(spec.path))
+    return {
+        array.name: rng.standard_normal((num_samples, *array.sample_shape)).astype(array.dtype) for array in spec.arrays
+    }
+
+
+def write_group(
+    path: Path,
+    manifest: Manifest,
+    spec: GroupSpec,
+    shards: list[int] | None = None,
+    quarantined: tuple[Quarantined, ...] = (),
+) -> dict[str, np.ndarray[Any, Any]]:
+    arrays = random_arrays(spec, manifest.num_samples)
+    create_group(path, manifest, spec)
+    for shard in range(num_shards(manifest.num_samples, manifest.shard_size)) if shards is None else shards:
+        with ShardWriter(path, manifest, spec, shard) as writer:
+            rows = writer.samples
+            for start in range(rows.start, rows.stop, 5):
+                block = slice(start, min(start + 5, rows.stop))
+                writer.append({name: array[block] for name, array in arrays.items()})
+            bad = tuple(entry for entry in quarantined if entry.index in rows)
+            writer.commit(np.arange(rows.start, rows.stop, dtype=np.uint32), bad)
+    return arrays
+
+
+def new_store(path: Path, num_samples: int = 50, shard_size: int = 16) -> Manifest:
+    manifest = manifest_of(num_samples, shard_size)
+    samples = pa.table(
+        {
+            "key": [f"{i:04d}.png" for i in range(num_samples)],
+            "label": pa.array([i % 3 for i in range(num_samples)], pa.int32()),
+            "num_bytes": pa.array([100 + i for i in range(num_samples)], pa.int64()),
+            "where": [f"{i:04d}.png" for i in range(num_samples)],
+        }
+    )
+    create_store(path, manifest, samples)
+    return manifest
+
+
+@pytest.fixture
+def helpers() -> Any:
+    """This file's functions and templates, for tests that build a store step by step."""
+    return sys.modules[__name__]
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, np.ndarray[Any, Any]]]]:
+    """Write a store of 50 samples in shards of 16; returns its path and `{array path: contents}`."""
+
+    def make(
+        num_samples: int = 50, shard_size: int = 16, quarantined: tuple[Quarantined, ...] = ()
+    ) -> tuple[Path, dict[str, np.ndarray[Any, Any]]]:
+        path = tmp_path / "store"
+        manifest = new_store(path, num_samples, shard_size)
+        contents = {}
+        for spec in (LATENTS, FEATURES):
+            arrays = write_group(path, manifest, spec, quarantined=quarantined)
+            contents |= {f"{spec.path}/{name}": array for name, array in arrays.items()}
+        return path, contents
+
+    return make

@@ -1,0 +1,114 @@
+import gc
+
+import numpy as np
+import pytest
+import torch
+from repa_pipe.errors import ConfigError, StoreError
+from repa_pipe.stores import AlignmentDataset, open_store
+from repa_pipe.stores.buffers import BufferPool
+from repa_pipe.stores.manifest import Quarantined
+from repa_pipe.stores.order import epoch_order
+
+
+@pytest.fixture
+def dataset_of(make_store):
+    path, contents = make_store(quarantined=(Quarantined(index=17, key="k", reason="r"),))
+
+    def make(**options):
+        return AlignmentDataset(open_store(path), latents="tiny", encoders=["enc"], **{"batch_size": 8} | options)
+
+    make.contents = contents
+    make.path = path
+    return make
+
+
+def test_a_batch_holds_the_samples_it_names(dataset_of):
+    for batch in dataset_of(cls_tokens=True):
+        np.testing.assert_array_equal(batch.moments, dataset_of.contents["latents/tiny/moments"][batch.indices])
+        np.testing.assert_array_equal(batch.patch_tokens[0], dataset_of.contents["features/enc/tokens"][batch.indices])
+        np.testing.assert_array_equal(batch.cls_tokens[0], dataset_of.contents["features/enc/cls_token"][batch.indices])
+        assert batch.labels.tolist() == (batch.indices % 3).tolist()
+
+
+def test_an_epoch_takes_every_valid_sample_at_most_once(dataset_of):
+    dataset = dataset_of()
+    assert len(dataset) == 6
+    first, second = (np.concatenate([batch.indices for batch in dataset]) for _ in range(2))
+    assert len(set(first.tolist())) == len(first) == 48
+    assert 17 not in first
+    assert first.tolist() != second.tolist()
+
+
+def test_any_step_can_be_entered(dataset_of):
+    batches = dataset_of().batches()
+    run = [next(batches).indices.tolist() for _ in range(20)]
+    batches.close()
+    entered = dataset_of().batches(start_step=13)
+    assert next(entered).indices.tolist() == run[13]
+    entered.close()
+
+
+def test_ranks_share_the_same_global_batch(dataset_of):
+    whole = dataset_of().indices_of_step(7)
+    shares = [dataset_of(rank=rank, world_size=4).indices_of_step(7) for rank in range(4)]
+    np.testing.assert_array_equal(np.concatenate(shares), whole)
+
+
+def test_a_batch_that_is_kept_does_not_change(dataset_of):
+    dataset = dataset_of()
+    kept = [batch for _ in range(3) for batch in dataset]
+    for batch in kept:
+        np.testing.assert_array_equal(batch.patch_tokens[0], dataset_of.contents["features/enc/tokens"][batch.indices])
+
+
+def test_buffers_come_back_when_their_last_view_is_gone():
+    pool = BufferPool(pin_memory=False)
+    array = pool.take((4, 3), np.dtype(np.float16))
+    address = array.ctypes.data
+    view = torch.from_numpy(array)[1:, 2]
+    del array
+    gc.collect()
+    other = pool.take((4, 3), np.dtype(np.float16))
+    assert other.ctypes.data != address
+    del view
+    gc.collect()
+    assert pool.take((4, 3), np.dtype(np.float16)).ctypes.data == address
+
+
+def test_tokens_are_not_read_after_alignment_stops(dataset_of):
+    batches = dataset_of(alignment_steps=2).batches()
+    tokens = [next(batches).patch_tokens for _ in range(4)]
+    batches.close()
+    assert [len(token) for token in tokens] == [1, 1, 0, 0]
+
+
+def test_errors_of_the_reading_thread_arrive(dataset_of):
+    dataset = dataset_of()
+    for file in dataset_of.path.glob("features/enc/tokens/c/*/0/0"):
+        file.write_bytes(b"")
+    with pytest.raises(StoreError, match="has 0 bytes"):
+        next(dataset.batches())
+
+
+def test_batches_that_cannot_be_are_refused(dataset_of):
+    with pytest.raises(ConfigError, match="does not divide among 3 ranks"):
+        dataset_of(world_size=3)
+    with pytest.raises(ConfigError, match="larger than the 49 samples"):
+        dataset_of(batch_size=50)
+
+
+def test_the_order_is_the_one_drawn_years_ago():
+    assert epoch_order(np.arange(12), seed=0, epoch=0).tolist() == FIRST_ORDER
+    assert epoch_order(np.arange(12), seed=0, epoch=1).tolist() != FIRST_ORDER
+    assert epoch_order(np.arange(12), seed=1, epoch=0).tolist() != FIRST_ORDER
+
+
+FIRST_ORDER = [0, 2, 11, 9, 1, 8, 5, 4, 3, 10, 6, 7]
+
+
+def test_a_windowed_order_takes_few_shards_at_a_time():
+    order = epoch_order(np.arange(1000), seed=3, epoch=2, shard_size=50, window=4)
+    assert sorted(order.tolist()) == list(range(1000))
+    for start in range(0, 1000, 200):
+        assert len(set((order[start : start + 200] // 50).tolist())) == 4
+    assert order.tolist() != sorted(order.tolist())

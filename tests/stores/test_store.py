@@ -1,0 +1,181 @@
+import multiprocessing
+import threading
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from repa_pipe.errors import StoreError
+from repa_pipe.stores import open_store
+from repa_pipe.stores.layout import default_shard_size, num_shards, shard_range
+from repa_pipe.stores.manifest import Quarantined
+
+
+def test_plain_zarr_reads_the_values_that_our_reader_reads(make_store):
+    path, contents = make_store()
+    group = zarr.open_group(str(path), mode="r")
+    ours = open_store(path).read(["latents/tiny", "features/enc"], range(50))
+    for name, expected in contents.items():
+        np.testing.assert_array_equal(group[name][:], expected)
+        np.testing.assert_array_equal(ours[name], expected)
+
+
+def test_labels_stand_at_the_root(make_store):
+    path, _ = make_store()
+    expected = np.arange(50) % 3
+    np.testing.assert_array_equal(zarr.open_group(str(path), mode="r")["label"][:], expected)
+    np.testing.assert_array_equal(open_store(path).read(["label"], [4, 1])["label"], expected[[4, 1]])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(indices=st.lists(st.integers(0, 49), max_size=80))
+def test_any_indices_in_any_order_with_duplicates(read_store, indices):
+    store, contents = read_store
+    got = store.read(["features/enc"], np.array(indices, dtype=np.int64))
+    for array in ("tokens", "cls_token"):
+        np.testing.assert_array_equal(got[f"features/enc/{array}"], contents[f"features/enc/{array}"][indices])
+
+
+@pytest.fixture
+def read_store(make_store):
+    path, contents = make_store()
+    with open_store(path) as store:
+        yield store, contents
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@given(num_samples=st.integers(1, 40), shard_size=st.integers(1, 17))
+def test_any_size_of_store_and_shard(helpers, tmp_path_factory, num_samples, shard_size):
+    path = tmp_path_factory.mktemp("sizes") / "store"
+    manifest = helpers.new_store(path, num_samples, shard_size)
+    arrays = helpers.write_group(path, manifest, helpers.FEATURES)
+    with open_store(path) as store:
+        got = store.read(["features/enc"], range(num_samples))
+        plain = zarr.open_group(str(path), mode="r")["features/enc/tokens"][:]
+    np.testing.assert_array_equal(got["features/enc/tokens"], arrays["tokens"])
+    np.testing.assert_array_equal(plain, arrays["tokens"])
+
+
+@pytest.mark.parametrize("indices", [[-1], [50], [0, 3, 99], [[1, 2]], [0.5]])
+def test_indices_outside_the_store_are_refused(read_store, indices):
+    store, _ = read_store
+    with pytest.raises(IndexError, match="indices must"):
+        store.read(["features/enc"], indices)
+
+
+def test_one_array_of_a_group_can_be_asked_for(read_store):
+    store, _ = read_store
+    assert list(store.read(["features/enc/cls_token"], [1])) == ["features/enc/cls_token"]
+    with pytest.raises(StoreError, match="no array 'nothing'"):
+        store.read(["features/enc/nothing"], [1])
+
+
+def test_a_shard_without_commit_is_refused_not_read_as_zeros(make_store):
+    path, _ = make_store()
+    (path / "commits/features/enc/00001.json").unlink()
+    store = open_store(path)
+    assert store.read(["features/enc"], [0, 15])
+    with pytest.raises(StoreError, match=r"shard 1 of features/enc is not complete"):
+        store.read(["features/enc"], [0, 16])
+    with pytest.raises(StoreError, match=r"3 of 4 shards: run 'repa-pipe encode … --encoder enc'"):
+        store.valid_indices(["features/enc"])
+
+
+def test_quarantined_samples_are_skipped_and_refused(make_store):
+    path, _ = make_store(quarantined=(Quarantined(index=17, key="0017.png", reason="truncated"),))
+    store = open_store(path)
+    assert store.valid_indices(["latents/tiny"]).tolist() == [i for i in range(50) if i != 17]
+    with pytest.raises(StoreError, match=r"sample 17 \(0017.png\) is quarantined: truncated"):
+        store.read(["features/enc"], [16, 17])
+
+
+def test_a_truncated_shard_file_is_noticed(make_store):
+    path, _ = make_store()
+    file = path / "features/enc/tokens/c/2/0/0"
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(StoreError, match=r"tokens/c/2/0/0 has .* bytes, its commit record says"):
+        open_store(path).read(["features/enc"], [33])
+
+
+def test_a_damaged_shard_index_is_noticed(make_store):
+    path, _ = make_store()
+    file = path / "features/enc/tokens/c/2/0/0"
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StoreError, match="index fails its checksum"):
+        open_store(path).read(["features/enc"], [33])
+
+
+def test_what_is_missing_is_said(tmp_path, make_store):
+    with pytest.raises(StoreError, match="no store at"):
+        open_store(tmp_path / "nowhere")
+    path, _ = make_store()
+    with pytest.raises(StoreError, match=r"has no 'features/dinov2-vit-b' \(it has latents/tiny, features/enc\)"):
+        open_store(path).read(["features/dinov2-vit-b"], [0])
+
+
+def test_a_foreign_zarr_group_is_refused(tmp_path):
+    zarr.create_group(store=str(tmp_path / "other"))
+    with pytest.raises(StoreError, match="no repa-pipe store"):
+        open_store(tmp_path / "other")
+
+
+def test_threads_may_read_at_once(read_store):
+    store, contents = read_store
+    failures = []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(20):
+            indices = rng.integers(0, 50, 16)
+            got = store.read(["features/enc/tokens"], indices)["features/enc/tokens"]
+            if not np.array_equal(got, contents["features/enc/tokens"][indices]):
+                failures.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def _read_in_child(store, connection):
+    connection.send(store.read(["features/enc/tokens"], [3, 40])["features/enc/tokens"])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_store_read_before_a_fork_reads_after_it(read_store):
+    store, contents = read_store
+    store.read(["features/enc/tokens"], [0])
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=_read_in_child, args=(store, theirs))
+    child.start()
+    assert ours.poll(20)
+    np.testing.assert_array_equal(ours.recv(), contents["features/enc/tokens"][[3, 40]])
+    child.join()
+
+
+def test_more_shards_than_open_files(make_store, monkeypatch):
+    import repa_pipe.stores.reader as reader
+
+    monkeypatch.setattr(reader.Descriptors.__init__, "__defaults__", (3,))
+    path, contents = make_store(shard_size=4)
+    store = open_store(path)
+    for _ in range(2):
+        got = store.read(["features/enc/tokens"], range(50))["features/enc/tokens"]
+        np.testing.assert_array_equal(got, contents["features/enc/tokens"])
+    assert len(store._reader._descriptors._open) <= 13
+    store.read(["features/enc/tokens"], [0])
+    assert len(store._reader._descriptors._open) <= 3
+
+
+@given(st.integers(1, 3_000_000))
+def test_default_shards_cover_every_sample_once(num_samples):
+    size = default_shard_size(num_samples)
+    count = num_shards(num_samples, size)
+    assert 16 <= size <= 1024
+    assert shard_range(count - 1, num_samples, size).stop == num_samples
+    assert sum(len(shard_range(shard, num_samples, size)) for shard in range(count)) == num_samples
