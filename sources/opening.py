@@ -1,0 +1,101 @@
+"""From what the user typed to a source."""
+
+import glob
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import SourceError
+from .image_folder import FolderSource
+from .parquet_files import ParquetSource
+from .source import Source
+from .tar_shards import TarSource
+from .tree import is_image
+from .zip_archive import ZipSource
+
+KINDS: dict[str, Callable[[str], Source]] = {
+    "folder": FolderSource,
+    "zip": ZipSource,
+    "tar": TarSource,
+    "parquet": ParquetSource,
+}
+
+_ENDINGS = {
+    ".zip": "zip",
+    ".tar": "tar",
+    ".tar.gz": "tar",  # opened in order to be refused with the reason
+    ".tgz": "tar",
+    ".tar.bz2": "tar",
+    ".tar.xz": "tar",
+    ".tar.zst": "tar",
+    ".parquet": "parquet",
+}
+
+
+def open_source(path: str, kind: str | None = None) -> Source:
+    """Open a source of images; cheap, nothing is listed yet.
+
+    `kind` is one of KINDS, or `MODULE:CALLABLE` of a plug-in, which is called with `path` and returns a Source. Without
+    it the kind is told from the path. Raises SourceError where nothing is there or it is of another kind.
+    """
+    if kind is not None and ":" in kind:
+        return _plug_in(kind, path)
+    if kind is not None and kind not in KINDS:
+        raise SourceError(f"the source kind is {kind!r}: expected {', '.join(KINDS)} or MODULE:CALLABLE")
+    if not path:
+        raise SourceError("the source's path is empty: expected a folder, a .zip, .tar or .parquet file, or a glob")
+    if "://" in path:
+        raise SourceError(f"{path} is not a local path: mount or download it first")
+    path = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - may be a glob
+    return KINDS[kind or _kind_of(path)](path)
+
+
+def _kind_of(path: str) -> str:
+    found = Path(path)
+    if found.is_dir():
+        return _kind_of_folder(found)
+    for ending, kind in _ENDINGS.items():
+        if path.lower().endswith(ending):
+            return kind
+    if not found.exists() and any(parent.is_file() and parent.suffix.lower() == ".zip" for parent in found.parents):
+        return "zip"
+    if found.exists():
+        raise SourceError(
+            f"{path} is a {found.suffix or 'nameless'} file: expected .zip, .tar or .parquet, or a folder"
+        )
+    if glob.has_magic(path):
+        raise SourceError(f"{path} does not say what it matches: end it in .tar or .parquet")
+    raise SourceError(f"{path} does not exist: expected a folder, a .zip, .tar or .parquet file, or a glob of them")
+
+
+def _kind_of_folder(folder: Path) -> str:
+    """Tell a folder of tar or parquet files from one of images, which has folders or images in it."""
+    kinds = set()
+    try:
+        for entry in folder.iterdir():
+            if is_image(entry.name) or (entry.is_dir() and not entry.name.startswith(".")):
+                return "folder"
+            kinds.add(_ENDINGS.get(entry.suffix.lower()))
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
+    if {"tar", "parquet"} <= kinds:
+        raise SourceError(f"{folder} holds .tar and .parquet files: name one kind with a glob, such as {folder}/*.tar")
+    return next((kind for kind in ("tar", "parquet") if kind in kinds), "folder")
+
+
+def _plug_in(kind: str, path: str) -> Source:
+    module_name, _, name = kind.partition(":")
+    try:
+        make = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SourceError(f"the source plug-in {kind} cannot be loaded: {error}") from error
+    if not callable(make):
+        raise SourceError(f"the source plug-in {kind} is {make!r}: expected a class or function that returns a Source")
+    source = make(path)
+    if not isinstance(source, Source):
+        raise SourceError(
+            f"the source plug-in {kind} returned {type(source).__name__}: expected a repa_pipe.sources.Source"
+        )
+    source.kind = kind
+    return source

@@ -1,0 +1,80 @@
+"""What the schema of one parquet file says about its images, labels and classes."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import SourceError
+
+_LARGEST_ROW_GROUP = 1 << 29  # bytes of images, as that much is held at once
+
+
+@dataclass(frozen=True, slots=True)
+class ImageColumns:
+    """Which columns to read."""
+
+    image: str  # a struct with the binary field "bytes"
+    label: str  # an integer
+    has_path: bool  # whether the image struct also has the file's name
+    class_names: tuple[str, ...] | None  # of Hugging Face's metadata
+
+
+def image_columns(path: str, schema: pa.Schema) -> ImageColumns:
+    """Find the image and label columns: those of Hugging Face's metadata, or the ones called so.
+
+    Raises SourceError where there are none of the expected types.
+    """
+    features = _features(schema)
+    image = _column_of(features, "Image", "image")
+    label = _column_of(features, "ClassLabel", "label")
+    types: dict[str, Any] = {field.name: field.type for field in schema}
+    image_type: Any = types.get(image)
+    label_type = types.get(label)
+    fields = {field.name: field.type for field in image_type} if pa.types.is_struct(image_type) else {}
+    is_bytes = pa.types.is_binary(fields.get("bytes")) or pa.types.is_large_binary(fields.get("bytes"))
+    if not is_bytes or not pa.types.is_integer(label_type):
+        raise SourceError(
+            f"{path} has the columns {_types(schema)}: expected image: struct<bytes: binary, path: string> and "
+            "label: int64, as Hugging Face holds image sets"
+        )
+    names = features.get(label, {}).get("names")
+    return ImageColumns(image, label, "path" in fields, tuple(names) if names else None)
+
+
+def row_group_lengths(path: str, metadata: Any, column: str) -> list[int]:
+    """Give the number of rows of each row group.
+
+    Raises SourceError where one is too large to be held in memory for the sake of one row.
+    """
+    lengths = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+        if size > _LARGEST_ROW_GROUP:
+            raise SourceError(
+                f"{path} has a row group of {size >> 20:,} MiB of images: expected at most "
+                f"{_LARGEST_ROW_GROUP >> 20} MiB, write it again with row_group_size=1000 or so"
+            )
+        lengths.append(group.num_rows)
+    return lengths
+
+
+def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+
+
+def _column_of(features: dict[str, dict[str, Any]], kind: str, usual: str) -> str:
+    """Give the one feature of a kind; the usual name where there are none or several."""
+    names = [name for name, feature in features.items() if feature.get("_type") == kind]
+    return names[0] if len(names) == 1 else usual
+
+
+def _types(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)[:200]
