@@ -1,0 +1,49 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from repa_pipe.metrics import precision_recall
+from repa_pipe.metrics.arrays import full_float32
+
+
+@pytest.fixture
+def matmul_setting():
+    """Give the reduced precision that training sets, and take it away afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_importing_the_metrics_stays_light():
+    heavy = "('scipy', 'torchvision', 'torch_fidelity', 'timm', 'diffusers', 'ray')"
+    code = f"import sys, repa_pipe.metrics; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_reduced_precision_is_off_inside_and_back_afterwards(matmul_setting):
+    assert torch.backends.cuda.matmul.allow_tf32
+    with full_float32():
+        inside = torch.backends.cuda.matmul.fp32_precision
+    assert inside == "ieee"
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+def test_reduced_precision_is_back_after_an_error(matmul_setting):
+    with pytest.raises(KeyError), full_float32():
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_read_only_arrays_are_taken():
+    features = np.random.default_rng(0).normal(size=(20, 4))
+    features.flags.writeable = False
+    assert precision_recall(features, features) == (1.0, 1.0)
+
+
+def test_tensors_that_carry_a_gradient_are_taken():
+    features = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert precision_recall(features, features) == (1.0, 1.0)

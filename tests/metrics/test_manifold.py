@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repa_pipe.errors import ConfigError
+from repa_pipe.metrics import precision_recall
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+def draw(seed, count, width=8, scale=1.0, dtype=np.float32):
+    return (np.random.default_rng(seed).normal(size=(count, width)) * scale).astype(dtype)
+
+
+def by_definition(reference, samples, k):
+    def distances(a, b):
+        return ((a[:, None].astype(np.float64) - b[None]) ** 2).sum(-1)
+
+    def inside(points, centres):
+        radii = np.sort(distances(centres, centres), axis=1)[:, k]
+        return (distances(points, centres) <= radii).any(1).mean()
+
+    return inside(samples, reference), inside(reference, samples)
+
+
+def test_agrees_with_the_adm_suite():
+    adm = np.load(REFERENCE / "adm_metrics.npz")
+    figures = precision_recall(adm["reference"], adm["samples"])
+    assert figures.precision == pytest.approx(adm["precision"].item(), abs=5e-3)
+    assert figures.recall == pytest.approx(adm["recall"].item(), abs=5e-3)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_equals_the_definition_spelled_out(k):
+    reference, samples = draw(0, 150), draw(1, 120, scale=0.8)
+    assert precision_recall(reference, samples, k=k) == pytest.approx(by_definition(reference, samples, k), abs=1e-12)
+
+
+def test_balls_on_a_line_are_closed_and_reach_to_the_third_neighbour():
+    line = np.arange(10, dtype=np.float64)[:, None]
+    touching, beyond = np.full((4, 1), 12.0), np.full((4, 1), 12.001)  # the last point's ball ends at 9 + 3
+    assert precision_recall(line, touching) == (1.0, 0.0)
+    assert precision_recall(line, beyond) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_set_covers_itself(dtype):
+    features = draw(2, 100, dtype=dtype)
+    assert precision_recall(features, features) == (1.0, 1.0)
+
+
+def test_a_generator_that_makes_one_image_has_no_recall():
+    reference = draw(3, 100)
+    collapsed = np.repeat(reference[:1], 50, axis=0)
+    assert precision_recall(reference, collapsed) == (1.0, 0.01)
+    assert precision_recall(collapsed, collapsed) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 64, 1000])
+def test_blocks_change_nothing(block):
+    reference, samples = draw(4, 130), draw(5, 90, scale=0.9)
+    assert precision_recall(reference, samples, block=block) == precision_recall(reference, samples)
+
+
+def test_float64_is_kept():
+    reference = draw(6, 60, dtype=np.float64)
+    near = reference + 1e-12  # in float32 these would be the same points
+    assert precision_recall(reference, near, k=1) == (1.0, 1.0)
+    far_apart = np.concatenate([reference * 1e-9, reference * 1e-9 + 1])
+    assert precision_recall(far_apart, far_apart[:60] + 1e-7) == (0.0, 0.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seeds=st.tuples(st.integers(0, 2**16), st.integers(0, 2**16)), shift=st.floats(-1000, 1000), width=st.integers(1, 9)
+)
+def test_swapping_the_sets_swaps_the_figures_and_translation_does_nothing(seeds, shift, width):
+    reference, samples = draw(seeds[0], 40, width, dtype=np.float64), draw(seeds[1], 30, width, dtype=np.float64)
+    precision, recall = precision_recall(reference, samples)
+    assert precision_recall(samples, reference) == (recall, precision)
+    assert precision_recall(reference + shift, samples + shift) == (precision, recall)
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(ConfigError, match=r"samples: 3 image\(s\) and k=3"):
+        precision_recall(draw(0, 10), draw(1, 3))
+    with pytest.raises(ConfigError, match="k=0"):
+        precision_recall(draw(0, 10), draw(1, 10), k=0)
+
+
+def test_different_widths_are_refused():
+    with pytest.raises(ConfigError, match="widths 8 and 9"):
+        precision_recall(draw(0, 10), draw(1, 10, width=9))
+
+
+def test_features_that_are_not_finite_are_named():
+    broken = draw(1, 10)
+    broken[3, 3] = np.nan
+    with pytest.raises(ConfigError, match="samples: some features are NaN"):
+        precision_recall(draw(0, 10), broken)
