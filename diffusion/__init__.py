@@ -1,1 +1,1 @@
-"""."""
+"""The mathematics between data and noise: the path, the training losses, the samplers."""

@@ -1,1 +1,1 @@
-"""."""
+"""The networks: image encoders, latent autoencoders, SiT and the average of its weights."""

@@ -1,0 +1,203 @@
+import math
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from repa_pipe.diffusion.interpolant import Interpolant
+from repa_pipe.diffusion.samplers import euler, euler_maruyama, guided
+from repa_pipe.errors import ConfigError
+from repa_pipe.models.sit import SiT, SiTConfig
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+fill = runpy.run_path(str(REFERENCE / "weights.py"))["fill"]
+
+RECORDED = {
+    "sit_linear_p2": ("linear", 1, {"patch_size": 2, "encoder_depth": 2, "z_dims": (64,)}),
+    "sit_cosine_p4_qknorm_two_projectors": (
+        "cosine",
+        2,
+        {"patch_size": 4, "encoder_depth": 3, "z_dims": (48, 96), "qk_norm": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_samples_equal_the_published_samplers(name):
+    path, seed, config = RECORDED[name]
+    recorded = {key: torch.from_numpy(value) for key, value in np.load(REFERENCE / f"{name}.npz").items() if value.ndim}
+    sizes = {"input_size": 16, "in_channels": 4, "hidden_size": 192, "depth": 4, "num_heads": 3, "projector_dim": 256}
+    model = SiT(SiTConfig(**sizes, **config))
+    model.load_state_dict(fill(model.state_dict(), seed, keep=("pos_embed",)))
+    latents, noise = recorded["latents"], recorded["sde_noise"]
+    compared = 0
+    for key, expected in recorded.items():
+        found = re.fullmatch(r"(ode_heun(\d)|sde)_cfg([\d.]+)_lo([\d.]+)_hi([\d.]+)", key)
+        if not found:
+            continue
+        velocity = guided(model, recorded["y"], 1000, *(float(found[group]) for group in (3, 4, 5)))
+        if found[1] == "sde":
+            samples = euler_maruyama(velocity, latents, 5, lambda step, _: noise[step], Interpolant(path))
+        else:
+            samples = euler(velocity, latents, 5, heun=found[2] == "1")
+        torch.testing.assert_close(samples, expected, atol=1e-4, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+        compared += 1
+    assert compared == 9
+
+
+MEAN, DEVIATION = 0.7, 0.3
+
+
+def gaussian_velocity(path: str):
+    """The exact velocity of data that is N(MEAN, DEVIATION ** 2)."""
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        alpha_t, sigma_t, d_alpha_t, d_sigma_t = Interpolant(path)(t)
+        offset = (x - alpha_t * MEAN) / (alpha_t**2 * DEVIATION**2 + sigma_t**2)
+        return d_alpha_t * (MEAN + alpha_t * DEVIATION**2 * offset) + d_sigma_t * sigma_t * offset
+
+    return velocity
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+@pytest.mark.parametrize(("heun", "order"), [(False, 1), (True, 2)])
+def test_flow_of_a_gaussian_converges_to_its_closed_form(path, heun, order):
+    """Noise n flows to MEAN + DEVIATION * n; twice the steps divide the error by 2, with Heun's method by 4."""
+    noise = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    exact = MEAN + DEVIATION * noise
+    errors = [
+        float((euler(gaussian_velocity(path), noise, steps, heun=heun) - exact).abs().max()) for steps in (100, 200)
+    ]
+    assert errors[1] < 0.01
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_stochastic_samples_of_a_gaussian_have_its_mean_and_deviation(path):
+    """In fine steps x_t at the last noisy time 0.04 has its exact deviation, which one linear step takes to 0."""
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(40_000, generator=generator, dtype=torch.float64)
+
+    def noise(step: int, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+    samples = euler_maruyama(gaussian_velocity(path), start, 400, noise, Interpolant(path))
+    alpha_t, sigma_t, d_alpha_t, d_sigma_t = (float(value) for value in Interpolant(path)(torch.tensor(0.04).double()))
+    variance = alpha_t**2 * DEVIATION**2 + sigma_t**2
+    velocity_slope = (d_alpha_t * alpha_t * DEVIATION**2 + d_sigma_t * sigma_t) / variance
+    last_step = 1 - 0.04 * (velocity_slope + 0.04 / variance)  # the score's slope is -1 / variance
+    assert float(samples.mean()) == pytest.approx(MEAN, abs=0.006)
+    assert float(samples.std()) == pytest.approx(last_step * variance**0.5, abs=0.004)
+    assert last_step * variance**0.5 == pytest.approx(DEVIATION, abs=0.02)
+    assert abs(float(torch.corrcoef(torch.stack([samples, start]))[0, 1])) < 0.5  # along the flow it is 1
+
+
+def test_straight_velocity_is_followed_exactly_in_any_number_of_steps():
+    noise, data = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for steps in (1, 3, 10):
+        for heun in (False, True):
+            torch.testing.assert_close(euler(lambda x, t: noise - data, noise, steps, heun=heun), data)
+
+
+def test_stochastic_sampler_draws_float64_noise_for_all_steps_but_the_last():
+    asked = []
+
+    def noise(step: int, like: Tensor) -> Tensor:
+        asked.append((step, like.dtype, tuple(like.shape)))
+        return torch.zeros_like(like)
+
+    euler_maruyama(gaussian_velocity("linear"), torch.zeros(2, 3), 4, noise, Interpolant("linear"))
+    assert asked == [(step, torch.float64, (2, 3)) for step in range(3)]
+
+
+def test_stochastic_sampler_steps_evenly_to_the_last_noisy_time_and_then_to_zero():
+    times = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        times.append(round(float(t), 6))
+        return torch.zeros_like(x)
+
+    euler_maruyama(velocity, torch.zeros(1, dtype=torch.float64), 4, lambda _, like: like, Interpolant("linear"))
+    assert times == [1.0, 0.68, 0.36, 0.04]
+
+
+def test_velocity_is_asked_in_the_noises_dtype_and_answered_in_float64():
+    asked = set()
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        asked.update({x.dtype, t.dtype})
+        return torch.ones_like(x)
+
+    assert euler(velocity, torch.zeros(2), 3).dtype == torch.float64
+    assert asked == {torch.float32}
+
+
+class LabelModel:
+    """A model whose velocity is its label, and that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, list[int]]] = []
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        assert len(x) == len(t) == len(labels)
+        self.asked.append((round(float(t[0]), 3), labels.tolist()))
+        return labels.to(x.dtype)[:, None].expand_as(x), []
+
+
+def test_guidance_extrapolates_inside_its_interval_and_asks_once_outside():
+    model = LabelModel()
+    velocity = guided(model, torch.tensor([1, 2]), 10, scale=3.0, low=0.3, high=0.6)
+    x = torch.zeros(2, 1)
+    assert velocity(x, torch.tensor(0.5)).flatten().tolist() == [10 + 3 * (1 - 10), 10 + 3 * (2 - 10)]
+    assert velocity(x, torch.tensor(0.7)).flatten().tolist() == [1, 2]
+    assert velocity(x, torch.tensor(0.2)).flatten().tolist() == [1, 2]
+    assert model.asked == [(0.5, [1, 2, 10, 10]), (0.7, [1, 2]), (0.2, [1, 2])]
+
+
+def test_scale_one_never_asks_for_the_null_label():
+    model = LabelModel()
+    euler(guided(model, torch.tensor([1]), 10), torch.zeros(1, 1), 4, heun=True)
+    assert all(labels == [1] for _, labels in model.asked)
+    assert len(model.asked) == 7
+
+
+def test_the_start_of_a_step_decides_about_guidance_for_heuns_second_evaluation():
+    """Guided from 0.5 to 1: the step from 0.5 to 0.25 is guided at both of its ends, the next at neither."""
+    model = LabelModel()
+    velocity = guided(model, torch.tensor([1]), 10, scale=2.0, low=0.5, high=1.0)
+    euler(velocity, torch.zeros(1, 1), 4, heun=True)
+    both = [1, 10]
+    assert model.asked == [
+        (1.0, both),
+        (0.75, both),
+        (0.75, both),
+        (0.5, both),
+        (0.5, both),
+        (0.25, both),
+        (0.25, [1]),
+    ]
+
+
+def test_samplers_keep_no_graph():
+    weight = torch.ones((), requires_grad=True)
+    assert not euler(lambda x, t: weight * x, torch.ones(2), 2).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("scale", "low", "high", "complaint"),
+    [(0.5, 0.0, 1.0, "scale 0.5"), (2.0, 0.8, 0.2, "0 <= low <= high <= 1"), (2.0, 0.0, 1.5, "from 0.0 to 1.5")],
+)
+def test_impossible_guidance_is_refused(scale, low, high, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        guided(LabelModel(), torch.tensor([1]), 10, scale, low, high)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ConfigError, match="num_steps 0"):
+        euler(gaussian_velocity("linear"), torch.zeros(1), 0)
+    with pytest.raises(ConfigError, match="num_steps 0"):
+        euler_maruyama(gaussian_velocity("linear"), torch.zeros(1), 0, lambda _, like: like, Interpolant("linear"))
