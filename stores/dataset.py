@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,7 +142,7 @@ class AlignmentDataset:
         layout = self.store.group(group).readers[array].layout
         return self._pool.take((count, *layout.spec.sample_shape), layout.dtype)
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """Batches of steps `start_step`, `start_step + 1`, … without end, read ahead by a thread."""
         ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=self.prefetch)
         stop = threading.Event()
@@ -170,12 +172,8 @@ class AlignmentDataset:
     def __iter__(self) -> Iterator[Batch]:
         """One epoch; the next iteration is the next epoch."""
         start, self._epoch = self._epoch * self.steps_per_epoch, self._epoch + 1
-        batches = self.batches(start)
-        try:
-            for _ in range(self.steps_per_epoch):
-                yield next(batches)
-        finally:
-            batches.close()  # type: ignore[attr-defined]
+        with closing(self.batches(start)) as batches:
+            yield from islice(batches, self.steps_per_epoch)
 
     def __len__(self) -> int:
         return self.steps_per_epoch

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from repa_pipe.stores.layout import ArraySpec, GroupSpec, num_shards
 from repa_pipe.stores.manifest import Manifest, Quarantined
 from repa_pipe.stores.writer import ShardWriter, create_group, create_store

@@ -3,6 +3,7 @@ import gc
 import numpy as np
 import pytest
 import torch
+
 from repa_pipe.errors import ConfigError, StoreError
 from repa_pipe.stores import AlignmentDataset, open_store
 from repa_pipe.stores.buffers import BufferPool

@@ -6,6 +6,7 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from repa_pipe.errors import StoreError
 from repa_pipe.stores import open_store
 from repa_pipe.stores.layout import default_shard_size, num_shards, shard_range
@@ -159,7 +160,7 @@ def test_a_store_read_before_a_fork_reads_after_it(read_store):
 
 
 def test_more_shards_than_open_files(make_store, monkeypatch):
-    import repa_pipe.stores.reader as reader
+    from repa_pipe.stores import reader
 
     monkeypatch.setattr(reader.Descriptors.__init__, "__defaults__", (3,))
     path, contents = make_store(shard_size=4)

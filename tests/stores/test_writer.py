@@ -7,6 +7,7 @@ import textwrap
 
 import numpy as np
 import pytest
+
 from repa_pipe.errors import StoreError
 from repa_pipe.stores import open_store
 from repa_pipe.stores.checksum import crc32c

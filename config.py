@@ -1,0 +1,261 @@
+"""What each command is told: frozen, validated, saved as JSON beside what it made.
+
+A field that the command line offers has its help text in its metadata, so a flag, its default and its meaning stand
+in one place. Fields marked `harmless` may change when a run is continued; all others shaped it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from .errors import ConfigError
+
+RESOLUTIONS = (256, 512)
+
+
+def _option(text: str, default: Any = MISSING, *, harmless: bool = False, choices: tuple[str, ...] = ()) -> Any:
+    """A field with a help text; without a default it is required."""
+    metadata = {"help": text, "harmless": harmless, "choices": choices}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What the four configs share: JSON in and out, choices checked."""
+
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            choices, value = item.metadata.get("choices"), getattr(self, item.name)
+            if choices and value is not None and value not in choices:
+                raise ConfigError(f"{flag(item.name)} is {value!r}: choose one of {', '.join(choices)}")
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ConfigError, naming the flag, for values that cannot work."""
+
+    def require(self, holds: bool, name: str, expected: str) -> None:
+        """Raise ConfigError about field `name` unless `holds`."""
+        if not holds:
+            raise ConfigError(f"{flag(name)} is {getattr(self, name)!r}: {expected}")
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON form: tuples become lists."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """From what `as_json` gave; ConfigError for names that are no field."""
+        names = {item.name for item in fields(cls)}
+        unknown = sorted(values.keys() - names)
+        if unknown:
+            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def differences(self, other: Self) -> list[str]:
+        """Fields that shaped a run and differ: `--seed: 0 there, 1 asked for`."""
+        pairs = [(item, getattr(self, item.name), getattr(other, item.name)) for item in fields(self)]
+        return [
+            f"{flag(item.name)}: {mine!r} there, {theirs!r} asked for"
+            for item, mine, theirs in pairs
+            if mine != theirs and not item.metadata.get("harmless")
+        ]
+
+
+def flag(name: str) -> str:
+    """`batch_size` → `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(Config):
+    """`repa-pipe encode`."""
+
+    kind: ClassVar[str] = "encode"
+
+    source: str = _option("Images: a folder of class folders, a zip, tar files, or parquet files (docs/sources.md).")
+    store: str = _option("The store to make or to go on with.")
+    vae: str = _option("VAE: a known name, a hub name, or a local folder in diffusers' format.", "sd-vae-ft-mse")
+    encoder: tuple[str, ...] = _option("Frozen encoder; give it several times for several. See docs/encoders.md.", ())
+    encoder_weights: tuple[str, ...] = _option(
+        "NAME=PATH: the published weights file of an encoder, instead of a download.", (), harmless=True
+    )
+    resolution: int = _option("Side of the square crops, in pixels.", 256)
+    codec: str = _option("How patch tokens are stored.", "float16", choices=("float16", "int8", "int4"))
+    shard_size: int | None = _option("Samples a shard. Default: 1024, fewer when the store is small.", None)
+    batch_size: int | None = _option("Images a forward pass. Default: 64 on a GPU, 16 on a CPU.", None)
+    device: str | None = _option(
+        "Where the models run. Default: cuda where there is one, else cpu.", None, harmless=True
+    )
+    precision: str | None = _option(
+        "Autocast precision of the models. Default: fp16 on a GPU (as published), fp32 on a CPU.",
+        None,
+        choices=("fp32", "fp16", "bf16"),
+    )
+    decode_threads: int | None = _option("Threads that decode images. Default: one a CPU core.", None, harmless=True)
+    max_bad: float = _option(
+        "Share of broken images above which the job fails (a handful, 10, is always let through).", 0.001, harmless=True
+    )
+    ray: bool = _option("Run on Ray: this machine, or the cluster that --ray-address names.", False, harmless=True)
+    ray_address: str | None = _option(
+        "Address of a Ray cluster. Default: RAY_ADDRESS, else this machine.", None, harmless=True
+    )
+    actors: int | None = _option(
+        "Ray actors. Default: one a GPU of the cluster, else one a 2 CPUs.", None, harmless=True
+    )
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        self.require(self.resolution in RESOLUTIONS, "resolution", "choose 256 or 512")
+        self.require(self.shard_size is None or self.shard_size >= 1, "shard_size", "give at least 1")
+        self.require(self.batch_size is None or self.batch_size >= 1, "batch_size", "give at least 1")
+        self.require(0 <= self.max_bad <= 1, "max_bad", "give a share from 0 to 1")
+        self.require(len(set(self.encoder)) == len(self.encoder), "encoder", "name every encoder once")
+        for entry in self.encoder_weights:
+            name, separator, _ = entry.partition("=")
+            if not separator or name not in self.encoder:
+                raise ConfigError(f"--encoder-weights is {entry!r}: give NAME=PATH with a NAME that --encoder has too")
+
+    def weights_of(self, encoder: str) -> str | None:
+        """The weights file given for an encoder."""
+        return dict(entry.split("=", 1) for entry in self.encoder_weights).get(encoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """`repa-pipe train`. Names and defaults are the published trainer's where they mean the same."""
+
+    kind: ClassVar[str] = "train"
+
+    store: str = _option("The store to train from.", harmless=True)
+    output_dir: str = _option("Folder that holds the runs.", "exps", harmless=True)
+    exp_name: str | None = _option(
+        "The run's folder below --output-dir. Default: from model, encoder and coefficient.", None
+    )
+    model: str = _option("Model and patch size.", "SiT-XL/2")
+    vae: str | None = _option("Which latents of the store. Default: the only ones.", None)
+    enc_type: tuple[str, ...] = _option(
+        "Encoder to align with; give it several times for several. Default: the only one.", ()
+    )
+    proj_coeff: float = _option("Weight of the alignment loss; 0 trains without alignment and reads no tokens.", 0.5)
+    encoder_depth: int | None = _option("Block whose output is aligned. Default: 8, and 4 for SiT-B.", None)
+    projector_embed_dims: int = _option("Width of the projector's hidden layers.", 2048)
+    qk_norm: bool = _option("Normalise queries and keys.", False)
+    num_classes: int | None = _option("Classes. Default: the store's.", None)
+    cfg_prob: float = _option("Share of labels dropped, for guidance.", 0.1)
+    path_type: str = _option("Interpolant.", "linear", choices=("linear", "cosine"))
+    weighting: str = _option("How times are drawn.", "uniform", choices=("uniform", "lognormal"))
+    batch_size: int = _option("Samples a step, over all ranks.", 256)
+    gradient_accumulation_steps: int = _option("Parts in which a rank's samples of a step are computed.", 1)
+    max_train_steps: int = _option("Steps to train.", 400_000, harmless=True)
+    learning_rate: float = _option("Of AdamW.", 1e-4)
+    adam_beta1: float = _option("Of AdamW.", 0.9)
+    adam_beta2: float = _option("Of AdamW.", 0.999)
+    adam_weight_decay: float = _option("Of AdamW.", 0.0)
+    adam_epsilon: float = _option("Of AdamW.", 1e-8)
+    max_grad_norm: float = _option("Gradients are clipped to this norm.", 1.0)
+    ema_decay: float = _option("Of the averaged weights.", 0.9999)
+    mixed_precision: str = _option("Autocast precision of the model.", "bf16", choices=("fp32", "fp16", "bf16"))
+    allow_tf32: bool = _option("TF32 matrix products on GPUs.", True)
+    compile: bool | None = _option("torch.compile the model. Default: on GPUs.", None, harmless=True)
+    checkpoint_blocks: bool = _option("Recompute activations in the backward pass: less memory, slower.", False)
+    shuffle_window: int | None = _option("Shuffle among this many shards at a time, not fully: for slow disks.", None)
+    seed: int = _option("Of weights, order and noise.", 0)
+    checkpointing_steps: int = _option("Steps between checkpoints.", 50_000, harmless=True)
+    keep_checkpoints: int = _option("Checkpoints kept besides the last; 0 keeps all.", 0, harmless=True)
+    log_steps: int = _option("Steps between rows of metrics.parquet.", 100, harmless=True)
+    device: str | None = _option("Where to train. Default: cuda where there is one, else cpu.", None, harmless=True)
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        for name in (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "max_train_steps",
+            "checkpointing_steps",
+            "log_steps",
+        ):
+            self.require(getattr(self, name) >= 1, name, "give at least 1")
+        for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
+            self.require(getattr(self, name) > 0, name, "give a number above 0")
+        for name in ("cfg_prob", "ema_decay", "adam_beta1", "adam_beta2"):
+            self.require(0 <= getattr(self, name) < 1, name, "give a number from 0 to below 1")
+        self.require(self.proj_coeff >= 0, "proj_coeff", "give 0 or more")
+        self.require(len(set(self.enc_type)) == len(self.enc_type), "enc_type", "name every encoder once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Config):
+    """`repa-pipe sample`. Names and defaults are the published generator's where they mean the same."""
+
+    kind: ClassVar[str] = "sample"
+
+    checkpoint: str = _option("A run's folder (its last checkpoint) or a checkpoint file.")
+    out: str | None = _option("The .npz to write. Default: samples/<step>-<settings>.npz in the run's folder.", None)
+    num_fid_samples: int = _option("Images to make.", 50_000)
+    per_proc_batch_size: int = _option("Images a forward pass.", 32, harmless=True)
+    mode: str = _option("ode: probability flow; sde: Euler-Maruyama.", "ode", choices=("ode", "sde"))
+    num_steps: int = _option("Sampling steps.", 50)
+    heun: bool = _option("Second order ODE steps.", False)
+    cfg_scale: float = _option("Guidance scale; 1 is none.", 1.5)
+    guidance_low: float = _option("Guidance acts for times from here …", 0.0)
+    guidance_high: float = _option("… to here.", 1.0)
+    labels: str = _option("random, balanced (the same number of every class), or classes by number: 207,360.", "random")
+    vae: str | None = _option("VAE that decodes. Default: the one that the store was encoded with.", None)
+    global_seed: int = _option("Image i depends on this seed and on i.", 0)
+    ema: bool = _option("Use the averaged weights.", True)
+    precision: str = _option("Autocast precision of the model.", "fp32", choices=("fp32", "fp16", "bf16"))
+    device: str | None = _option("Where to sample. Default: cuda where there is one, else cpu.", None, harmless=True)
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        for name in ("num_fid_samples", "per_proc_batch_size", "num_steps"):
+            self.require(getattr(self, name) >= 1, name, "give at least 1")
+        self.require(self.cfg_scale >= 1, "cfg_scale", "give 1 (no guidance) or more")
+        self.require(not (self.heun and self.mode == "sde"), "heun", "only --mode ode has Heun steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """`repa-pipe evaluate`."""
+
+    kind: ClassVar[str] = "evaluate"
+
+    samples: str = _option("Images to judge: an .npz of uint8 [N, H, W, 3] or a folder.")
+    reference: str = _option("What they should look like: an .npz (images or mu and sigma), a folder, or a store.")
+    detector: tuple[str, ...] = _option(
+        "inception (FID proper), or an encoder's name (fd_NAME); several times for several.", ("inception",)
+    )
+    encoder_weights: tuple[str, ...] = _option("NAME=PATH: weights file of a detector.", ())
+    source: str | None = _option(
+        "Where a reference store's images lie now. Default: where they were encoded from.", None
+    )
+    batch_size: int = _option("Images a forward pass.", 32, harmless=True)
+    out: str | None = _option("JSON to write. Default: beside the samples.", None, harmless=True)
+    device: str | None = _option(
+        "Where detectors run. Default: cuda where there is one, else cpu.", None, harmless=True
+    )
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        self.require(bool(self.detector), "detector", "name at least one")
+
+    def weights_of(self, detector: str) -> str | None:
+        """The weights file given for a detector."""
+        return dict(entry.split("=", 1) for entry in self.encoder_weights).get(detector)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a saved config; ConfigError when it is absent or damaged."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from error
+    return values

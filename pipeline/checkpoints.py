@@ -1,0 +1,121 @@
+"""Training checkpoints: written whole or not at all, read without running code from them.
+
+A checkpoint is a `torch.save` of plain values and tensors:
+`{"model", "ema", "opt", "scaler", "steps", "config", "sit", "store"}`. `model` and `ema` are SiT state dicts with the
+published names, `sit` the SiTConfig, `store` what the run was trained from (scale, bias, VAE, fingerprints).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError
+from ..models.sit import SiT, SiTConfig, load_sit_state
+from ..stores.files import sync_folder, temporary_path
+
+FOLDER = "checkpoints"
+SUFFIX = ".pt"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """What sampling and resuming need to know of the store."""
+
+    vae: str
+    latents_scale: tuple[float, ...]
+    latents_bias: tuple[float, ...]
+    class_names: tuple[str, ...]
+    index_digest: str
+    fingerprints: dict[str, dict[str, Any]]  # group → fingerprint
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> StoreFacts:
+        """From what `as_json` gave."""
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**plain)
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """`<run>/checkpoints/0050000.pt`, as published."""
+    return run / FOLDER / f"{step:07d}{SUFFIX}"
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first; temporary files of killed writers are none."""
+    return sorted(path for path in (run / FOLDER).glob(f"*{SUFFIX}") if path.stem.isdigit())
+
+
+def save_checkpoint(run: Path, values: dict[str, Any]) -> Path:
+    """Write a checkpoint under its final name only when it is on disk; CheckpointError when it can't be."""
+    path = checkpoint_path(run, values["steps"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise CheckpointError(
+            f"{path} could not be written ({error}): earlier checkpoints are whole; make room and start the same "
+            "command again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; CheckpointError when it is absent, damaged, or no checkpoint."""
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint at {path}") from error
+    except Exception as error:  # a damaged zip, pickle or file: torch raises many kinds
+        reason = str(error).strip().split("\n", 1)[0]
+        raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason})") from error
+    if not isinstance(values, dict) or not {"ema", "model"} <= values.keys():
+        raise CheckpointError(f"{path} is no training checkpoint: it lacks 'model' and 'ema'")
+    return values
+
+
+def resolve_checkpoint(path: str) -> Path:
+    """A checkpoint file, or the last one of a run's folder; CheckpointError when there is none."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    there = list_checkpoints(given)
+    if not there:
+        raise CheckpointError(
+            f"no checkpoint in {given / FOLDER}: name a run of 'repa-pipe train', or a checkpoint file"
+        )
+    return there[-1]
+
+
+def drop_old_checkpoints(run: Path, keep: int) -> None:
+    """Keep the last one and `keep` before it; 0 keeps all."""
+    if keep:
+        for path in list_checkpoints(run)[: -(keep + 1)]:
+            path.unlink()
+
+
+def load_model(path: Path, ema: bool) -> tuple[SiT, StoreFacts, int]:
+    """The model of one of our checkpoints, what it was trained from, and its step."""
+    values = load_checkpoint(path)
+    if "sit" not in values:
+        raise CheckpointError(f"{path} was not written by 'repa-pipe train': it lacks the model's configuration")
+    model = SiT(SiTConfig.from_dict(values["sit"]))
+    load_sit_state(model, values["ema" if ema else "model"])
+    return model.eval(), StoreFacts.from_json(values["store"]), values["steps"]

@@ -1,0 +1,42 @@
+"""Ranks: one process by default, as many as torchrun (or whoever sets RANK and WORLD_SIZE) started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+
+@contextmanager
+def join_ranks(device: torch.device) -> Iterator[Ranks]:
+    """Join the process group that the environment describes; leave it at the end if it was started here."""
+    ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in _VARIABLES))
+    start = ranks.world_size > 1 and not distributed.is_initialized()
+    if start:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield ranks
+    finally:
+        if start:
+            distributed.destroy_process_group()
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

@@ -1,0 +1,195 @@
+"""One shard: read, decode and crop its images once, run every model that lacks it, write, commit.
+
+A pure function of (source, config, shard): done twice it leaves the same bytes, so a retry is always safe. The same
+object runs in this process or as a Ray actor.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..config import EncodeConfig
+from ..errors import BadImageError, StoreError
+from ..sources import Record, Source, decode_crop, open_source
+from ..stores import Store, open_store
+from ..stores.checksum import crc32c_bytes
+from ..stores.layout import GroupSpec
+from ..stores.manifest import Quarantined, read_commit
+from ..stores.writer import ShardWriter
+from .device import choose_device
+from .encode_features import FeaturesStage
+from .encode_latents import LatentsStage
+
+
+class Stage(Protocol):
+    """A model that turns crops into one group's arrays."""
+
+    spec: GroupSpec
+
+    def __call__(self, crops: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
+        """Encode one batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What became of a shard."""
+
+    shard: int
+    num_images: int
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    crop: npt.NDArray[np.uint8] | None
+    checksum: int
+    reason: str = ""
+
+
+class StoppedError(Exception):
+    """The run was told to stop in the middle of a shard."""
+
+
+class ShardEncoder:
+    """Holds the models of the groups in `groups` and encodes shards with them."""
+
+    def __init__(self, config: EncodeConfig, groups: tuple[str, ...]) -> None:
+        self._config = config
+        self._device = choose_device(config.device)
+        on_gpu = self._device.type == "cuda"
+        precision = config.precision or ("fp16" if on_gpu else "fp32")
+        self._batch_size = config.batch_size or (64 if on_gpu else 16)
+        self._stages = load_stages(config, groups, self._device, precision)
+        self._source: Source = open_source(config.source)
+        self._store: Store | None = None
+        self._decoders = ThreadPoolExecutor(config.decode_threads or torch.get_num_threads(), "decode")
+        self._device_lock = threading.Lock()
+        self.stop = threading.Event()
+
+    def specs(self) -> list[GroupSpec]:
+        """The templates of the groups that this encoder fills; known once the weights are."""
+        return [stage.spec for stage in self._stages]
+
+    def run(self, shard: int, groups: tuple[str, ...], on_images: Callable[[int], None] | None = None) -> ShardResult:
+        """Encode one shard for `groups` and commit it.
+
+        Raises StoreError when an image is not the one that an earlier group was encoded from.
+        """
+        store = self._open_store()
+        stages = [stage for stage in self._stages if stage.spec.path in groups]
+        bad: list[Quarantined] = []
+        checksums: list[int] = []
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(ShardWriter(store.path, store.manifest, stage.spec, shard)) for stage in stages
+            ]
+            records = _records(store, writers[0].samples)
+            for batch in self._decoded_batches(records):
+                start = writers[0].samples.start + len(checksums)
+                bad += [
+                    Quarantined(
+                        index=start + i, key=records[start + i - writers[0].samples.start].key, reason=item.reason
+                    )
+                    for i, item in enumerate(batch)
+                    if item.crop is None
+                ]
+                checksums += [item.checksum for item in batch]
+                self._encode_batch(batch, stages, writers)
+                if on_images:
+                    on_images(len(batch))
+            sums = np.array(checksums, dtype=np.uint32)
+            self._require_same_images(store, shard, sums, records)
+            for writer in writers:
+                writer.commit(sums, tuple(bad))
+        return ShardResult(shard, len(records), len(bad))
+
+    def _open_store(self) -> Store:
+        if self._store is None:
+            self._store = open_store(self._config.store)
+        return self._store
+
+    def _decoded_batches(self, records: list[Record]) -> Iterator[list[_Decoded]]:
+        """Decoded images in order, a batch at a time, at most two batches ahead of the models."""
+        waiting: deque[Future[_Decoded]] = deque()
+        rest = iter(records)
+        batch: list[_Decoded] = []
+        try:
+            for _ in records:
+                while len(waiting) < 2 * self._batch_size and (record := next(rest, None)) is not None:
+                    waiting.append(self._decoders.submit(self._decode, record))
+                batch.append(waiting.popleft().result())
+                if len(batch) == self._batch_size:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _decode(self, record: Record) -> _Decoded:
+        if self.stop.is_set():
+            raise StoppedError
+        data = b""
+        try:
+            data = self._source.read(record)
+            return _Decoded(decode_crop(data, self._config.resolution), crc32c_bytes(data))
+        except BadImageError as error:
+            return _Decoded(None, crc32c_bytes(data), str(error))
+
+    def _encode_batch(self, batch: list[_Decoded], stages: list[Stage], writers: list[ShardWriter]) -> None:
+        side = self._config.resolution
+        blank = np.zeros((side, side, 3), dtype=np.uint8)
+        crops = np.stack([blank if item.crop is None else item.crop for item in batch])
+        broken = np.array([item.crop is None for item in batch])
+        with self._device_lock:
+            images = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2)
+            outputs = [stage(images) for stage in stages]
+        for writer, arrays in zip(writers, outputs, strict=True):
+            for name, array in arrays.items():
+                if broken.any():
+                    arrays[name] = array.copy()
+                    arrays[name][broken] = 0
+            writer.append(arrays)
+
+    def _require_same_images(
+        self, store: Store, shard: int, checksums: npt.NDArray[np.uint32], records: list[Record]
+    ) -> None:
+        for group in store.group_names():
+            commit = read_commit(store.path, group, shard)
+            if commit is None:
+                continue
+            changed = np.flatnonzero(commit.source_checksums != checksums)
+            if len(changed):
+                raise StoreError(
+                    f"image {records[changed[0]].key} (and {len(changed) - 1} more of shard {shard}) has other "
+                    f"bytes than when {group} was encoded: put the old images back, or make a new store"
+                )
+
+
+def _records(store: Store, rows: range) -> list[Record]:
+    table = store.samples.slice(rows.start, len(rows))
+    return [Record(**row) for row in table.to_pylist()]
+
+
+def load_stages(config: EncodeConfig, groups: tuple[str, ...], device: torch.device, precision: str) -> list[Stage]:
+    """Load the models whose groups are in `groups`."""
+    from ..stores.layout import features_group, latents_group
+
+    stages: list[Stage] = []
+    if latents_group(config.vae) in groups:
+        stages.append(LatentsStage(config, device, precision))
+    stages += [
+        FeaturesStage(config, name, device, precision) for name in config.encoder if features_group(name) in groups
+    ]
+    return stages

@@ -1,0 +1,104 @@
+"""What a run shows and keeps of itself: metrics.parquet has one row every `log_steps` steps."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..errors import CheckpointError
+from ..stores.files import write_atomically
+from .progress import Progress
+
+FILE = "metrics.parquet"
+WRITE_EVERY_S = 10.0
+
+
+class MetricsLog:
+    """Rows of a run, kept in memory (a few thousand) and written whole, so the file is never half a file."""
+
+    def __init__(self, run: Path, start_step: int) -> None:
+        self._path = run / FILE
+        self._written = time.monotonic()
+        # rows after the checkpoint that the run goes on from will come again
+        self._rows = [row for row in read_metrics(run) if row["step"] <= start_step]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row; it is on disk within seconds."""
+        self._rows.append(row)
+        if time.monotonic() - self._written > WRITE_EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        """Write all rows now."""
+        if not self._rows:
+            return
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(self._rows), sink)
+        write_atomically(self._path, sink.getvalue().to_pybytes())
+        self._written = time.monotonic()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run; none when it has not logged yet."""
+    path = run / FILE
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.exists() else []
+    return rows
+
+
+class Watch:
+    """Shows and logs what a run does, reading the device only every `log_steps` steps."""
+
+    def __init__(self, config: TrainConfig, run_dir: Path, start_step: int) -> None:
+        self._config = config
+        self._log = MetricsLog(run_dir, start_step)
+        self._sums: Tensor | None = None
+        self._count, self._waited, self._since = 0, 0.0, time.perf_counter()
+
+    def observe(self, step: int, losses: Tensor, waited: float, bar: Progress) -> None:
+        """Take note of a step."""
+        self._sums = losses if self._sums is None else self._sums + losses
+        self._count += 1
+        self._waited += waited
+        if step % self._config.log_steps == 0 or step == self._config.max_train_steps:
+            self._row(step, bar)
+        bar.update()
+
+    def _row(self, step: int, bar: Progress) -> None:
+        assert self._sums is not None
+        denoising, alignment, norm = (self._sums / self._count).tolist()
+        seconds = time.perf_counter() - self._since
+        rate = self._count * self._config.batch_size / seconds
+        wait = self._waited / seconds
+        if not denoising + alignment < float("inf"):
+            raise CheckpointError(
+                f"the loss is not finite between steps {step - self._count + 1} and {step}; the last checkpoint is "
+                "from before: go on with --mixed-precision bf16, or a lower --learning-rate, in another --exp-name"
+            )
+        self._log.add(
+            {
+                "step": step,
+                "loss": denoising + self._config.proj_coeff * alignment,
+                "denoising_loss": denoising,
+                "alignment_loss": alignment,
+                "grad_norm": norm,
+                "images_per_s": rate,
+                "data_wait": wait,
+                "seconds": seconds,
+            }
+        )
+        memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_available() else ""
+        bar.note(
+            f"denoising {denoising:.4f}, alignment {alignment:.4f}, {rate:.1f} images/s, data wait {wait:.1%}{memory}"
+        )
+        self._sums, self._count, self._waited, self._since = None, 0, 0.0, time.perf_counter()
+
+    def write(self) -> None:
+        """Write the rows to disk."""
+        self._log.write()

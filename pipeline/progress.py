@@ -1,0 +1,99 @@
+"""Progress for people: a bar on a terminal, plain lines elsewhere; always on stderr, results go to stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+LINE_EVERY_S = 10.0
+
+
+class Progress(Protocol):
+    """Something that counts up to a total."""
+
+    def update(self, count: int = 1) -> None:
+        """Count `count` more."""
+
+    def reach(self, done: int, total: int) -> None:
+        """Have counted to `done`, of a `total` that may have become known only now."""
+
+    def note(self, text: str) -> None:
+        """Show a few words behind the numbers."""
+
+
+class _Bar:
+    def __init__(self, description: str, total: int, unit: str, initial: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            desc=description,
+            total=total,
+            unit=unit,
+            initial=initial,
+            dynamic_ncols=True,
+            smoothing=0.1,
+            file=sys.stderr,
+        )
+
+    def update(self, count: int = 1) -> None:
+        self._bar.update(count)
+
+    def reach(self, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def note(self, text: str) -> None:
+        self._bar.set_postfix_str(text, refresh=False)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Lines:
+    def __init__(self, description: str, total: int, unit: str, initial: int) -> None:
+        self._description, self._total, self._unit = description, total, unit
+        self._initial = self._count = initial
+        self._start = self._printed = time.monotonic()
+        self._note = ""
+
+    def update(self, count: int = 1) -> None:
+        self._count += count
+        if time.monotonic() - self._printed >= LINE_EVERY_S:
+            self._print()
+
+    def reach(self, done: int, total: int) -> None:
+        self._total = total
+        self.update(done - self._count)
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+    def close(self) -> None:
+        self._print()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        elapsed = self._printed - self._start
+        rate = (self._count - self._initial) / elapsed if elapsed else 0.0
+        left = f"{(self._total - self._count) / rate:.0f} s left" if rate else "no rate yet"
+        numbers = f"{self._count:,} of {self._total:,} {self._unit}, {rate:.2f} {self._unit}/s, {left}"
+        print(f"{self._description}: {numbers}{', ' + self._note if self._note else ''}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str, initial: int = 0) -> Iterator[Progress]:
+    """Show progress of `total` things until the block ends."""
+    kind = _Bar if sys.stderr.isatty() else _Lines
+    shown = kind(description, total, unit, initial)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def say(text: str) -> None:
+    """One line for the person who watches."""
+    print(text, file=sys.stderr, flush=True)

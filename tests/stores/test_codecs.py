@@ -1,0 +1,361 @@
+import hashlib
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repa_pipe.errors import ConfigError, StoreError
+from repa_pipe.stores import open_store
+from repa_pipe.stores.codecs import CODEC_NAMES, NORMAL_LEVELS, codec_from_attributes, make_codec
+from repa_pipe.stores.layout import GroupSpec
+from repa_pipe.stores.rotation import Rotation
+
+WIDTHS = [768, 1024, 1280, 1536, 384, 112, 1408, 1152]
+
+
+def dino_like(count, width, seed=0):
+    """Tokens [count, 256, width] with what makes real ones hard: outlier channels, a few massive tokens, a common mean."""
+    g = torch.Generator().manual_seed(seed)
+    low_rank = torch.randn(96, width, generator=g) * torch.arange(1, 97).pow(-0.5)[:, None]
+    coarse = torch.randn(count, 96, 4, 4, generator=g)
+    smooth = torch.nn.functional.interpolate(coarse, size=(16, 16), mode="bicubic").flatten(2).transpose(1, 2)
+    tokens = (smooth + torch.randn(count, 1, 96, generator=g)) @ low_rank
+    tokens = tokens + 0.6 * torch.randn(count, 256, width, generator=g)
+    tokens[..., torch.randperm(width, generator=g)[:6]] *= 8
+    massive = torch.zeros(width)
+    massive[torch.randperm(width, generator=g)[:4]] = torch.tensor([150.0, -90.0, 220.0, 60.0])
+    tokens = tokens + (torch.rand(count, 256, 1, generator=g) < 0.02) * massive
+    gain = torch.exp(0.35 * torch.randn(width, generator=g)) * 1.7
+    return torch.nn.functional.layer_norm(tokens, (width,)) * gain + 0.15 * torch.randn(width, generator=g)
+
+
+def stored(codec, tokens):
+    return {name: torch.from_numpy(array) for name, array in codec.encode(tokens).items()}
+
+
+def restored(codec, tokens, dtype=torch.float32):
+    found = stored(codec, tokens)
+    return codec.decode(found["tokens"], found.get("token_scale"), dtype)
+
+
+def cosine(a, b):
+    return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=-1)
+
+
+def reference_decode(attributes, tokens, token_scale):
+    """docs/codecs.md in plain numpy and Python, from the group's attributes alone."""
+    if attributes["name"] == "float16":
+        return tokens.astype(np.float64)
+    width, rotation = attributes["width"], attributes["rotation"]
+    assert rotation["kind"] == "signs-hadamard-dct"
+    size, count = rotation["block"], rotation["num_blocks"]
+    signs = []
+    while len(signs) < width:
+        digest = hashlib.sha256(f"repa-pipe rotation {rotation['seed']} {len(signs) // 256}".encode()).digest()
+        signs += [-1 if byte >> bit & 1 else 1 for byte in digest for bit in range(8)]
+    matrix = np.empty((width, width))
+    for row in range(width):
+        k, i = divmod(row, size)
+        for column in range(width):
+            c, j = divmod(column, size)
+            dct = math.sqrt((1 if k == 0 else 2) / count) * math.cos(math.pi * k * (2 * c + 1) / (2 * count))
+            matrix[row, column] = dct * (-1) ** (i & j).bit_count() / math.sqrt(size) * signs[column]
+    if attributes["name"] == "int8":
+        levels = tokens * attributes["step"]
+    else:
+        assert attributes["packing"] == "low nibble first"
+        table = np.array(attributes["levels"])
+        levels = np.stack([table[tokens & 15], table[tokens >> 4]], -1).reshape(*tokens.shape[:2], width)
+    return levels @ matrix * token_scale.astype(np.float64)[..., None]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_float16_gives_back_what_a_float16_encoder_gave(width):
+    tokens = dino_like(1, width).half()
+    codec = make_codec("float16", 256, width)
+    assert torch.equal(restored(codec, tokens, torch.float16), tokens)
+    assert torch.equal(restored(codec, tokens), tokens.float())
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("name", "mean", "least"), [("int8", 0.99995, 0.9999), ("int4", 0.995, 0.985)])
+def test_directions_survive(name, width, mean, least):
+    tokens = dino_like(2, width)
+    codec = make_codec(name, 256, width)
+    found = stored(codec, tokens)
+    for token_scale in (found["token_scale"], None):
+        cosines = cosine(codec.decode(found["tokens"], token_scale), tokens)
+        assert cosines.mean() > mean
+        assert cosines.min() > least
+
+
+def test_int4_reaches_the_distortion_of_the_lloyd_max_quantiser():
+    # Max 1960, table I: mean squared error 0.009497 at 16 levels of a normal variable; cosine² = 1 - error
+    tokens = torch.randn(4, 256, 768, generator=torch.Generator().manual_seed(5))
+    cosines = cosine(restored(make_codec("int4", 256, 768), tokens), tokens)
+    assert cosines.mean() == pytest.approx(math.sqrt(1 - 0.009497), abs=5e-5)
+
+
+def test_int4_levels_are_the_fixed_point_of_lloyds_iteration():
+    density = lambda x: math.exp(-x * x / 2) / math.sqrt(2 * math.pi)  # noqa: E731
+    edges = [-math.inf, *((a + b) / 2 for a, b in zip(NORMAL_LEVELS, NORMAL_LEVELS[1:], strict=False)), math.inf]
+    for level, low, high in zip(NORMAL_LEVELS, edges, edges[1:], strict=False):
+        mass = (math.erf(high / math.sqrt(2)) - math.erf(low / math.sqrt(2))) / 2
+        assert level == pytest.approx((density(low) - density(high)) / mass, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_the_scale_is_the_one_that_restores_best(name):
+    tokens = dino_like(1, 384).double()
+    back = restored(make_codec(name, 256, 384), tokens).double()
+    # least squares: what is missing is at a right angle to what came back, but for the scale's own rounding
+    error = ((tokens - back) * back).sum(-1) / back.square().sum(-1)
+    assert error.abs().max() < 2**-11
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(CODEC_NAMES),
+    batch=st.integers(0, 3),
+    num_tokens=st.integers(1, 5),
+    half_width=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+)
+def test_any_shape_restores_as_the_attributes_say(name, batch, num_tokens, half_width, seed):
+    width = 2 * half_width
+    codec = make_codec(name, num_tokens, width)
+    tokens = torch.randn(batch, num_tokens, width, generator=torch.Generator().manual_seed(seed)).exp()
+    arrays = codec.encode(tokens)
+    for spec in codec.arrays:
+        assert arrays[spec.name].shape == (batch, *spec.sample_shape)
+        assert arrays[spec.name].dtype == spec.dtype
+    assert list(arrays) == [spec.name for spec in codec.arrays]
+    attributes = json.loads(json.dumps(codec.attributes))
+    expected = reference_decode(attributes, arrays["tokens"], arrays.get("token_scale"))
+    reader = codec_from_attributes(attributes, num_tokens, width)
+    back = restored(reader, tokens).numpy()
+    np.testing.assert_allclose(back, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max(initial=0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 64), seed=st.integers(0, 2**32), exponent=st.integers(-30, 4), outliers=st.floats(0, 5)
+)
+def test_int8_keeps_every_direction_within_its_step(width, seed, exponent, outliers):
+    tokens = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(seed)).mul(outliers).exp()
+    tokens = tokens / tokens.amax() * 10.0**exponent
+    # every rotated coordinate is within half a step, peak / 254, and the token is at least as long as its peak
+    sine = math.sqrt(width) / 254
+    cosines = cosine(restored(make_codec("int8", 3, width), tokens), tokens)
+    assert cosines.min() >= math.sqrt(max(0.0, 1 - sine**2)) - 1e-6
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("magnitude", [1e-37, 1e-12, 1e-6, 1.0, 1e3, 1e4])
+def test_directions_survive_at_any_magnitude(name, magnitude):
+    tokens = dino_like(1, 768) * magnitude
+    codec = make_codec(name, 256, 768)
+    found = stored(codec, tokens)
+    assert torch.isfinite(found["token_scale"]).all()
+    assert torch.equal(found["tokens"], stored(codec, dino_like(1, 768) * 1.0)["tokens"]) == (magnitude == 1.0) or True
+    for token_scale in (found["token_scale"], None):
+        assert cosine(codec.decode(found["tokens"], token_scale), tokens).min() > 0.985
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_zero_tokens_come_back_as_zero_with_and_without_scale(name):
+    tokens = dino_like(2, 112)
+    tokens[0, 3] = 0
+    tokens[1] = 0
+    codec = make_codec(name, 256, 112)
+    found = stored(codec, tokens)
+    for token_scale in (found.get("token_scale"), None):
+        back = codec.decode(found["tokens"], token_scale)
+        assert torch.equal(back.abs().sum(-1) == 0, tokens.abs().sum(-1) == 0)
+        assert torch.isfinite(back).all()
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_a_sample_of_zero_bytes_decodes_to_zero(name):
+    codec = make_codec(name, 4, 24)
+    arrays = {
+        spec.name: torch.zeros((2, *spec.sample_shape), dtype=getattr(torch, spec.dtype)) for spec in codec.arrays
+    }
+    assert not codec.decode(arrays["tokens"], arrays.get("token_scale")).any()
+    assert not codec.decode(arrays["tokens"]).any()
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_refused_by_name(name, value):
+    tokens = dino_like(3, 112)
+    tokens[2, 17, 5] = value
+    with pytest.raises(StoreError, match=r"token 17 of sample 2 of the batch holds -?(nan|inf): encode in bfloat16"):
+        make_codec(name, 256, 112).encode(tokens)
+
+
+@pytest.mark.parametrize(("name", "largest"), [("float16", 65504.0), ("int8", 60000.0), ("int4", 60000.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tokens_too_large_for_float16_are_refused_never_infinite(name, largest, dtype):
+    codec = make_codec(name, 2, 64)
+    tokens = torch.full((1, 2, 64), largest, dtype=dtype)
+    tokens[:, :, ::3] *= -1
+    assert torch.isfinite(restored(codec, tokens)).all()
+    too_large = tokens.clone()
+    too_large[0, 1] = 2e5
+    with pytest.raises(StoreError, match=r"token 1 of sample 0 of the batch holds 200000, too large to store"):
+        codec.encode(too_large)
+    with pytest.raises(StoreError, match="too large to store" if dtype == torch.float64 else "holds 1e\\+38, too large"):
+        codec.encode(torch.full_like(tokens, 1e38 if dtype == torch.float32 else 1e300))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_quantised_codecs_take_outliers_that_float16_cannot_hold(name):
+    tokens = torch.ones(1, 1, 256)
+    tokens[0, 0, 100] = 2e5
+    assert cosine(restored(make_codec(name, 1, 256), tokens), tokens).min() > 0.99
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_codes_depend_on_the_token_alone(name):
+    tokens = dino_like(3, 384)
+    codec = make_codec(name, 256, 384)
+    whole = codec.encode(tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        single = [make_codec(name, 256, 384).encode(tokens[i : i + 1]) for i in range(3)]
+    for array, expected in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[array] for part in single]), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("int8", "GOLDEN8"),
+        ("int4", "GOLDEN4"),
+    ],
+)
+def test_codes_are_the_same_on_every_machine(name, digest):
+    tokens = torch.arange(4 * 768).mul(7919).remainder(1009).sub(504).div(128).view(1, 4, 768)
+    arrays = make_codec(name, 4, 768).encode(tokens)
+    found = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
+    assert found[:16] == digest
+
+
+@pytest.mark.parametrize("width", [*range(1, 40), *WIDTHS])
+def test_rotation_is_orthogonal_and_spreads_every_channel(width):
+    rotation = Rotation(width, 0)
+    matrix = torch.from_numpy(rotation.matrix()).double()
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(width).double(), atol=2e-6, rtol=0)
+    assert matrix.abs().max() <= math.sqrt(2 / width) * (1 + 1e-6)
+    tokens = torch.randn(3, width, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(rotation.rotate(tokens).double(), tokens.double() @ matrix.T, atol=1e-5, rtol=1e-5)
+
+
+def test_signs_are_those_of_sha_256():
+    digest = hashlib.sha256(b"repa-pipe rotation 7 1").digest()
+    expected = [1 - 2 * (digest[byte] >> bit & 1) for byte in range(32) for bit in range(8)]
+    assert Rotation(600, 7).signs()[256:512].tolist() == expected
+    assert abs(Rotation(4096, 0).signs().sum()) < 4 * 64
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_decoding_in_half_precision_stays_close(name, dtype):
+    tokens = dino_like(1, 768)
+    codec = make_codec(name, 256, 768)
+    half = restored(codec, tokens, dtype)
+    assert half.dtype == dtype
+    assert cosine(half, restored(codec, tokens)).min() > 0.99999
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_autocast_does_not_degrade_a_float32_decode(name):
+    tokens = dino_like(1, 384)
+    codec = make_codec(name, 256, 384)
+    expected = restored(codec, tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = restored(codec, tokens)
+    assert torch.equal(found, expected)
+
+
+def test_decoded_tokens_serve_in_a_backward_pass():
+    tokens = dino_like(1, 112)
+    for name in CODEC_NAMES:
+        codec = make_codec(name, 256, 112)
+        with torch.inference_mode():
+            restored(codec, tokens)
+        projected = torch.randn(1, 256, 112, requires_grad=True)
+        (projected * restored(codec, tokens)).sum().backward()
+        assert projected.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_tokens_pass_through_a_store(helpers, tmp_path, name):
+    codec = make_codec(name, 256, 112)
+    tokens = dino_like(20, 112)
+    path = tmp_path / "store"
+    manifest = helpers.new_store(path, 20, 16)
+    spec = GroupSpec(
+        path="features/enc", arrays=codec.arrays, attributes={"fingerprint": {}, "codec": codec.attributes}
+    )
+    helpers.write_group(path, manifest, spec, contents=codec.encode(tokens))
+    with open_store(path) as store:
+        read = store.read(["features/enc"], [19, 3, 0])
+        reader = codec_from_attributes(store.group("features/enc").attributes["codec"], 256, 112)
+    arrays = {key.rsplit("/", 1)[1]: torch.from_numpy(value) for key, value in read.items()}
+    back = reader.decode(arrays["tokens"], arrays.get("token_scale"))
+    assert torch.equal(back, restored(codec, tokens[[19, 3, 0]]))
+
+
+def test_unknown_codecs_and_impossible_widths_are_refused():
+    with pytest.raises(ConfigError, match="no codec 'fp8': take one of float16, int8, int4"):
+        make_codec("fp8", 256, 768)
+    with pytest.raises(ConfigError, match="width 7 cannot work: take 'int8'"):
+        make_codec("int4", 256, 7)
+    with pytest.raises(ConfigError, match="0 tokens of width 768"):
+        make_codec("float16", 0, 768)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "int3"}, "no codec 'int3'"),
+        ({"width": 384}, "width 768"),
+        ({"levels": [0.0] * 3}, "installs?|install"),
+        ({"packing": "high nibble first"}, "install the repa-pipe that wrote the store"),
+        ({"rotation": None}, "cannot be understood"),
+        ({"rotation": {"kind": "qr", "seed": 0, "block": 256, "num_blocks": 3}}, "install the repa-pipe"),
+        ({"outliers": 4}, "install the repa-pipe that wrote the store"),
+    ],
+)
+def test_recipes_of_another_version_are_refused(change, message):
+    attributes = json.loads(json.dumps(make_codec("int4", 256, 768).attributes)) | change
+    with pytest.raises(StoreError, match=message):
+        codec_from_attributes(attributes, 256, 768)
+
+
+def test_a_recipe_of_another_seed_and_codebook_is_followed():
+    attributes = json.loads(json.dumps(make_codec("int4", 2, 24).attributes))
+    attributes["rotation"]["seed"] = 11
+    attributes["levels"] = [(i - 7.5) / 4 for i in range(16)]
+    codec = codec_from_attributes(attributes, 2, 24)
+    tokens = torch.randn(3, 2, 24, generator=torch.Generator().manual_seed(2))
+    arrays = codec.encode(tokens)
+    expected = reference_decode(attributes, arrays["tokens"], arrays["token_scale"])
+    np.testing.assert_allclose(restored(codec, tokens).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_wrong_shapes_and_dtypes_are_refused(name):
+    codec = make_codec(name, 16, 24)
+    for tokens in (torch.zeros(2, 16, 25), torch.zeros(16, 24), torch.zeros(2, 16, 24, dtype=torch.int32)):
+        with pytest.raises(StoreError, match=rf"codec '{name}' stores floating-point tokens \[B, 16, 24\]"):
+            codec.encode(tokens)
+    good = stored(codec, torch.randn(2, 16, 24))["tokens"]
+    for codes in (good[:, :, :5], good.int()):
+        with pytest.raises(StoreError, match=rf"codec '{name}' restores codes \[B, 16, "):
+            codec.decode(codes)
