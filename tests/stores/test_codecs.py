@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import math
 
@@ -13,12 +14,13 @@ from repa_pipe.stores import open_store
 from repa_pipe.stores.codecs import CODEC_NAMES, NORMAL_LEVELS, codec_from_attributes, make_codec
 from repa_pipe.stores.layout import GroupSpec
 from repa_pipe.stores.rotation import Rotation
+from repa_pipe.stores.writer import ShardWriter, create_group
 
 WIDTHS = [768, 1024, 1280, 1536, 384, 112, 1408, 1152]
 
 
 def dino_like(count, width, seed=0):
-    """Tokens [count, 256, width] with what makes real ones hard: outlier channels, a few massive tokens, a common mean."""
+    """Tokens [count, 256, width] with what makes real ones hard: outlier channels, massive tokens, a mean."""
     g = torch.Generator().manual_seed(seed)
     low_rank = torch.randn(96, width, generator=g) * torch.arange(1, 97).pow(-0.5)[:, None]
     coarse = torch.randn(count, 96, 4, 4, generator=g)
@@ -43,7 +45,8 @@ def restored(codec, tokens, dtype=torch.float32):
 
 
 def cosine(a, b):
-    return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=-1)
+    a, b = a.double(), b.double()
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
 
 
 def reference_decode(attributes, tokens, token_scale):
@@ -101,9 +104,11 @@ def test_int4_reaches_the_distortion_of_the_lloyd_max_quantiser():
 
 
 def test_int4_levels_are_the_fixed_point_of_lloyds_iteration():
-    density = lambda x: math.exp(-x * x / 2) / math.sqrt(2 * math.pi)  # noqa: E731
-    edges = [-math.inf, *((a + b) / 2 for a, b in zip(NORMAL_LEVELS, NORMAL_LEVELS[1:], strict=False)), math.inf]
-    for level, low, high in zip(NORMAL_LEVELS, edges, edges[1:], strict=False):
+    def density(x):
+        return math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+    edges = [-math.inf, *((a + b) / 2 for a, b in itertools.pairwise(NORMAL_LEVELS)), math.inf]
+    for level, (low, high) in zip(NORMAL_LEVELS, itertools.pairwise(edges), strict=True):
         mass = (math.erf(high / math.sqrt(2)) - math.erf(low / math.sqrt(2))) / 2
         assert level == pytest.approx((density(low) - density(high)) / mass, abs=1e-6)
 
@@ -142,9 +147,7 @@ def test_any_shape_restores_as_the_attributes_say(name, batch, num_tokens, half_
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    width=st.integers(1, 64), seed=st.integers(0, 2**32), exponent=st.integers(-30, 4), outliers=st.floats(0, 5)
-)
+@given(width=st.integers(1, 64), seed=st.integers(0, 2**32), exponent=st.integers(-30, 4), outliers=st.floats(0, 5))
 def test_int8_keeps_every_direction_within_its_step(width, seed, exponent, outliers):
     tokens = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(seed)).mul(outliers).exp()
     tokens = tokens / tokens.amax() * 10.0**exponent
@@ -161,7 +164,6 @@ def test_directions_survive_at_any_magnitude(name, magnitude):
     codec = make_codec(name, 256, 768)
     found = stored(codec, tokens)
     assert torch.isfinite(found["token_scale"]).all()
-    assert torch.equal(found["tokens"], stored(codec, dino_like(1, 768) * 1.0)["tokens"]) == (magnitude == 1.0) or True
     for token_scale in (found["token_scale"], None):
         assert cosine(codec.decode(found["tokens"], token_scale), tokens).min() > 0.985
 
@@ -198,7 +200,7 @@ def test_values_that_are_not_finite_are_refused_by_name(name, value):
         make_codec(name, 256, 112).encode(tokens)
 
 
-@pytest.mark.parametrize(("name", "largest"), [("float16", 65504.0), ("int8", 60000.0), ("int4", 60000.0)])
+@pytest.mark.parametrize(("name", "largest"), [("float16", 65504.0), ("int8", 50000.0), ("int4", 50000.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tokens_too_large_for_float16_are_refused_never_infinite(name, largest, dtype):
     codec = make_codec(name, 2, 64)
@@ -209,7 +211,9 @@ def test_tokens_too_large_for_float16_are_refused_never_infinite(name, largest, 
     too_large[0, 1] = 2e5
     with pytest.raises(StoreError, match=r"token 1 of sample 0 of the batch holds 200000, too large to store"):
         codec.encode(too_large)
-    with pytest.raises(StoreError, match="too large to store" if dtype == torch.float64 else "holds 1e\\+38, too large"):
+    with pytest.raises(
+        StoreError, match="too large to store" if dtype == torch.float64 else "holds 1e\\+38, too large"
+    ):
         codec.encode(torch.full_like(tokens, 1e38 if dtype == torch.float32 else 1e300))
 
 
@@ -234,8 +238,8 @@ def test_codes_depend_on_the_token_alone(name):
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("int8", "GOLDEN8"),
-        ("int4", "GOLDEN4"),
+        ("int8", "3f95a34ce1699dfd"),
+        ("int4", "20b399293ac1bc9a"),
     ],
 )
 def test_codes_are_the_same_on_every_machine(name, digest):
@@ -302,7 +306,11 @@ def test_tokens_pass_through_a_store(helpers, tmp_path, name):
     spec = GroupSpec(
         path="features/enc", arrays=codec.arrays, attributes={"fingerprint": {}, "codec": codec.attributes}
     )
-    helpers.write_group(path, manifest, spec, contents=codec.encode(tokens))
+    create_group(path, manifest, spec)
+    for shard in (0, 1):
+        with ShardWriter(path, manifest, spec, shard) as writer:
+            writer.append(codec.encode(tokens[writer.samples.start : writer.samples.stop]))
+            writer.commit(np.zeros(len(writer.samples), np.uint32), ())
     with open_store(path) as store:
         read = store.read(["features/enc"], [19, 3, 0])
         reader = codec_from_attributes(store.group("features/enc").attributes["codec"], 256, 112)
@@ -325,7 +333,7 @@ def test_unknown_codecs_and_impossible_widths_are_refused():
     [
         ({"name": "int3"}, "no codec 'int3'"),
         ({"width": 384}, "width 768"),
-        ({"levels": [0.0] * 3}, "installs?|install"),
+        ({"levels": [0.0] * 3}, "16 levels, found 3"),
         ({"packing": "high nibble first"}, "install the repa-pipe that wrote the store"),
         ({"rotation": None}, "cannot be understood"),
         ({"rotation": {"kind": "qr", "seed": 0, "block": 256, "num_blocks": 3}}, "install the repa-pipe"),
