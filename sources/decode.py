@@ -45,20 +45,20 @@ def _open(data: bytes) -> PIL.Image.Image:
     try:
         return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
     except PIL.UnidentifiedImageError:
-        raise BadImageError(_unidentified(data)) from None
+        raise BadImageError(_bad_header(data, f"{len(data):,} bytes")) from None
     except PIL.Image.DecompressionBombError:
         raise BadImageError(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise all sorts of exceptions on damaged headers
-        raise BadImageError(f"its header is damaged: {_reason(error)}") from None
+        raise BadImageError(_bad_header(data, _reason(error))) from None
 
 
-def _unidentified(data: bytes) -> str:
+def _bad_header(data: bytes, reason: str) -> str:
     for name in FORMATS:
         accept = PIL.Image.OPEN[name][1]
         if accept and accept(data[:16]):
-            return f"its {name} header is truncated or damaged ({len(data):,} bytes)"
+            return f"its {name} header is truncated or damaged ({reason})"
     return f"not an image (starts with {data[:8]!r}): expected one of {', '.join(FORMATS)}"
 
 
@@ -78,7 +78,7 @@ def _load_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise all sorts of exceptions on damaged data
-        raise BadImageError(f"its {image.format} data is truncated or damaged: {_reason(error)}") from None
+        raise BadImageError(f"its {image.format} data is truncated or damaged ({_reason(error)})") from None
 
 
 def _reason(error: Exception) -> str:

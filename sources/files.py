@@ -45,9 +45,9 @@ def check_one_split(path: str, files: Sequence[str]) -> None:
     """Refuse a mixture of splits: published sets often keep train and validation files in one folder."""
     first = {match[1]: file for file in reversed(files) if (match := _SPLIT.search(file.lower()))}
     if len(first) > 1:
-        raise SourceError(
-            f"{path} holds several splits ({', '.join(sorted(first.values()))}): name one with a glob, such as *train*"
-        )
+        example = f"*{min(first)}*{Path(files[0]).suffix}"
+        found = ", ".join(sorted(first.values()))
+        raise SourceError(f"{path} holds several splits ({found}): name one with a glob, such as {example}")
 
 
 def _nothing(path: str, suffix: str) -> str:

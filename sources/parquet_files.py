@@ -1,7 +1,6 @@
 """Parquet files as Hugging Face holds image sets: an `image` struct with the bytes, an integer `label`."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -66,10 +65,6 @@ class ParquetSource(Source):
         if data is None:
             raise BadImageError("its row holds no image bytes")
         return data
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the listing and the row groups behind."""
-        return super().__getstate__() | {"_kept": RowGroups(_KEPT_ROW_GROUPS)}
 
     def _open(self, name: str) -> pq.ParquetFile:
         path = f"{self._folder}/{name}"

@@ -30,10 +30,10 @@ def image_columns(path: str, schema: pa.Schema) -> ImageColumns:
     image = _column_of(features, "Image", "image")
     label = _column_of(features, "ClassLabel", "label")
     types: dict[str, Any] = {field.name: field.type for field in schema}
-    image_type: Any = types.get(image)
-    label_type = types.get(label)
+    image_type, label_type = types.get(image, pa.null()), types.get(label, pa.null())
     fields = {field.name: field.type for field in image_type} if pa.types.is_struct(image_type) else {}
-    is_bytes = pa.types.is_binary(fields.get("bytes")) or pa.types.is_large_binary(fields.get("bytes"))
+    bytes_type = fields.get("bytes", pa.null())
+    is_bytes = pa.types.is_binary(bytes_type) or pa.types.is_large_binary(bytes_type)
     if not is_bytes or not pa.types.is_integer(label_type):
         raise SourceError(
             f"{path} has the columns {_types(schema)}: expected image: struct<bytes: binary, path: string> and "

@@ -18,6 +18,10 @@ class RowGroups:
         self._lock = threading.Lock()
         self._futures: OrderedDict[RowGroup, Future[Any]] = OrderedDict()
 
+    def __reduce__(self) -> tuple[type["RowGroups"], tuple[int]]:
+        """Travel to another process empty."""
+        return RowGroups, (self._capacity,)
+
     def get(self, place: RowGroup, read: Callable[[RowGroup], Any]) -> Any:
         """Give a row group, reading it if it isn't kept."""
         with self._lock:

@@ -41,7 +41,7 @@ def check_classes(path: str, class_names: Sequence[str], keys: Collection[str]) 
             f"{len(empty)} of {len(class_names)} class folders in {path} hold no image ({_some(empty)}): expected "
             f"{', '.join(IMAGE_EXTENSIONS)}; remove these folders or fill them"
         )
-    if _SPLITS.issuperset(class_names) and all(key.count("/") >= 2 for key in keys):
+    if _SPLITS.issuperset(class_names) and any(key.count("/") >= 2 for key in keys):
         raise SourceError(
             f"{path} holds splits ({_some(class_names)}), not classes: name one of them, such as "
             f"{path}/{class_names[0]}"

@@ -1,0 +1,182 @@
+import io
+import resource
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageFile
+import pytest
+
+from repa_pipe.errors import BadImageError, ConfigError
+from repa_pipe.sources import center_crop, decode_crop
+
+IMAGES = Path(__file__).parents[1] / "reference" / "center_crop" / "images"
+PHOTOGRAPH = (IMAGES / "portrait_large.jpg").read_bytes()
+DRAWING = (IMAGES / "landscape.png").read_bytes()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A well-formed gray PNG that states a size and holds next to nothing."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(64))
+    chunks = [png_chunk(b"IHDR", header), png_chunk(b"IDAT", data), png_chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
+
+
+def webp() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.open(io.BytesIO(DRAWING)).save(file, "WEBP", quality=50)
+    return file.getvalue()
+
+
+BROKEN = {
+    "nothing": (b"", r"the file is empty \(0 bytes\)"),
+    "a web page": (b"<!DOCTYPE html><html></html>", r"not an image \(starts with b'<!DOCTYP'\): expected one of JPEG"),
+    "zeros": (bytes(5000), "not an image"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"not an image \(starts with b'%!PS-Ado'\)"),
+    "a JPEG cut in its header": (PHOTOGRAPH[:20], r"its JPEG header is truncated or damaged \(20 bytes\)"),
+    "a JPEG cut in the middle": (
+        PHOTOGRAPH[: len(PHOTOGRAPH) // 2],
+        "its JPEG data is truncated or damaged .*bytes not processed",
+    ),
+    "a JPEG cut before its end": (PHOTOGRAPH[:-500], "its JPEG data is truncated"),
+    "a PNG cut in its header": (DRAWING[:20], "its PNG header is truncated or damaged"),
+    "a PNG cut in the middle": (DRAWING[: len(DRAWING) // 2], "its PNG data is truncated or damaged"),
+    "a PNG with a flipped bit": (flipped(DRAWING, len(DRAWING) // 2), "its PNG data is truncated or damaged"),
+    "a PNG with a damaged header": (flipped(DRAWING, 17), "its PNG header is truncated or damaged"),
+    "a WebP cut in the middle": (webp()[:900], "its WEBP header is truncated or damaged"),
+    "a decompression bomb": (png_of_size(60_000, 60_000), "more than 178,956,970 pixels"),
+    "a bomb just over the limit": (png_of_size(13_378, 13_378), "more than 178,956,970"),
+    "a very long image": (png_of_size(70_000, 900), "70000 x 900 pixels: a side is longer than 65,535 pixels"),
+    "a divider line": (png_of_size(300, 1), "300 x 1 pixels: a side is shorter than 3 pixels"),
+    "a tracking pixel": (png_of_size(1, 1), "1 x 1 pixels: a side is shorter"),
+    "no pixels at all": (png_of_size(0, 10), "its PNG header is truncated or damaged"),
+    "more pixels stated than held": (png_of_size(500, 500), "its PNG data is truncated or damaged"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_image_has_a_short_reason_that_is_always_the_same(name):
+    data, reason = BROKEN[name]
+    reasons = []
+    for _ in range(2):
+        with pytest.raises(BadImageError, match=reason) as caught:
+            decode_crop(data, 32)
+        reasons.append(str(caught.value))
+    assert reasons[0] == reasons[1]
+    assert len(reasons[0]) < 250
+    assert "\n" not in reasons[0]
+    assert " at 0x" not in reasons[0]
+
+
+def test_narrow_image_that_would_explode_when_scaled_is_refused(encode):
+    data = encode(size=(4, 20_000))
+    with pytest.raises(BadImageError, match="too narrow to crop at 512"):
+        decode_crop(data, 512)
+    assert decode_crop(data, 32).shape == (32, 32, 3)
+
+
+def test_truncated_images_cannot_be_filled_with_gray_unnoticed(monkeypatch):
+    monkeypatch.setattr(PIL.ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(ConfigError, match="LOAD_TRUNCATED_IMAGES is True"):
+        decode_crop(PHOTOGRAPH[:-500], 32)
+
+
+def test_size_limit_stays_when_pillows_is_switched_off(monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(BadImageError, match="13378 x 13378 pixels: more than 178,956,970"):
+        decode_crop(png_of_size(13_378, 13_378), 32)
+
+
+def test_running_out_of_memory_is_not_the_images_fault():
+    data = large_png()
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (150 << 20), hard))
+    try:
+        with pytest.raises(MemoryError):
+            decode_crop(data, 32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF"])
+def test_every_format_decodes_to_the_crop_of_its_pixels(encode, file_format):
+    data = encode(3, (70, 50), file_format)
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        expected = center_crop(image, 32)
+    np.testing.assert_array_equal(decode_crop(data, 32), expected)
+
+
+def test_contents_count_and_not_the_name(encode):
+    # ImageNet's n02105855_2933.JPEG is a PNG, and 22 of its JPEGs are CMYK.
+    assert decode_crop(encode(1, (40, 40), "PNG"), 32).shape == (32, 32, 3)
+    assert decode_crop(encode(1, (40, 40), "JPEG", "CMYK"), 32).shape == (32, 32, 3)
+
+
+def palette_with_several_alphas() -> bytes:
+    image = PIL.Image.open(IMAGES / "palette.png")
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=bytes(range(200)))
+    return file.getvalue()
+
+
+def jpeg_with_damaged_exif() -> bytes:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x1a\0\x05\0\0\0\x01\0\0\xff\xff"
+    return PHOTOGRAPH[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + PHOTOGRAPH[20:]
+
+
+def large_png() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("1", (9_500, 9_500)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("make", [palette_with_several_alphas, jpeg_with_damaged_exif])
+def test_pillows_warnings_do_not_leak(make):
+    data = make()
+    with warnings.catch_warnings(record=True) as before:
+        warnings.simplefilter("always")
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            image.convert("RGB")
+            image.getexif()
+    assert before, "the image was meant to make Pillow warn"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode_crop(data, 32).shape == (32, 32, 3)
+
+
+def test_large_image_gives_no_warning_either():
+    data = png_of_size(9_500, 9_500)
+    with pytest.warns(PIL.Image.DecompressionBombWarning):
+        PIL.Image.open(io.BytesIO(data)).close()
+    with pytest.raises(BadImageError, match="its PNG data is truncated"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_crop(data, 32)
+
+
+def test_other_modules_warnings_are_left_alone():
+    decode_crop(DRAWING, 32)
+    with pytest.warns(UserWarning, match="ours"):
+        warnings.warn("ours", stacklevel=1)
+
+
+def test_threads_get_the_same_pixels():
+    images = [PHOTOGRAPH, DRAWING, (IMAGES / "cmyk.jpg").read_bytes(), (IMAGES / "palette.png").read_bytes()]
+    expected = [decode_crop(data, 64) for data in images]
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda data: decode_crop(data, 64), images * 8))
+    for number, crop in enumerate(found):
+        np.testing.assert_array_equal(crop, expected[number % 4])

@@ -1,0 +1,215 @@
+import os
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.datasets import ImageFolder
+
+from repa_pipe.errors import SourceError
+from repa_pipe.sources import index_digest, open_source, records_of
+
+
+def assert_as_torchvision(root: Path) -> None:
+    source = open_source(str(root), "folder")
+    expected = ImageFolder(str(root))
+    index = source.index()
+    assert [str(root / record.key) for record in records_of(index)] == [path for path, _ in expected.samples]
+    assert index["label"].to_pylist() == expected.targets
+    assert list(source.class_names) == expected.classes
+
+
+def test_order_labels_and_classes_are_torchvisions(tree):
+    assert_as_torchvision(tree)
+    assert open_source(str(tree)).class_names == ("N01", "n02", "n10", "n30")
+
+
+names = st.text(st.sampled_from("ab-_.AZ ~é0"), min_size=1, max_size=3).filter(lambda name: name.strip("."))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(names, min_size=1, max_size=3), min_size=1, max_size=12))
+def test_any_tree_is_listed_in_torchvisions_order(tmp_path_factory, folders):
+    root = tmp_path_factory.mktemp("tree")
+    for number, parts in enumerate(folders):
+        folder = root.joinpath(*parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{parts[-1]}{number}.png").write_bytes(bytes(number))
+    assert_as_torchvision(root)
+    shutil.rmtree(root)
+
+
+def test_index_holds_sizes_and_reads_every_file(tree):
+    source = open_source(str(tree))
+    for record in records_of(source.index()):
+        data = source.read(record)
+        assert data == (tree / record.key).read_bytes()
+        assert len(data) == record.num_bytes
+
+
+def test_sixteen_threads_read_the_same_bytes(tree):
+    source = open_source(str(tree))
+    records = list(records_of(source.index())) * 20
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(source.read, records)) == [(tree / record.key).read_bytes() for record in records]
+
+
+def test_pickled_copy_reads_without_listing(tree):
+    source = open_source(str(tree))
+    record = list(records_of(source.index()))[3]
+    data = source.read(record)
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 1000
+    (tree / "n10" / "folder").unlink()  # listing would now find something else
+    assert pickle.loads(pickled).read(record) == data
+
+
+def test_moved_folder_has_the_same_digest(tree, tmp_path):
+    before = open_source(str(tree)).index()
+    shutil.copytree(tree, tmp_path / "moved", symlinks=True)
+    after = open_source(str(tmp_path / "moved")).index()
+    assert index_digest(after) == index_digest(before)
+    (tmp_path / "moved" / "n02" / "a.jpg").write_bytes(b"another image")
+    assert index_digest(open_source(str(tmp_path / "moved")).index()) != index_digest(before)
+
+
+def test_progress_counts_class_folders(tree):
+    seen = []
+    open_source(str(tree)).index(lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_relative_path_survives_a_change_of_folder(tree, monkeypatch):
+    monkeypatch.chdir(tree.parent)
+    source = open_source(tree.name)
+    record = next(records_of(source.index()))
+    monkeypatch.chdir("/")
+    assert source.read(record) == (tree / record.key).read_bytes()
+    assert source.describe() == {"kind": "folder", "path": str(tree)}
+
+
+def test_flat_folder_is_one_class(tmp_path, encode):
+    for name in ["b.png", "a.JPG", "readme.txt"]:
+        (tmp_path / name).write_bytes(encode())
+    source = open_source(str(tmp_path))
+    assert [(record.key, record.label) for record in records_of(source.index())] == [("a.JPG", 0), ("b.png", 0)]
+    assert source.class_names == ("images",)
+    assert source.read(next(records_of(source.index()))) == encode()
+
+
+@pytest.fixture
+def archive(tmp_path, encode):
+    """What REPA's dataset_tools.py writes: numbered folders and the labels in a file."""
+    for number in range(4):
+        file = tmp_path / f"0000{number // 2}" / f"img{number:08d}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(encode(number))
+    return tmp_path
+
+
+def test_labels_of_repas_archives_come_from_their_file(archive):
+    labels = '["00000/img00000000.png", 7], ["00000/img00000001.png", 0], ["00001/img00000003.png", 2]'
+    labels += ', ["00001/img00000002.png", 5]'
+    (archive / "dataset.json").write_text(f'{{"labels": [{labels}]}}')
+    source = open_source(str(archive))
+    assert source.index()["label"].to_pylist() == [7, 0, 5, 2]
+    assert source.class_names == ("0", "1", "2", "3", "4", "5", "6", "7")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"labels": null}', "says that the images have no labels"),
+        ('{"labels": [["00000/img00000000.png", 7]]}', r"no label for 3 of 4 images \(00000/img00000001.png, "),
+        ('{"labels": {', "not valid JSON"),
+        ('{"labels": [3]}', "expected .labels. to be a list"),
+        (
+            '{"labels": [["00000/img00000000.png", 7], ["00000/img00000001.png", [1, 0]], '
+            '["00001/img00000002.png", 1], ["00001/img00000003.png", 1]]}',
+            r"has the label \[1, 0\]: expected a class number",
+        ),
+    ],
+)
+def test_labels_file_that_does_not_fit_is_refused(archive, content, message):
+    (archive / "dataset.json").write_text(content)
+    with pytest.raises(SourceError, match=f"{archive}/dataset.json.*{message}|{archive}/dataset.json {message}"):
+        open_source(str(archive)).index()
+
+
+def test_another_programs_json_file_is_left_alone(archive):
+    (archive / "dataset.json").write_text('{"name": "photographs"}')
+    assert open_source(str(archive)).class_names == ("00000", "00001")
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(SourceError, match=f"{tmp_path}/gone does not exist: expected a folder"):
+        open_source(str(tmp_path / "gone"))
+
+
+def test_empty_folder_is_named(tmp_path):
+    with pytest.raises(SourceError, match=f"{tmp_path} is empty: expected one folder of images per class"):
+        open_source(str(tmp_path)).index()
+
+
+def test_folder_without_images_says_what_it_holds(tmp_path):
+    (tmp_path / "n01").mkdir()
+    for number in range(3):
+        (tmp_path / "n01" / f"{number}.npy").write_bytes(b"")
+    with pytest.raises(SourceError, match=f"{tmp_path} holds no image but 3 .npy files"):
+        open_source(str(tmp_path)).index()
+
+
+def test_empty_class_is_refused_as_torchvision_does(tree):
+    (tree / "empty").mkdir()
+    (tree / ".cache").mkdir()
+    with pytest.raises(FileNotFoundError):
+        ImageFolder(str(tree))
+    with pytest.raises(SourceError, match=r"2 of 6 class folders in .* hold no image \(.cache, empty\)"):
+        open_source(str(tree)).index()
+
+
+def test_folder_of_splits_is_refused(tree):
+    root = tree.parent / "imagenet"
+    root.mkdir()
+    tree.rename(root / "train")
+    shutil.copytree(root / "train", root / "val")
+    with pytest.raises(SourceError, match=rf"holds splits \(train, val\), not classes: .* such as {root}/train"):
+        open_source(str(root)).index()
+
+
+def test_link_to_nothing_is_named(tree):
+    (tree / "n02" / "lost.png").symlink_to(tree / "nowhere")
+    with pytest.raises(SourceError, match=r"n02/lost.png cannot be read: No such file or directory; mend or remove"):
+        open_source(str(tree)).index()
+
+
+def test_link_to_a_folder_above_is_refused_instead_of_followed_for_ever(tree):
+    (tree / "n02" / "sub" / "loop").symlink_to(tree / "n02")
+    with pytest.raises(SourceError, match="n02/sub/loop links to a folder that holds it"):
+        open_source(str(tree)).index()
+
+
+def test_pipe_that_is_called_an_image_is_refused(tree):
+    os.mkfifo(tree / "n02" / "pipe.png")
+    with pytest.raises(SourceError, match=r"n02/pipe.png is not a regular file"):
+        open_source(str(tree)).index()
+
+
+def test_name_that_is_not_utf8_is_refused(tree, encode):
+    Path(os.fsdecode(os.fsencode(tree / "n02") + b"/\xff.png")).write_bytes(encode())
+    with pytest.raises(SourceError, match=r"n02/\\udcff.png' is not valid UTF-8"):
+        open_source(str(tree)).index()
+
+
+def test_file_that_changed_after_listing_is_named(tree):
+    source = open_source(str(tree))
+    records = list(records_of(source.index()))
+    (tree / records[0].key).write_bytes(b"short")
+    with pytest.raises(SourceError, match=rf"{records[0].key} in .* has 5 bytes and had .* when it was listed"):
+        source.read(records[0])
+    (tree / records[1].key).unlink()
+    with pytest.raises(SourceError, match=f"{records[1].key} cannot be read: No such file"):
+        source.read(records[1])

@@ -1,0 +1,113 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from repa_pipe.errors import SourceError
+from repa_pipe.sources import index_digest, open_source, records_of
+
+PLUG_IN = """
+from repa_pipe.sources import Listing, Record, Source, build_index
+
+class Countdown(Source):
+    def list_records(self, progress):
+        size = int(self.path)
+        records = [Record(f"number {n}", n % 2, 1) for n in range(size)]
+        return Listing(build_index(records), ("even", "odd"))
+
+    def read_bytes(self, record):
+        return record.key[-1:].encode()
+
+class TooFewNames(Countdown):
+    def list_records(self, progress):
+        return Listing(super().list_records(progress).index, ("even",))
+
+not_callable = 3
+def returns_a_list(path):
+    return [path]
+"""
+
+
+@pytest.fixture
+def plug_in(tmp_path, monkeypatch):
+    (tmp_path / "my_images.py").write_text(PLUG_IN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_images:Countdown"
+    sys.modules.pop("my_images", None)
+
+
+def test_plug_in_is_a_source_like_the_others(plug_in):
+    source = open_source("5", plug_in)
+    assert source.class_names == ("even", "odd")
+    assert source.index()["label"].to_pylist() == [0, 1, 0, 1, 0]
+    assert source.describe() == {"kind": "my_images:Countdown", "path": "5"}
+    again = open_source(**source.describe())
+    assert index_digest(again.index()) == index_digest(source.index())
+    worker = pickle.loads(pickle.dumps(source))
+    assert [worker.read(record) for record in records_of(source.index())] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no_such_module:Thing", "plug-in no_such_module:Thing cannot be loaded: No module named 'no_such_module'"),
+        ("my_images:Missing", "cannot be loaded: module 'my_images' has no attribute 'Missing'"),
+        ("my_images:not_callable", "is 3: expected a class or function that returns a Source"),
+        ("my_images:returns_a_list", "returned list: expected a repa_pipe.sources.Source"),
+        (":", "plug-in : cannot be loaded"),
+    ],
+)
+def test_plug_in_that_does_not_fit_is_refused(plug_in, kind, message):
+    with pytest.raises(SourceError, match=message):
+        open_source("5", kind)
+
+
+def test_plug_in_without_images_or_names_is_refused(plug_in):
+    with pytest.raises(SourceError, match="0 holds no images"):
+        open_source("0", plug_in).index()
+    with pytest.raises(SourceError, match="has the label 1 but names 1 classes"):
+        open_source("5", "my_images:TooFewNames").index()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "message"),
+    [
+        ("gone", None, r"/gone does not exist: expected a folder, a .zip, .tar or .parquet file, or a glob"),
+        ("", None, "path is empty"),
+        ("gone*", None, "gone.* does not say what it matches: end it in .tar or .parquet"),
+        ("s3://bucket/train", None, "s3://bucket/train is not a local path: mount or download it first"),
+        ("notes.txt", None, "notes.txt is a .txt file: expected .zip, .tar or .parquet, or a folder"),
+        ("notes.txt", "folder", "notes.txt is a file: expected a folder"),
+        (".", "lmdb", "source kind is 'lmdb': expected folder, zip, tar, parquet or MODULE:CALLABLE"),
+    ],
+)
+def test_path_that_is_no_source_is_refused_at_once(tmp_path, monkeypatch, path, kind, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("a")
+    with pytest.raises(SourceError, match=message):
+        open_source(path, kind)
+
+
+def test_home_folder_may_be_written_as_a_tilde(tree, monkeypatch):
+    monkeypatch.setenv("HOME", str(tree.parent))
+    assert open_source(f"~/{tree.name}").path == str(tree)
+
+
+def test_kind_of_a_folder_is_told_from_what_it_holds(tmp_path, encode):
+    (tmp_path / "README.md").write_text("a data set")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "a.tar").write_bytes(b"")
+    assert open_source(str(tmp_path)).kind == "tar"
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"holds .tar and .parquet files: name one kind with a glob"):
+        open_source(str(tmp_path))
+    (tmp_path / "n01").mkdir()
+    assert open_source(str(tmp_path)).kind == "folder"
+
+
+def test_importing_sources_loads_no_heavy_library():
+    heavy = "{'torch', 'torchvision', 'ray', 'scipy', 'diffusers', 'timm', 'zarr'}"
+    code = f"import sys, repa_pipe.sources; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
