@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from . import encoder_formats as formats
 from .encoder_entry import EncoderEntry
 from .encoder_preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from .encoder_timm import timm_entry
 from .encoder_weights import PublishedWeights, efficientnet_lite0_package
 from .weights import WeightsSource
 
@@ -159,15 +160,36 @@ REGISTRY: dict[str, EncoderEntry] = {
     ),
 }
 
+# What has been published since, under the names of iREPA where it has them: timm's networks, weights and preprocessing.
+TIMM_NAMES: dict[str, str] = {
+    "dinov3-vit-s": "vit_small_patch16_dinov3.lvd1689m",
+    "dinov3-vit-b": "vit_base_patch16_dinov3.lvd1689m",
+    "dinov3-vit-l": "vit_large_patch16_dinov3.lvd1689m",
+    "dinov3-vit-hplus": "vit_huge_plus_patch16_dinov3.lvd1689m",
+    "siglip2-vit-b": "vit_base_patch16_siglip_256.v2_webli",
+    "siglip2-vit-l": "vit_large_patch16_siglip_256.v2_webli",
+    "siglip2-vit-so400m": "vit_so400m_patch16_siglip_256.v2_webli",
+    "siglip2-vit-g": "vit_giantopt_patch16_siglip_256.v2_webli",
+    "spatialpe-vit-b": "vit_pe_spatial_base_patch16_512.fb",
+    "spatialpe-vit-l": "vit_pe_spatial_large_patch14_448.fb",
+    "spatialpe-vit-g": "vit_pe_spatial_gigantic_patch14_448.fb",
+    # These, not timm's vit_*_radio_v3, resample the position embedding at every size as RADIO does.
+    "cradiov3-vit-b": "naflexvit_base_patch16_radio_v3.c_radio",
+    "cradiov3-vit-l": "naflexvit_large_patch16_radio_v3.c_radio",
+    "cradiov3-vit-h": "naflexvit_huge_patch16_radio_v3.c_radio",
+    "cradiov3-vit-g": "naflexvit_giant_patch16_radio_v3.c_radio",
+}
+
 
 def find_entry(name: str) -> EncoderEntry:
     """Return the entry of an encoder's name, without `@block=N`; raises ConfigError naming near matches."""
     if name in REGISTRY:
         return REGISTRY[name]
+    if name in TIMM_NAMES:
+        return timm_entry(TIMM_NAMES[name])
     if name.startswith("timm:"):
-        from .encoder_timm import timm_entry
-
         return timm_entry(name.removeprefix("timm:"))
-    near = difflib.get_close_matches(name.lower(), REGISTRY, n=3, cutoff=0.5)
-    meant = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ConfigError(f"no encoder is named {name!r}{meant} Known: {', '.join(REGISTRY)}, or timm:MODEL")
+    known = [*REGISTRY, *TIMM_NAMES]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ConfigError(f"no encoder is named {name!r}.{meant} Known: {', '.join(known)}, or timm:MODEL")

@@ -4,6 +4,8 @@ import difflib
 import inspect
 from typing import Any
 
+import torch
+
 from ..errors import ConfigError
 from .encoder_entry import EncoderEntry
 from .encoder_preprocessing import Preprocessing
@@ -19,24 +21,19 @@ def timm_entry(model_name: str) -> EncoderEntry:
     evaluation does: antialiased, before the normalisation. Raises ConfigError for a network that timm lacks or that
     has no feature maps.
     """
-    model: Any = _create(model_name)
+    model = _create(model_name)
     config = model.pretrained_cfg
     reductions = _reductions(model_name, model)
     plain = len(set(reductions)) == 1
     stage = None if plain else max((i for i, r in enumerate(reductions) if r <= 16), default=len(reductions) - 1)
-    info = _feature_info(model)[-1 if stage is None else stage]
-    parameters = inspect.signature(model.forward_intermediates).parameters
+    width, patch = _map_shape(model_name, model, len(reductions) - 1 if stage is None else stage, norm=plain)
     return EncoderEntry(
         architecture=model_name,
-        width=info["num_chs"],
-        patch=info["reduction"],
+        width=width,
+        patch=patch,
         depth=len(reductions) if plain else None,
         stage=stage,
-        has_cls_token=(
-            "return_prefix_tokens" in parameters
-            and getattr(model, "num_prefix_tokens", 0) > 0
-            and getattr(model, "cls_token", None) is not None
-        ),
+        has_cls_token=_has_cls_token(model),
         final_norm=plain,
         image_size=_only_size(model),
         preprocessing=Preprocessing(
@@ -66,15 +63,33 @@ def _create(model_name: str) -> Any:
 
 
 def _reductions(model_name: str, model: Any) -> list[int]:
-    info = _feature_info(model)
-    if not hasattr(model, "forward_intermediates") or not info:
-        raise ConfigError(f"timm:{model_name} gives no feature maps, so it has no patch tokens: choose another model")
-    return [stage["reduction"] for stage in info]
-
-
-def _feature_info(model: Any) -> list[dict[str, Any]]:
+    """Return the input pixels a side that one vector of each block or feature map stands for."""
     info = getattr(model, "feature_info", [])
-    return list(info if isinstance(info, list) else info.info)
+    stages = info if isinstance(info, list) else info.info
+    if not hasattr(model, "forward_intermediates") or not stages:
+        raise ConfigError(f"timm:{model_name} gives no feature maps, so it has no patch tokens: choose another model")
+    return [stage["reduction"] for stage in stages]
+
+
+def _map_shape(model_name: str, model: Any, index: int, norm: bool) -> tuple[int, int]:
+    """Return the width of a feature map and the input pixels a side of one of its vectors."""
+    size = int(model.pretrained_cfg["input_size"][-1])
+    pixels = torch.empty(1, 3, size, size, device="meta")
+    try:
+        with torch.no_grad():
+            features = model.forward_intermediates(pixels, indices=[index], norm=norm, intermediates_only=True)[0]
+    except Exception as error:  # audio and video networks, and those that run on no meta tensors
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"timm:{model_name} gives no feature map of images of {size} pixels ({reason}): choose another model"
+        ) from error
+    return int(features.shape[1]), size // int(features.shape[-1])
+
+
+def _has_cls_token(model: Any) -> bool:
+    """Say whether prefix tokens come with the patch tokens, and are more than registers."""
+    given = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    return given and getattr(model, "num_prefix_tokens", 0) > getattr(model, "num_reg_tokens", 0)
 
 
 def _only_size(model: Any) -> int | None:
@@ -87,8 +102,8 @@ def _only_size(model: Any) -> int | None:
 def _sources(config: dict[str, Any]) -> tuple[WeightsSource, ...]:
     sources = []
     if config.get("hf_hub_id"):
-        files = [config["hf_hub_filename"]] if config.get("hf_hub_filename") else ["model.safetensors"]
-        sources += [WeightsSource(repo=config["hf_hub_id"], file=file) for file in [*files, "pytorch_model.bin"]]
+        file = config.get("hf_hub_filename") or "model.safetensors"
+        sources += [WeightsSource(repo=config["hf_hub_id"], file=name) for name in (file, "pytorch_model.bin")]
     if str(config.get("url") or "").endswith((".pth", ".pt", ".bin", ".safetensors", ".tar")):
         sources.append(WeightsSource(url=config["url"]))
     return tuple(sources)

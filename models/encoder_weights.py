@@ -1,7 +1,11 @@
 """Finding an encoder's weights and building its network with them."""
 
+import io
+import logging
+import re
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,26 +83,65 @@ class TimmWeights:
     sources: tuple[WeightsSource, ...]
 
     def load(self, name: str, architecture: str, options: Mapping[str, Any], weights: Path | None) -> nn.Module:
-        """Build the network at its published input size, with the file's weights."""
+        """Build the network at its published input size, with the file's weights; only a classifier may be left."""
         import timm
 
         if weights is None and not self.sources:
-            raise WeightsError(f"timm knows no weights for {architecture}: give a file as the weights of {name}")
+            raise WeightsError(f"timm knows no weights of {architecture}: give a file as the weights of {name}")
         path = download_weights(name, self.sources) if weights is None else weights
         content = read_weights_file(path)
         key = next((key for key in ("state_dict", "model") if key in content), None)
         overlay = {"state_dict": tensors_under(content, key, path), "custom_load": False}
+        misfits = _Misfits()
         try:
-            model: nn.Module = timm.create_model(
-                architecture, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options
-            )
-        # timm's converters look up what they expect, so that a file of another network fails in any way.
+            with misfits, redirect_stdout(io.StringIO()):  # timm's converters print
+                model: nn.Module = timm.create_model(
+                    architecture, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options
+                )
+        # The converters look up what they expect, so that a file of another network fails in any way.
         except Exception as error:
-            raise WeightsError(
-                f"weights file {path} does not fit {name}: {' '.join(str(error).split())[:300]}. Expected the weights "
-                f"of timm's {architecture}"
-            ) from error
+            raise _misfit(path, name, architecture, " ".join(str(error).split())[:160]) from error
+        if misfits.found:
+            raise _misfit(path, name, architecture, misfits.found)
         return model.float()
+
+
+def _misfit(path: Path, name: str, architecture: str, problem: str) -> WeightsError:
+    return WeightsError(
+        f"weights file {path} does not fit {name}: {problem}. Expected the weights of timm's {architecture}; "
+        "give that file, or name the encoder that this one belongs to"
+    )
+
+
+class _Misfits(logging.Handler):
+    """Collects what timm only logs: that a file lacked some of the network's tensors, or held others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ""
+        self._logger = logging.getLogger("timm.models._builder")
+        self._before = (self._logger.level, self._logger.propagate)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        match = re.match(r"(Missing|Unexpected) keys \((.*)\)", record.getMessage())
+        if match is None:
+            return
+        pooling = ("head", "classifier", "fc.", "fc_norm", "attn_pool")
+        keys = [key for key in match.group(2).split(", ") if not key.startswith(pooling)]
+        if keys:
+            verb = "lacks" if match.group(1) == "Missing" else "has"
+            self.found = f"it {verb} {keys[0]}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+
+    def __enter__(self) -> "_Misfits":
+        self._logger.addHandler(self)
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._before[0])
+        self._logger.propagate = self._before[1]
 
 
 def create_on_meta(architecture: str, options: Mapping[str, Any]) -> nn.Module:

@@ -1,6 +1,7 @@
 """Frozen image encoders: images in, patch tokens on SiT's token grid out."""
 
 import re
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from ..errors import ConfigError
 from .encoder_entry import EncoderEntry, token_grid
-from .encoder_registry import REGISTRY, find_entry
+from .encoder_registry import REGISTRY, TIMM_NAMES, find_entry
 from .weights import weights_sha256
 
 Fingerprint = dict[str, str | int | float | list[int]]
@@ -39,7 +40,7 @@ class EncoderInfo:
 
 def encoder_names() -> list[str]:
     """Return the names of the registered encoders; `timm:MODEL` gives others."""
-    return list(REGISTRY)
+    return [*REGISTRY, *TIMM_NAMES]
 
 
 def describe_encoder(name: str, resolution: int = 256) -> EncoderInfo:
@@ -109,7 +110,7 @@ class Encoder:
             "weights_sha256": digest,
             "preprocessing": entry.preprocessing.describe(resolution, self._size),
             "input_size": self._size,
-            "position_embedding": positions,
+            "positions": positions,
             "tokens": _describe_tokens(entry, block),
             "token_grid": [token_grid(resolution)] * 2,
             "token_resampling": self._resampling(),
@@ -176,14 +177,20 @@ def _parse(name: str) -> tuple[EncoderEntry, int | None]:
 
 
 def _fit_to_input(model: Any, size: int) -> str:
-    """Make a network take inputs of a size, resampling what depends on it; return what was done, in words."""
+    """Make a network take inputs of a size, and return what that did to its sense of position, in words."""
     if not hasattr(model, "set_input_size"):
-        return "as published" if getattr(model, "pos_embed", None) is not None else "none"
-    before = _grid(model)
-    model.set_input_size(img_size=(size, size))
-    after = _grid(model)
-    if before is None or before == after or getattr(model, "pos_embed", None) is None:
         return "as published"
+    before = _grid(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm's own, about its tensor operations
+        model.set_input_size(img_size=(size, size))
+    after = _grid(model)
+    if before is None:
+        return f"fitted by timm to {size} pixels"
+    if before == after:
+        return "as published"
+    if getattr(model, "pos_embed", None) is None:
+        return f"fitted by timm from {before} to {after}"
     return f"resampled from {before} to {after} (bicubic, antialiased)"
 
 
