@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -58,6 +59,20 @@ class Config:
         if unknown:
             raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def command(self) -> str:
+        """The command line that gives this config, defaults left out."""
+        words = ["repa-pipe", self.kind]
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value == item.default:
+                continue
+            for each in value if isinstance(value, tuple) else (value,):
+                if isinstance(each, bool):
+                    words.append(flag(item.name) if each else f"--no-{flag(item.name)[2:]}")
+                else:
+                    words += [flag(item.name), shlex.quote(str(each))]
+        return " ".join(words)
 
     def differences(self, other: Self) -> list[str]:
         """Fields that shaped a run and differ: `--seed: 0 there, 1 asked for`."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..config import TrainConfig
 from ..errors import CheckpointError
 from ..models.sit import SiT, SiTConfig, load_sit_state
 from ..stores.files import sync_folder, temporary_path
@@ -111,11 +112,22 @@ def drop_old_checkpoints(run: Path, keep: int) -> None:
             path.unlink()
 
 
-def load_model(path: Path, ema: bool) -> tuple[SiT, StoreFacts, int]:
-    """The model of one of our checkpoints, what it was trained from, and its step."""
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """The model of a checkpoint and what is known of it."""
+
+    model: SiT
+    store: StoreFacts
+    config: TrainConfig
+    step: int
+
+
+def load_model(path: Path, ema: bool) -> TrainedModel:
+    """The model of one of our checkpoints, in evaluation mode on the CPU; averaged weights with `ema`."""
     values = load_checkpoint(path)
     if "sit" not in values:
         raise CheckpointError(f"{path} was not written by 'repa-pipe train': it lacks the model's configuration")
     model = SiT(SiTConfig.from_dict(values["sit"]))
     load_sit_state(model, values["ema" if ema else "model"])
-    return model.eval(), StoreFacts.from_json(values["store"]), values["steps"]
+    facts = StoreFacts.from_json(values["store"])
+    return TrainedModel(model.eval(), facts, TrainConfig.from_json(values["config"]), values["steps"])

@@ -24,6 +24,11 @@ class Ranks:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            distributed.barrier()
+
 
 @contextmanager
 def join_ranks(device: torch.device) -> Iterator[Ranks]:

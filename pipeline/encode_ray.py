@@ -91,7 +91,7 @@ class _Queue:
         resources = self._ray.cluster_resources()
         gpus = 1 if resources.get("GPU", 0) and self._config.device != "cpu" else 0
         cpus = max(1, int(resources.get("CPU", 1) // self._num_actors()))
-        actor = (
+        actor: Any = (
             self._ray.remote(ShardActor)
             .options(max_concurrency=IN_FLIGHT, max_restarts=0, max_task_retries=0, num_cpus=cpus, num_gpus=gpus)
             .remote(self._config, self._groups)

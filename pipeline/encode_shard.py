@@ -20,7 +20,7 @@ import torch
 
 from ..config import EncodeConfig
 from ..errors import BadImageError, StoreError
-from ..sources import Record, Source, decode_crop, open_source
+from ..sources import Record, Source, decode_crop, open_source, records_of
 from ..stores import Store, open_store
 from ..stores.checksum import crc32c_bytes
 from ..stores.layout import GroupSpec
@@ -178,8 +178,7 @@ class ShardEncoder:
 
 
 def _records(store: Store, rows: range) -> list[Record]:
-    table = store.samples.slice(rows.start, len(rows))
-    return [Record(**row) for row in table.to_pylist()]
+    return list(records_of(store.samples.slice(rows.start, len(rows))))
 
 
 def load_stages(config: EncodeConfig, groups: tuple[str, ...], device: torch.device, precision: str) -> list[Stage]:

@@ -7,6 +7,7 @@ commit, which is work for the next run; a second writer of the same shard writes
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
@@ -21,7 +22,7 @@ import pyarrow as pa
 
 from ..errors import StoreError
 from .checksum import crc32c, crc32c_bytes, crc32c_rows
-from .files import sync_folder, temporary_path, write_atomically
+from .files import TEMPORARY, sync_folder, temporary_path, write_atomically, write_json
 from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, shard_file, shard_range
 from .manifest import Commit, Manifest, Quarantined, new_commit, write_commit, write_samples
 
@@ -45,6 +46,7 @@ def create_store(path: Path, manifest: Manifest, samples: pa.Table) -> None:
         array = root.create_array(LABEL, shape=labels.shape, dtype="int32", chunks=labels.shape, compressors=None)
         array[:] = labels
         write_samples(building, samples)
+        consolidate(building)
         building.replace(path)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -89,6 +91,21 @@ def create_group(store: Path, manifest: Manifest, spec: GroupSpec) -> None:
         _rename_group(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    consolidate(store)
+
+
+def consolidate(store: Path) -> None:
+    """Write the metadata of all groups and arrays into the root's zarr.json too.
+
+    zarr-python then knows the hierarchy from one file, and does not stumble over what stands beside it (commits,
+    samples.parquet). Readers that do not know `consolidated_metadata` ignore it.
+    """
+    root = json.loads((store / "zarr.json").read_bytes())
+    found = sorted(path for depth in range(1, 4) for path in store.glob("*/" * depth + "zarr.json"))
+    names = {str(path.parent.relative_to(store)): path for path in found}
+    metadata = {name: json.loads(path.read_bytes()) for name, path in names.items() if TEMPORARY not in name}
+    root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
+    write_json(store / "zarr.json", root)
 
 
 def _rename_group(building: Path, target: Path) -> None:
