@@ -180,6 +180,14 @@ def test_damaged_samples_are_named_with_their_keys(store):
     )
 
 
+def test_a_damaged_index_of_a_shard_is_named(store):
+    file = store / GROUP / "tokens/c/1/0/0"
+    flip(file, 8 * (16 * 768 + 21))
+    assert str(only_problem(verify_store(store))) == (
+        "features/enc shard 1 tokens: the index at the end of the file is damaged"
+    )
+
+
 def test_a_damaged_file_is_found_also_when_the_checksums_of_its_samples_are_lost(store):
     flip(store / GROUP / "tokens/c/1/0/0", 12345)
     (store / GROUP / "crc32c/c/1/0").unlink()
