@@ -1,0 +1,281 @@
+"""The latent autoencoder: moments, scaling, errors, and how well the shipped one reconstructs photographs."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from repa_pipe.errors import ConfigError, WeightsError
+from repa_pipe.models.vae import Vae, describe_vae, load_vae, vae_names
+from repa_pipe.sources import center_crop
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+FLUX_LIKE = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False}
+
+
+def save_random_vae(folder: Path, seed: int = 0, attention: bool = False, **config: object) -> AutoencoderKL:
+    """Write a random AutoencoderKL of 4x downsampling as diffusers does, and return it."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 16),
+        norm_num_groups=4,
+        mid_block_add_attention=attention,
+        **config,
+    ).eval()
+    folder.mkdir(exist_ok=True)
+    save_file(vae.state_dict(), folder / WEIGHTS_FILE)
+    written = {key: value for key, value in vae.config.items() if key != "_use_default_values"}
+    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **written}))
+    return vae
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def noise_images(*shape: int) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Vae:
+    return load_vae("tiny-kl-f8")
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Tensor:
+    """The 20 ImageNet photographs of the package foolbox, which tiny-kl-f8 has never seen: uint8 [20, 3, 256, 256]."""
+    spec = find_spec("foolbox")
+    assert spec is not None
+    assert spec.origin is not None
+    paths = sorted((Path(spec.origin).parent / "data").glob("imagenet_*.jpg"))
+    crops = [center_crop(Image.open(path), 256) for path in paths]
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def moments(tiny: Vae, photographs: Tensor) -> Tensor:
+    return torch.cat([tiny.encode(batch) for batch in photographs.split(4)])
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    return 10 * torch.log10(255**2 / (images.double() - others.double()).square().mean((1, 2, 3)))
+
+
+def test_moments_are_mean_and_standard_deviation_of_the_posterior(tmp_path: Path) -> None:
+    published = save_random_vae(tmp_path)
+    images = noise_images(2, 3, 32, 32)
+    moments = load_vae(tmp_path).encode(images)
+    with torch.no_grad():
+        posterior = published.encode(images.float() / 127.5 - 1).latent_dist
+    assert moments.shape == (2, 8, 8, 8)
+    assert moments.dtype == torch.float32
+    assert moments.is_contiguous()
+    torch.testing.assert_close(moments[:, :4], posterior.mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(moments[:, 4:], posterior.std, atol=1e-5, rtol=1e-4)
+    assert (moments[:, 4:] > 0).all()
+
+
+def test_shift_and_scale_of_a_16_channel_config_become_scale_and_bias(tmp_path: Path) -> None:
+    published = save_random_vae(tmp_path, **FLUX_LIKE)
+    vae = load_vae(tmp_path)
+    assert (vae.latent_channels, vae.downsampling) == (16, 4)
+    assert vae.latents_scale == (0.3611,) * 16
+    assert vae.latents_bias == pytest.approx([-0.1159 * 0.3611] * 16)
+    unscaled = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = published.decode(unscaled).sample * 127.5 + 127.5
+    decoded = vae.decode((unscaled.double() - 0.1159) * 0.3611)
+    assert decoded.dtype == torch.uint8
+    assert decoded.shape == (1, 3, 32, 32)
+    assert (decoded.float() - expected.clamp(0, 255)).abs().max() < 1.01
+
+
+def test_mean_and_deviation_of_a_config_come_before_its_shift(tmp_path: Path) -> None:
+    save_random_vae(tmp_path, scaling_factor=0.5, latents_mean=[0, 1, -2, 3], latents_std=[1, 2, 4, 0.5])
+    vae = load_vae(tmp_path)
+    assert vae.latents_scale == (0.5, 0.25, 0.125, 1.0)
+    assert vae.latents_bias == (0.0, -0.25, 0.25, -3.0)
+
+
+def test_decoding_cuts_levels_off_as_published(tmp_path: Path) -> None:
+    published = save_random_vae(tmp_path)
+    with torch.no_grad():
+        published.decoder.conv_out.weight.zero_()
+        published.decoder.conv_out.bias.copy_(torch.tensor([-7.0, 2 * 100.9 / 255 - 1, 7.0]))
+    save_file(published.state_dict(), tmp_path / WEIGHTS_FILE)
+    decoded = load_vae(tmp_path).decode(torch.zeros(1, 4, 2, 2))
+    assert decoded[0, :, 0, 0].tolist() == [0, 100, 255]
+    assert decoded.unique().numel() == 3
+
+
+def test_with_scale_changes_scaling_and_nothing_else(tmp_path: Path) -> None:
+    save_random_vae(tmp_path)
+    vae = load_vae(tmp_path)
+    other = vae.with_scale([1, 2, 4, 8], [0, 1, 2, 3])
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    scale, bias = (torch.tensor(values).view(1, 4, 1, 1) for values in (other.latents_scale, other.latents_bias))
+    assert torch.equal(other.decode(latents * scale + bias), vae.with_scale([1] * 4, [0] * 4).decode(latents))
+    assert vae.latents_scale == (0.18215,) * 4
+    assert other.fingerprint == vae.fingerprint
+    with pytest.raises(ConfigError, match="bias has 3 numbers"):
+        vae.with_scale([1, 1, 1, 1], [0, 0, 0])
+    with pytest.raises(ConfigError, match="can't be decoded"):
+        vae.with_scale([1, 1, 0, 1], [0, 0, 0, 0])
+
+
+def test_fingerprint_says_what_moments_depend_on(tmp_path: Path) -> None:
+    save_random_vae(tmp_path / "a")
+    save_random_vae(tmp_path / "same", scaling_factor=0.7)
+    save_random_vae(tmp_path / "other", seed=1)
+    a, same, other = (load_vae(tmp_path / name).fingerprint for name in ("a", "same", "other"))
+    assert json.loads(json.dumps(a)) == a
+    assert same == a
+    assert {key for key in a if a[key] != other[key]} == {"weights_sha256"}
+    half = load_vae(tmp_path / "a", dtype=torch.bfloat16).fingerprint
+    assert {key for key in a if a[key] != half[key]} == {"precision"}
+    assert load_vae(tmp_path / "a", dtype=torch.float32).fingerprint == a
+
+
+def test_bfloat16_moments_are_float32_and_close(tmp_path: Path) -> None:
+    save_random_vae(tmp_path)
+    images = noise_images(2, 3, 32, 32)
+    full, half = load_vae(tmp_path).encode(images), load_vae(tmp_path, dtype=torch.bfloat16).encode(images)
+    assert half.dtype == torch.float32
+    assert 0 < (full - half).abs().max() < 0.05
+    with pytest.raises(ConfigError, match=r"torch\.int8"):
+        load_vae(tmp_path, dtype=torch.int8)
+
+
+def test_names_of_old_attention_layers_are_understood(tmp_path: Path) -> None:
+    save_random_vae(tmp_path, attention=True)
+    images = noise_images(1, 3, 32, 32)
+    expected = load_vae(tmp_path)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): tensor for key, tensor in tensors.items()}
+    assert "encoder.mid_block.attentions.0.proj_attn.bias" in tensors
+    (tmp_path / WEIGHTS_FILE).unlink()
+    torch.save(tensors, tmp_path / "diffusion_pytorch_model.bin")
+    loaded = load_vae(tmp_path)
+    assert torch.equal(loaded.encode(images), expected.encode(images))
+    assert loaded.fingerprint == expected.fingerprint
+
+
+def test_shape_is_known_without_weights(tmp_path: Path) -> None:
+    save_random_vae(tmp_path, **FLUX_LIKE)
+    (tmp_path / WEIGHTS_FILE).unlink()
+    assert describe_vae(tmp_path) == (16, 4)
+    assert {name: describe_vae(name) for name in vae_names()} == dict.fromkeys(
+        ("sd-vae-ft-mse", "sd-vae-ft-ema", "tiny-kl-f8"), (4, 8)
+    )
+
+
+def test_wrong_images_and_latents_are_named(tmp_path: Path) -> None:
+    save_random_vae(tmp_path)
+    vae = load_vae(tmp_path)
+    with pytest.raises(ConfigError, match=r"float32 \[1, 3, 32, 32\]: expected uint8"):
+        vae.encode(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ConfigError, match="multiples of 4 pixels"):
+        vae.encode(noise_images(1, 3, 30, 30))
+    with pytest.raises(ConfigError, match=r"\[1, 8, 4, 4\].* \[B, 4, h, w\]"):
+        vae.decode(torch.zeros(1, 8, 4, 4))
+
+
+def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    for name in ("sd-vae", str(tmp_path / "missing"), "./missing/vae"):
+        with pytest.raises(ConfigError, match="sd-vae-ft-mse, sd-vae-ft-ema, tiny-kl-f8") as raised:
+            load_vae(name)
+        assert "\n" not in str(raised.value)
+
+
+def test_hub_that_cannot_be_reached_ends_in_what_to_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing answers there
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for load in (load_vae, describe_vae):
+        with pytest.raises(WeightsError, match=r"config\.json and .*huggingface\.co/owner/model .* folder") as raised:
+            load("owner/model/vae")
+        assert "owner/model/resolve/main/vae/config.json" in str(raised.value)
+        assert "as the weights of" not in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_broken_folders_are_told_in_one_line(tmp_path: Path) -> None:
+    def message(name: str) -> str:
+        with pytest.raises(WeightsError) as raised:
+            load_vae(tmp_path / name)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    (tmp_path / "empty").mkdir()
+    assert "has no config.json" in message("empty")
+    for name in ("no-weights", "truncated", "deeper", "lacking", "other-class", "no-json", "no-scale", "no-list"):
+        save_random_vae(tmp_path / name)
+    (tmp_path / "no-weights" / WEIGHTS_FILE).unlink()
+    assert "has no diffusion_pytorch_model" in message("no-weights")
+    whole = (tmp_path / "truncated" / WEIGHTS_FILE).read_bytes()
+    (tmp_path / "truncated" / WEIGHTS_FILE).write_bytes(whole[:-100])
+    assert "truncated" in message("truncated")
+    edit_config(tmp_path / "deeper", layers_per_block=2)
+    assert "does not fit the config beside it" in message("deeper")
+    tensors = load_file(tmp_path / "lacking" / WEIGHTS_FILE)
+    tensors["quant_conv.bias"] = torch.zeros(3)
+    save_file(tensors, tmp_path / "lacking" / WEIGHTS_FILE)
+    assert "1 tensors are missing, left over or of another shape, the first being quant_conv.bias" in message("lacking")
+    edit_config(tmp_path / "other-class", _class_name="VQModel")
+    assert "describes VQModel" in message("other-class")
+    (tmp_path / "no-json" / "config.json").write_text("<html>")
+    assert "cannot be read as JSON" in message("no-json")
+    edit_config(tmp_path / "no-scale", scaling_factor=None)
+    assert "no usable scale" in message("no-scale")
+    edit_config(tmp_path / "no-list", block_out_channels=8)
+    assert "builds no AutoencoderKL" in message("no-list")
+    with pytest.raises(WeightsError, match="block_out_channels 8"):
+        describe_vae(tmp_path / "no-list")
+
+
+def test_tiny_vae_reconstructs_unseen_photographs(tiny: Vae, photographs: Tensor, moments: Tensor) -> None:
+    latents = moments[:, :4] * tiny.latents_scale[0]
+    decoded = torch.cat([tiny.decode(batch) for batch in latents.split(4)])
+    values = psnr(photographs, decoded)
+    assert decoded.shape == photographs.shape
+    assert values.mean() == pytest.approx(24.4, abs=0.1)
+    assert values.min() > 16.5
+
+
+def test_tiny_vae_decodes_inexact_latents_nearly_as_well(tiny: Vae, photographs: Tensor, moments: Tensor) -> None:
+    latents = moments[:4, :4] * tiny.latents_scale[0]
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
+    exact, noisy = (psnr(photographs[:4], tiny.decode(x)).mean() for x in (latents, latents + 0.1 * noise))
+    assert exact - noisy < 0.5
+
+
+def test_tiny_vaes_scaled_latents_have_unit_deviation(tiny: Vae, moments: Tensor) -> None:
+    mean, std = moments.chunk(2, dim=1)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(4))
+    latents = (mean + std * noise) * tiny.latents_scale[0]
+    assert 0.85 < latents.std() < 1.25
+    assert latents.std((0, 2, 3)).min() > 0.7
+    assert latents.mean((0, 2, 3)).abs().max() < 0.5
+
+
+def test_tiny_vae_ships_in_four_megabytes() -> None:
+    spec = find_spec("repa_pipe.models.vae")
+    assert spec is not None
+    assert spec.origin is not None
+    files = list((Path(spec.origin).parent / "weights").glob("tiny-kl-f8.*"))
+    assert {file.suffix for file in files} == {".json", ".safetensors"}
+    assert sum(file.stat().st_size for file in files) <= 4_000_000
