@@ -16,7 +16,8 @@ class EncoderEntry:
     `patch` is the number of input pixels a side that one token stands for; `depth` the number of blocks of a plain
     vision transformer; `stage`, for a hierarchical network instead, the index of the feature map that is taken.
     `final_norm` says whether tokens are taken after the final norm, `has_cls_token` whether a class token comes
-    with them, `image_size` the only input size that the network takes, if it takes only one.
+    with them, `image_size` the only input size that the network takes, if it takes only one. `license` is that of
+    the weights, `verified_by` what shows that the tokens are the published ones.
     """
 
     architecture: str
@@ -25,6 +26,7 @@ class EncoderEntry:
     preprocessing: Preprocessing
     weights: PublishedWeights | TimmWeights
     license: str
+    verified_by: str
     depth: int | None = None
     stage: int | None = None
     has_cls_token: bool = True

@@ -26,11 +26,11 @@ def timm_entry(model_name: str) -> EncoderEntry:
     reductions = _reductions(model_name, model)
     plain = len(set(reductions)) == 1
     stage = None if plain else max((i for i, r in enumerate(reductions) if r <= 16), default=len(reductions) - 1)
-    width, patch = _map_shape(model_name, model, len(reductions) - 1 if stage is None else stage, norm=plain)
+    index = len(reductions) - 1 if stage is None else stage
     return EncoderEntry(
         architecture=model_name,
-        width=width,
-        patch=patch,
+        width=_width(model_name, model, index, norm=plain),
+        patch=reductions[index],
         depth=len(reductions) if plain else None,
         stage=stage,
         has_cls_token=_has_cls_token(model),
@@ -44,6 +44,7 @@ def timm_entry(model_name: str) -> EncoderEntry:
             antialias=True,
         ),
         license=config.get("license") or "not stated",
+        verified_by="timm's own network",
         weights=TimmWeights(sources=_sources(config)),
     )
 
@@ -57,7 +58,7 @@ def _create(model_name: str) -> Any:
         meant = f"; did you mean {', '.join('timm:' + name for name in near)}?" if near else ""
         raise ConfigError(f"timm {timm.__version__} has no model {model_name!r}{meant}")
     try:
-        return create_on_meta(model_name, {})
+        return create_on_meta(model_name, {}).eval()
     except Exception as error:  # an unknown tag of weights, or a network that needs options
         raise ConfigError(f"timm cannot build {model_name!r}: {' '.join(str(error).split())[:300]}") from error
 
@@ -71,8 +72,8 @@ def _reductions(model_name: str, model: Any) -> list[int]:
     return [stage["reduction"] for stage in stages]
 
 
-def _map_shape(model_name: str, model: Any, index: int, norm: bool) -> tuple[int, int]:
-    """Return the width of a feature map and the input pixels a side of one of its vectors."""
+def _width(model_name: str, model: Any, index: int, norm: bool) -> int:
+    """Return the width of a feature map: timm's own figure leaves out what a final norm may project."""
     size = int(model.pretrained_cfg["input_size"][-1])
     pixels = torch.empty(1, 3, size, size, device="meta")
     try:
@@ -83,7 +84,7 @@ def _map_shape(model_name: str, model: Any, index: int, norm: bool) -> tuple[int
         raise ConfigError(
             f"timm:{model_name} gives no feature map of images of {size} pixels ({reason}): choose another model"
         ) from error
-    return int(features.shape[1]), size // int(features.shape[-1])
+    return int(features.shape[1])
 
 
 def _has_cls_token(model: Any) -> bool:

@@ -63,17 +63,18 @@ class PublishedWeights:
                 return folder / candidate
         raise WeightsError(
             f"folder {folder} holds no weights of {name}: expected a file named {' or '.join(self._file_names())}; "
-            f"get it from {self._origin()}"
+            f"get it from {self.origin()}"
         )
 
     def _file_names(self) -> list[str]:
         return [*self.folder_names, *(source.url.rsplit("/", 1)[-1] for source in self.sources if source.url)]
 
-    def _origin(self) -> str:
+    def origin(self) -> str:
+        """Say where the weights come from, in the order that is tried."""
         return " or ".join(str(source) for source in self.sources) or self.elsewhere
 
     def _wanted(self, name: str) -> str:
-        return f"the published weights of {name}, from {self._origin()}"
+        return f"the published weights of {name}, from {self.origin()}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +82,10 @@ class TimmWeights:
     """Weights that timm knows how to read: its own files, and the published formats that its loaders convert."""
 
     sources: tuple[WeightsSource, ...]
+
+    def origin(self) -> str:
+        """Say where the weights come from."""
+        return str(self.sources[0]) if self.sources else "a file of your own"
 
     def load(self, name: str, architecture: str, options: Mapping[str, Any], weights: Path | None) -> nn.Module:
         """Build the network at its published input size, with the file's weights; only a classifier may be left."""

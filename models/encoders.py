@@ -153,10 +153,17 @@ class Encoder:
         return torch.backends.cudnn.flags(allow_tf32=False) if self._device.type == "cuda" else nullcontext()
 
     def _resampling(self) -> str:
-        found, wanted = self._size // self._entry.patch, token_grid(self.resolution)
+        found, wanted = self._map_size(), token_grid(self.resolution)
         if found == wanted:
             return "none"
         return f"{found}x{found} to {wanted}x{wanted} (bilinear, antialiased, align_corners=False)"
+
+    def _map_size(self) -> int:
+        if self._entry.depth is not None:
+            return self._size // self._entry.patch  # a plain transformer cuts its input into patches
+        # What a hierarchical network's padding makes of its input has to be seen.
+        with torch.no_grad():
+            return self._features(torch.zeros(1, 3, self._size, self._size, device=self._device))[0].shape[-1]
 
 
 def _parse(name: str) -> tuple[EncoderEntry, int | None]:
