@@ -38,7 +38,10 @@ class PublishedWeights:
         path = self._locate(name, weights)
         model = create_on_meta(architecture, options)
         expected = model.state_dict()
-        tensors = self.format.read(path, list(expected))
+        try:
+            tensors = self.format.read(path, list(expected))
+        except WeightsError as error:
+            raise WeightsError(f"{error}. Expected {self._wanted(name)}") from error
         check_fit(tensors, expected, name, path, self._wanted(name))
         model.load_state_dict(tensors, assign=True)
         return model

@@ -186,7 +186,7 @@ def _parse(name: str) -> tuple[EncoderEntry, int | None]:
 def _fit_to_input(model: Any, size: int) -> str:
     """Make a network take inputs of a size, and return what that did to its sense of position, in words."""
     if not hasattr(model, "set_input_size"):
-        return "as published"
+        return "as timm does"
     before = _grid(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's own, about its tensor operations

@@ -1,0 +1,39 @@
+"""Checkpoint files as published, filled with the deterministic weights of the reference figures."""
+
+import json
+import runpy
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+PREFIXES = {"mocov3": "module.base_encoder.", "jepa": "module.", "clip": "visual."}
+
+
+def published_tensors(name: str) -> dict[str, torch.Tensor]:
+    """Return an encoder's published tensors; the figures' weights were drawn by names without the file's prefix."""
+    fill = runpy.run_path(str(REFERENCE / "weights.py"))["fill"]
+    checkpoint = json.loads((REFERENCE / f"encoder_{name}_checkpoint.json").read_text())
+    prefix = PREFIXES.get(name.split("-", maxsplit=1)[0], "")
+    shapes = {tensor.removeprefix(prefix): torch.empty(shape) for tensor, shape in checkpoint["tensors"].items()}
+    return {prefix + tensor: value for tensor, value in fill(shapes, seed=checkpoint["seed"]).items()}
+
+
+@pytest.fixture(scope="session")
+def published_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Make an encoder's checkpoint file in its published format, once a session; gigabytes, so nothing is kept."""
+    folder = tmp_path_factory.mktemp("published")
+
+    def make(name: str) -> Path:
+        path = folder / f"{name}.pth"
+        if not path.exists():
+            key = json.loads((REFERENCE / f"encoder_{name}_checkpoint.json").read_text())["wrapped_under"]
+            tensors = published_tensors(name)
+            torch.save(tensors if key is None else {key: tensors, "epoch": 300}, path)
+        return path
+
+    yield make
+    shutil.rmtree(folder)
