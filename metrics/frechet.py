@@ -13,7 +13,7 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
     |mu1 - mu2|^2 + tr(sigma1) + tr(sigma2) - 2 tr((sigma1 sigma2)^(1/2))
 
     Means are [D], covariances [D, D], tensors on one device or arrays of any float type; computed in float64. The
-    last trace is taken from the eigenvalues of the symmetric matrix R^T sigma2 R, with R R^T = sigma1, which are
+    last trace comes from the eigenvalues of the symmetric matrix R^T sigma2 R, with R R^T = sigma1, which are
     those of sigma1 sigma2: they are real and not negative whatever the rank, so nothing needs to be added to the
     diagonal and no imaginary part thrown away, as is done around a general matrix square root. Agrees with the ADM
     suite's `frechet_distance` (OpenAI guided-diffusion, evaluations/evaluator.py) to its rounding.
@@ -30,14 +30,17 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
 
 
 def _root(sigma: Tensor) -> Tensor:
-    """R [D, rank] with R R^T = sigma.
+    """R [D, rank] with R R^T = sigma: Cholesky's factor, or eigenvectors where the matrix is singular.
 
-    Eigenvalues below what rounding leaves of zero (numpy's `matrix_rank` uses the same bound) are taken as zero: their
+    Eigenvalues below what rounding leaves of zero (numpy's `matrix_rank` draws the same line) are taken as zero: their
     square roots, a hundred million times larger, would not be negligible any more.
     """
-    values, vectors = torch.linalg.eigh(sigma)
-    kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
-    root: Tensor = vectors[:, kept] * values[kept].sqrt()
+    root: Tensor
+    root, failed = torch.linalg.cholesky_ex(sigma)
+    if failed:
+        values, vectors = torch.linalg.eigh(sigma)
+        kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+        root = vectors[:, kept] * values[kept].sqrt()
     return root
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .arrays import Array, as_features
 
-BLOCK = 4096  # rows that are turned into float64 at a time
+BLOCK = 2048  # rows that are turned into float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class FeatureStatistics:
 
     Batches are joined by the update of Chan, Golub and LeVeque (1979) for means and scatter matrices, so nothing
     is lost where the mean is large against the spread. The order of the batches, or their sizes, change the
-    result by rounding only. Memory: one [D, D] float64 matrix and two blocks of 4,096 rows.
+    result by rounding only. Memory: one [D, D] float64 matrix and two blocks of 2,048 rows.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:

@@ -78,5 +78,4 @@ def _block(features: Tensor, start: int, size: int, centre: Tensor) -> Tensor:
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """|a_i - b_j|^2 as [A, B], by one matrix product."""
-    squares = torch.addmm(b.square().sum(1), a, b.T, alpha=-2)
-    return squares.add_(a.square().sum(1, keepdim=True)).clamp_(min=0)
+    return torch.addmm(b.square().sum(1), a, b.T, alpha=-2).add_(a.square().sum(1, keepdim=True))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import ConfigError
+from .arrays import full_float32
 
 
 def lds(patch_tokens: Tensor, far_distance: int = 6) -> Tensor:
@@ -79,5 +80,6 @@ def _grid_distances(patch_tokens: Tensor) -> Tensor:
 def _mean_cosines(patch_tokens: Tensor, masks: Tensor) -> Tensor:
     """Mean cosine [B, M] over the pairs that each of the masks [M, N, N] selects."""
     tokens = _directions(patch_tokens)
-    cosines = tokens @ tokens.transpose(1, 2)
-    return cosines.flatten(1) @ masks.flatten(1).to(cosines).T / masks.sum((1, 2))
+    with full_float32():
+        cosines = tokens @ tokens.transpose(1, 2)
+        return cosines.flatten(1) @ masks.flatten(1).to(cosines).T / masks.sum((1, 2))

@@ -64,6 +64,7 @@ def test_products_and_convolutions_keep_all_digits_inside(sets):
     assert ((convolved - exact).abs().max() / exact.abs().max()) < 2e-6
 
 
+@pytest.mark.usefixtures("reduced_precision")
 def test_spatial_figures_are_those_of_the_cpu():
     tokens = torch.randn(2, 256, 32, generator=torch.Generator().manual_seed(1))
     for metric in (spatial.lds, spatial.cds, spatial.rmsc):

@@ -57,6 +57,7 @@ def test_merging_into_and_from_empty_statistics_changes_nothing_else():
     features = draw(20, 5)
     empty, full = FeatureStatistics(5), accumulate(features)
     full.merge(FeatureStatistics(5))
+    empty.merge(FeatureStatistics(5))
     empty.merge(full)
     assert_same(empty, features)
 

@@ -65,6 +65,13 @@ def test_blocks_change_nothing(block):
     assert precision_recall(reference, samples, block=block) == precision_recall(reference, samples)
 
 
+def test_a_common_offset_costs_no_digits():
+    reference, samples = draw(7, 100, dtype=np.float64), draw(8, 80, scale=0.8, dtype=np.float64)
+    expected = by_definition(reference, samples, k=3)
+    shifted = [(features + 1000).astype(np.float32) for features in (reference, samples)]
+    assert precision_recall(*shifted) == pytest.approx(expected, abs=1e-12)
+
+
 def test_float64_is_kept():
     reference = draw(6, 60, dtype=np.float64)
     near = reference + 1e-12  # in float32 these would be the same points
