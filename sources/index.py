@@ -59,8 +59,8 @@ def build_index(records: Iterable[Record]) -> Index:
 
 
 def records_of(index: Index) -> Iterator[Record]:
-    """Go through an index, or a slice of one, as records."""
-    for batch in index.to_batches(max_chunksize=_ROWS_AT_ONCE):
+    """Go through an index, or any table with its columns, as records."""
+    for batch in index.select(SCHEMA.names).to_batches(max_chunksize=_ROWS_AT_ONCE):
         for key, label, num_bytes, where in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             yield Record(key, label, num_bytes, where)
 

@@ -29,7 +29,7 @@ def encode_fixture() -> Encode:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Three classes with everything that makes listing hard and torchvision still accepts."""
+    """Classes with everything that makes listing hard and torchvision still accepts."""
     root = tmp_path / "träin"
     names = [
         "n02/b.JPEG",
@@ -41,6 +41,7 @@ def tree(tmp_path: Path) -> Path:
         "n02/B.JpG",
         "n02/10.png",
         "n02/9.png",
+        "n02-x/w.png",
         "N01/ü.png",
         "N01/日本.tiff",
         "N01/a b.bmp",

@@ -61,6 +61,7 @@ BROKEN = {
     "a bomb just over the limit": (png_of_size(13_378, 13_378), "more than 178,956,970"),
     "a very long image": (png_of_size(70_000, 900), "70000 x 900 pixels: a side is longer than 65,535 pixels"),
     "a divider line": (png_of_size(300, 1), "300 x 1 pixels: a side is shorter than 3 pixels"),
+    "a double divider line": (png_of_size(2, 300), "2 x 300 pixels: a side is shorter than 3 pixels"),
     "a tracking pixel": (png_of_size(1, 1), "1 x 1 pixels: a side is shorter"),
     "no pixels at all": (png_of_size(0, 10), "its PNG header is truncated or damaged"),
     "more pixels stated than held": (png_of_size(500, 500), "its PNG data is truncated or damaged"),
@@ -79,6 +80,10 @@ def test_broken_image_has_a_short_reason_that_is_always_the_same(name):
     assert len(reasons[0]) < 250
     assert "\n" not in reasons[0]
     assert " at 0x" not in reasons[0]
+
+
+def test_three_pixels_are_an_image(encode):
+    assert decode_crop(encode(size=(3, 3)), 32).shape == (32, 32, 3)
 
 
 def test_narrow_image_that_would_explode_when_scaled_is_refused(encode):
@@ -168,9 +173,11 @@ def test_large_image_gives_no_warning_either():
 
 
 def test_other_modules_warnings_are_left_alone():
-    decode_crop(DRAWING, 32)
-    with pytest.warns(UserWarning, match="ours"):
-        warnings.warn("ours", stacklevel=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_crop(DRAWING, 32)
+        with pytest.raises(UserWarning, match="ours"):
+            warnings.warn("ours", stacklevel=1)
 
 
 def test_threads_get_the_same_pixels():

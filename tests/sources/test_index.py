@@ -14,6 +14,8 @@ def test_records_come_back_in_order():
     assert index.schema == SCHEMA
     assert list(records_of(index)) == RECORDS
     assert list(records_of(index.slice(1, 1))) == RECORDS[1:2]
+    other = index.select(["where", "num_bytes", "key", "label"]).append_column("status", [["ok"] * 3])
+    assert list(records_of(other)) == RECORDS
 
 
 def test_digest_is_the_documented_one():
