@@ -171,7 +171,7 @@ def store_verify(path: str, repair: bool) -> None:
 def main() -> None:
     """Entry point: one line for our errors, no traceback."""
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="repa-pipe", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

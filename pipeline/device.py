@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import sys
 
 import torch
 
@@ -13,14 +15,32 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def choose_device(asked: str | None) -> torch.device:
     """The device asked for, else cuda where there is one; ConfigError when it is not there."""
-    if asked is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        _keep_freed_memory()
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device is {asked!r}, which this machine does not have: {_first_line(error)}") from error
+        raise ConfigError(f"--device is {name!r}, which this machine does not have: {_first_line(error)}") from error
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep large freed blocks for the next tensor instead of handing them back to the system.
+
+    By default every activation above some megabytes is fresh memory, zeroed by the kernel page by page: half the
+    time of a VAE on a CPU. Elsewhere than on glibc nothing happens.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+            mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+            mallopt(_M_ARENA_MAX, 1)  # the arenas of other threads cannot hold large blocks
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 
 
 def versions(*packages: str) -> dict[str, str]:

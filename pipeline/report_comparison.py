@@ -1,4 +1,4 @@
-"""The runs side by side: headline, settings that differ, losses, metrics of samples, time."""
+"""The runs side by side: headline, settings that differ, losses, time."""
 
 from __future__ import annotations
 
@@ -10,21 +10,10 @@ import numpy as np
 
 from ..config import TrainConfig, flag
 from ..stores import Store
-from .report_runs import Metrics, Run, SampleSet
+from .report_runs import Run
 from .report_store import store_name
-from .report_tables import Cell, Table, count_text, list_text, number_text, seconds_text, value_text
+from .report_tables import Cell, Table, count_text, list_text, minus, seconds_text, value_text
 
-_TITLES = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "fd": "FD",
-    "kid": "KID",
-    "kd": "KD",
-    "inception_score": "IS",
-    "precision": "Precision",
-    "recall": "Recall",
-}
-_MORE_IS_BETTER = {"inception_score", "precision", "recall"}
 _NAMES = ("exp_name",)  # says which run it is, not how it was made
 
 
@@ -60,7 +49,7 @@ def headline(runs: Sequence[Run], store: Store | None) -> Headline:
     ]
     if store is not None:
         classes = count_text(len(store.manifest.class_names), "class", "classes")
-        facts.append(("Images", f"{len(store):,} of {classes}, store {store_name(store.path)}"))
+        facts += [("Images", f"{len(store):,} in {classes}"), ("Store", store_name(store.path))]
     return Headline(sentence, tuple(facts))
 
 
@@ -81,30 +70,17 @@ def shared_settings(runs: Sequence[Run]) -> Table:
     return Table(caption, (Cell("Setting"), Cell("Value")), rows)
 
 
-def comparison(runs: Sequence[Run], shown: Sequence[Sequence[SampleSet]]) -> Table:
-    """A row a run, or more where it was sampled with several settings; `shown` has the sample sets of each run."""
+def comparison(runs: Sequence[Run]) -> Table:
+    """Where the runs differ and how far they came: a row a run."""
     different = settings_that_differ(runs)
-    pairs = [(i, sample) for i in range(len(runs)) for sample in ([s for s in shown[i] if s.metrics] or [None])]
-    metrics = [sample.metrics if sample else None for _, sample in pairs]
-    columns = _metric_columns(metrics)
-    sampling = len({sample.settings for _, sample in pairs if sample}) > 1
     header = [Cell("Run"), *(Cell(flag(name)) for name in different), Cell("Steps", numeric=True)]
     header += [Cell("Denoising loss", numeric=True), Cell("Alignment loss", numeric=True)]
-    header += [Cell("Sampled with")] if sampling else []
-    header += [Cell(_title(name), detector, numeric=True) for name, detector in columns.values()]
-    header += [Cell("Samples", "against reference images", numeric=True)] if columns else []
-    best = _best(columns, metrics)
     rows = []
-    for (i, sample), found in zip(pairs, metrics, strict=True):
-        run = runs[i]
-        row = [Cell(run.name, run=i), *(Cell(value_text(getattr(run.config, name))) for name in different)]
-        row += [Cell(f"{run.step:,}", numeric=True), _loss(run.final("denoising_loss"))]
-        row += [_loss(run.final("alignment_loss") if run.is_aligned else None)]
-        row += [Cell(sampling_text(sample) if sample else "–")] if sampling else []
-        row += [_metric(found, name, best.get(name)) for name in columns]
-        row += [_counts(found)] if columns else []
-        rows.append(tuple(row))
-    return Table(_caption(runs, bool(best)), tuple(header), tuple(rows))
+    for i, run in enumerate(runs):
+        settings = (Cell(value_text(getattr(run.config, name))) for name in different)
+        losses = (run.final("denoising_loss"), run.final("alignment_loss") if run.is_aligned else None)
+        rows.append((Cell(run.name, run=i), *settings, Cell(f"{run.step:,}", numeric=True), *map(_loss, losses)))
+    return Table(_caption(runs), tuple(header), tuple(rows))
 
 
 def timing(runs: Sequence[Run]) -> Table:
@@ -136,24 +112,6 @@ def losses_at_steps(runs: Sequence[Run], points: int = 10) -> Table:
     return Table("Losses as logged nearest to a step", header, tuple(rows))
 
 
-def sampling_text(sample: SampleSet) -> str:
-    """`ODE, 50 steps, guidance 1.5 from 0 to 1, labels random, seed 0`."""
-    config = sample.config
-    solver = "SDE" if config.mode == "sde" else ("ODE with Heun's steps" if config.heun else "ODE")
-    interval = (
-        ""
-        if (config.guidance_low, config.guidance_high) == (0.0, 1.0)
-        else (f" from {config.guidance_low:g} to {config.guidance_high:g}")
-    )
-    guidance = "no guidance" if config.cfg_scale == 1 else f"guidance {config.cfg_scale:g}{interval}"
-    weights = "" if config.ema else ", weights not averaged"
-    vae = f", decoded by {config.vae}" if config.vae else ""
-    return (
-        f"{solver}, {config.num_steps} steps, {guidance}, labels {config.labels}, seed {config.global_seed}"
-        f"{weights}{vae}, {config.precision}"
-    )
-
-
 def _settings() -> list[str]:
     return [
         item.name
@@ -162,55 +120,17 @@ def _settings() -> list[str]:
     ]
 
 
-def _caption(runs: Sequence[Run], has_best: bool) -> str:
+def _caption(runs: Sequence[Run]) -> str:
     parts = ["Losses are means of the last twentieth of each run's log."]
     if len(runs) > 1:
-        parts.insert(0, "Of the settings only those that differ are shown.")
+        parts.insert(0, "Of the settings only those that differ are shown." if settings_that_differ(runs) else "")
     if len({run.config.enc_type for run in runs if run.is_aligned}) > 1:
         parts.append("Alignment losses with different encoders cannot be compared.")
-    if has_best:
-        parts.append("The best of a metric is bold.")
-    return " ".join(parts)
-
-
-def _metric_columns(metrics: Sequence[Metrics | None]) -> dict[str, tuple[str, str]]:
-    """Metric → (its name, its detector), in the order of first appearance."""
-    return {name: found.split(name) for found in metrics if found for name in found.values}
-
-
-def _title(name: str) -> str:
-    return f"{_TITLES.get(name, name)} {'↑' if name in _MORE_IS_BETTER else '↓'}"
-
-
-def _best(columns: dict[str, tuple[str, str]], metrics: Sequence[Metrics | None]) -> dict[str, float]:
-    """The best value of each metric, where there are several and all were counted alike."""
-    found = [entry for entry in metrics if entry]
-    if len(found) < 2 or len({(entry.num_samples, entry.num_reference, entry.reference) for entry in found}) > 1:
-        return {}
-    best = {}
-    for key, (name, _) in columns.items():
-        values = [entry.values[key] for entry in found if key in entry.values]
-        if len(set(values)) > 1:
-            best[key] = max(values) if name in _MORE_IS_BETTER else min(values)
-    return best
-
-
-def _metric(found: Metrics | None, name: str, best: float | None) -> Cell:
-    if found is None or name not in found.values:
-        return Cell("–", numeric=True)
-    return Cell(number_text(found.values[name]), numeric=True, best=found.values[name] == best)
-
-
-def _counts(found: Metrics | None) -> Cell:
-    if found is None:
-        return Cell("–", numeric=True)
-    samples = "?" if found.num_samples is None else f"{found.num_samples:,}"
-    reference = "statistics" if found.num_reference is None else f"{found.num_reference:,}"
-    return Cell(samples, f"against {reference}", numeric=True)
+    return " ".join(filter(None, parts))
 
 
 def _loss(value: float | None) -> Cell:
-    return Cell("–" if value is None else f"{value:.4f}", numeric=True)
+    return Cell("–" if value is None else minus(f"{value:.4f}"), numeric=True)
 
 
 def _distinct(values: Sequence[str]) -> list[str]:

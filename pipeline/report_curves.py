@@ -11,22 +11,24 @@ import numpy as np
 from .report_runs import Column, Run
 
 MAX_POINTS = 500
-SMOOTHING = 0.05  # of a curve's points
-HEIGHT = 300
+SMOOTHING = 0.03  # of a curve's points
+HEIGHT = 260  # pixels, of the frame
 
 # Contrast of at least 3:1 with both page backgrounds, and the largest least distance between any two under normal,
 # protanopic, deuteranopic and tritanopic vision. Five colours and four dashes tell twenty runs apart.
 COLOURS = ("#5e8ee9", "#e8721d", "#7c40ff", "#a45d45", "#b583a4")
 DASHES: tuple[tuple[int, ...], ...] = ((), (8, 3), (2, 2), (10, 3, 2, 3))
 
-# One column wherever the window is narrow; bokeh's own legend has a fixed number of columns.
+# As many columns as fit the window (bokeh's own legend has a fixed number), in the page's font and colours.
 _LEGEND_STYLE = """
-:host { position: static !important; width: 100%; background: none !important; border: 0 !important; }
+:host { transform: none !important; left: 0 !important; top: 0 !important; width: 100%;
+        padding: 4px 0 8px !important; background: none !important; border: 0 !important; }
 .bk-grid { width: 100%; grid-auto-flow: row !important; grid-template-rows: none;
            grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--legend-width)), 1fr)); }
-.bk-item { min-width: 0; }
-.bk-label { min-width: 0; overflow-wrap: anywhere; white-space: normal; }
-.bk-item.bk-inactive { opacity: 0.4; text-decoration: line-through; }
+.bk-item .bk-label { min-width: 0 !important; white-space: normal; overflow-wrap: anywhere;
+                     color: var(--text) !important; font: inherit !important; font-size: 14px !important; }
+.bk-item.bk-inactive { opacity: 0.45; }
+.bk-item.bk-inactive .bk-label { text-decoration: line-through; }
 """
 
 
@@ -69,7 +71,7 @@ def bucket_ends(steps: Column, points: int = MAX_POINTS) -> Column:
 
 
 def smooth(values: Column) -> Column:
-    """Centred moving average over a twentieth of the points; the window shrinks evenly towards both ends."""
+    """Centred moving average; its window shrinks evenly towards both ends, where fewer neighbours are."""
     half = smoothing_window(len(values)) // 2
     index = np.arange(len(values))
     reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
@@ -92,7 +94,7 @@ def draw_curves(runs: Sequence[Run]) -> Curves | None:
     if not logged:
         return None
     last = max(run.step for _, run in logged)
-    steps = Range1d(0, last * 1.01, bounds=(0, last * 1.05))
+    steps = Range1d(start=0, end=last * 1.01, bounds=(0, last * 1.05))
     sources = [(position, run, _source(run)) for position, run in logged]
     figures, cut = [_figure("denoising_loss", sources, steps)], []
     names = ["Denoising loss"]
@@ -121,7 +123,7 @@ def _remark(runs: Sequence[Run], is_cut: bool) -> str:
     else:
         parts.append("Lines are the values as logged; there are too few to smooth.")
     if is_cut:
-        parts.append("The highest values, of the first steps, lie above the frame: drag the plot to see them.")
+        parts.append("The highest values, of the first steps, lie above the frame; the first tool moves it there.")
     return " ".join(parts)
 
 
@@ -140,7 +142,7 @@ def _figure(column: str, sources: Sequence[tuple[int, Run, Any]], steps: Any) ->
     from bokeh.plotting import figure
 
     plot = figure(
-        height=HEIGHT,
+        frame_height=HEIGHT,
         sizing_mode="stretch_width",
         x_range=steps,
         x_axis_label="step",
@@ -152,16 +154,20 @@ def _figure(column: str, sources: Sequence[tuple[int, Run, Any]], steps: Any) ->
     plot.toolbar.logo = None
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
     plot.xaxis.ticker = BasicTicker(desired_num_ticks=5)
-    strong = []
+    strong: list[Any] = []
     for position, run, source in sources:
         stroke = stroke_of(position)
-        style = {"line_color": stroke.colour, "line_dash": list(stroke.dash), "line_join": "round"}
+        colour = stroke.colour
         if smoothing_window(len(source.data["step"])) > 1:
-            plot.line("step", column, source=source, line_color=stroke.colour, line_alpha=0.3, name=run.name)
-        strong.append(plot.line("step", f"{column}_smooth", source=source, line_width=2, name=run.name, **style))
+            plot.line("step", column, source=source, name=run.name, line_color=colour, line_alpha=0.3)
+        smoothed, dash = f"{column}_smooth", list(stroke.dash)
+        strong.append(
+            plot.line("step", smoothed, source=source, name=run.name, line_color=colour, line_dash=dash, line_width=2)
+        )
     plot.add_tools(
         HoverTool(
             renderers=strong,
+            visible=False,
             mode="vline" if len(strong) <= 3 else "mouse",
             tooltips=[
                 ("run", "$name"),
@@ -176,13 +182,14 @@ def _figure(column: str, sources: Sequence[tuple[int, Run, Any]], steps: Any) ->
 
 def _add_legend(figures: Sequence[Any], sources: Sequence[tuple[int, Run, Any]]) -> None:
     """One legend for all figures: a click hides a run in each."""
-    from bokeh.models import InlineStyleSheet, Legend, LegendItem
+    from bokeh.models import InlineStyleSheet
+    from bokeh.models.annotations import Legend, LegendItem
 
     items = []
     for _, run, source in sources:
         lines = [line for figure in figures for line in figure.renderers if line.data_source is source]
         items.append(LegendItem(label={"value": run.name}, renderers=lines))
-    width = 60 + 7 * max(len(run.name) for _, run, _ in sources)
+    width = 60 + 8 * max(len(run.name) for _, run, _ in sources)
     legend = Legend(
         items=items,
         click_policy="hide",
@@ -203,4 +210,4 @@ def _value_range(figure: Any) -> tuple[Any, bool]:
     if not is_cut:
         high = top
     margin = 0.05 * (high - low) or 0.5
-    return Range1d(low - margin, high + margin), is_cut
+    return Range1d(start=low - margin, end=high + margin), is_cut

@@ -29,7 +29,7 @@ SIDE = 256
 MAX_BYTES = 24_000
 
 Image8: TypeAlias = npt.NDArray[np.uint8]  # [R, R, 3]
-Indices: TypeAlias = npt.NDArray[np.int64]
+Crops: TypeAlias = list[Image8 | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,19 @@ class Gallery:
     remarks: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The samples that are shown."""
+
+    store: Store
+    indices: npt.NDArray[np.int64]
+    records: tuple[Record, ...]
+
+    def read(self, array: str) -> torch.Tensor:
+        """One array of the store, a row a sample."""
+        return torch.from_numpy(self.store.read([array], self.indices)[array])
+
+
 def make_gallery(store: Store, vae: str, encoders: Sequence[str]) -> Gallery | None:
     """Pictures of samples that lie evenly over the store; None when no group is complete.
 
@@ -59,24 +72,24 @@ def make_gallery(store: Store, vae: str, encoders: Sequence[str]) -> Gallery | N
     latents = [name for name in complete_groups(store, "latents") if name == latents_group(vae)]
     wanted = [features_group(encoder) for encoder in encoders]
     features = sorted(complete_groups(store, "features"), key=lambda name: name not in wanted)
-    indices = _choose(store, [*latents, *features])
-    if not len(indices):
+    groups = [*latents, *features]
+    chosen = _choose(store, groups)
+    if not chosen.records:
         return None
-    records = [Record(**row) for row in store.samples.take(indices).to_pylist()]
     remarks: list[str] = []
     rows: list[GalleryRow] = []
-    crops: list[Image8 | None] = [None] * len(records)
+    crops: Crops = [None] * len(chosen.records)
     with _remarking(remarks, "The photographs are not shown, as they cannot be read again"):
-        crops = _read_crops(store, [*latents, *features][0], indices, records, remarks)
-        rows.append(_photographs(crops, records))
+        crops = _read_crops(chosen, groups[0], remarks)
+        rows.append(_photographs(chosen, crops))
     for name in latents:
         with _remarking(remarks, "Reconstructions are not shown, as the VAE cannot be loaded"):
-            rows.append(_reconstructions(store, name, indices, records, crops, remarks))
+            rows.append(_reconstructions(chosen, name, crops, remarks))
     for name in features:
         with _remarking(remarks, f"The tokens of {name} are not shown"):
-            rows.append(_tokens(store, name, indices, records, remarks))
+            rows.append(_tokens(chosen, name))
     classes = store.manifest.class_names
-    samples = tuple((one.key, classes[one.label] if 0 <= one.label < len(classes) else "") for one in records)
+    samples = tuple((one.key, classes[one.label] if 0 <= one.label < len(classes) else "") for one in chosen.records)
     return Gallery(samples, tuple(rows), tuple(remarks))
 
 
@@ -89,89 +102,72 @@ def _remarking(remarks: list[str], what: str) -> Iterator[None]:
         remarks.append(f"{what}: {error}.")
 
 
-def _choose(store: Store, groups: Sequence[str]) -> Indices:
+def _choose(store: Store, groups: Sequence[str]) -> _Chosen:
     valid = store.valid_indices(groups) if groups else np.empty(0, np.int64)
-    positions = np.linspace(0, len(valid) - 1, min(NUM_SAMPLES, len(valid))).round().astype(int)
-    chosen: Indices = valid[positions]
-    return chosen
+    indices = valid[np.linspace(0, len(valid) - 1, min(NUM_SAMPLES, len(valid))).round().astype(int)]
+    return _Chosen(store, indices, tuple(Record(**row) for row in store.samples.take(indices).to_pylist()))
 
 
-def _read_crops(
-    store: Store, group: str, indices: Indices, records: Sequence[Record], remarks: list[str]
-) -> list[Image8 | None]:
-    """Read the photographs again and check that their bytes are those that were encoded."""
-    manifest = store.manifest
+def _read_crops(chosen: _Chosen, group: str, remarks: list[str]) -> Crops:
+    """Read the photographs again; one whose bytes are not those that were encoded is left out."""
+    manifest = chosen.store.manifest
     source = open_source(manifest.source["path"], manifest.source.get("kind"))
-    crops: list[Image8 | None] = []
-    for index, record in zip(indices.tolist(), records, strict=True):
-        data = source.read(record)
-        shard, row = divmod(index, manifest.shard_size)
-        if crc32c_bytes(data) != store.group(group).commits[shard].source_checksums[row]:
-            remarks.append(f"{record.key} is not shown: its bytes are not those that were encoded.")
-            crops.append(None)
-            continue
+    crops: Crops = []
+    for index, record in zip(chosen.indices.tolist(), chosen.records, strict=True):
+        crop = None
         try:
-            crops.append(decode_crop(data, manifest.resolution))
+            data = source.read(record)
+            shard, row = divmod(index, manifest.shard_size)
+            if crc32c_bytes(data) == chosen.store.group(group).commits[shard].source_checksums[row]:
+                crop = decode_crop(data, manifest.resolution)
+            else:
+                remarks.append(f"{record.key} is not shown: its bytes are not those that were encoded.")
         except BadImageError as error:
             remarks.append(f"{record.key} is not shown: {error}.")
-            crops.append(None)
+        crops.append(crop)
     return crops
 
 
-def _photographs(crops: Sequence[Image8 | None], records: Sequence[Record]) -> GalleryRow:
+def _photographs(chosen: _Chosen, crops: Crops) -> GalleryRow:
     pictures = tuple(
         None if crop is None else _picture(crop, f"Photograph {record.key}, cropped")
-        for crop, record in zip(crops, records, strict=True)
+        for crop, record in zip(crops, chosen.records, strict=True)
     )
-    return GalleryRow("Photograph", "read from the source again, center crop", pictures)
+    return GalleryRow("Photograph", "center crop, read from the source again", pictures)
 
 
-def _reconstructions(
-    store: Store,
-    group: str,
-    indices: Indices,
-    records: Sequence[Record],
-    crops: Sequence[Image8 | None],
-    remarks: list[str],
-) -> GalleryRow:
-    attributes = store.group(group).attributes
-    scale, bias = (torch.tensor(attributes[name])[:, None, None] for name in ("scale", "bias"))
-    vae = load_vae(attributes["vae"], device=choose_device(None)).with_scale(attributes["scale"], attributes["bias"])
-    digests = [found.get("weights_sha256") for found in (vae.fingerprint, attributes["fingerprint"])]
-    if digests[0] != digests[1]:
-        remarks.append(f"Reconstructions are made by other weights than the store's: {attributes['vae']} has changed.")
-    moments = torch.from_numpy(store.read([f"{group}/moments"], indices)[f"{group}/moments"]).float()
-    means = moments.chunk(2, dim=1)[0]
-    images = vae.decode(means * scale + bias).permute(0, 2, 3, 1).cpu().numpy()
+def _reconstructions(chosen: _Chosen, group: str, crops: Crops, remarks: list[str]) -> GalleryRow:
+    attributes = chosen.store.group(group).attributes
+    name, scale, bias = attributes["vae"], attributes["scale"], attributes["bias"]
+    vae = load_vae(name, device=choose_device(None)).with_scale(scale, bias)
+    if vae.fingerprint["weights_sha256"] != attributes["fingerprint"].get("weights_sha256"):
+        remarks.append(f"Reconstructions are made with other weights of {name} than the latents.")
+    means = chosen.read(f"{group}/moments").float().chunk(2, dim=1)[0]
+    latents = means * torch.tensor(scale)[:, None, None] + torch.tensor(bias)[:, None, None]
+    images = vae.decode(latents).permute(0, 2, 3, 1).cpu().numpy()
     pictures = tuple(
-        _picture(image, f"Reconstruction of {record.key}", "" if crop is None else _decibels(crop, image))
-        for image, crop, record in zip(images, crops, records, strict=True)
+        _picture(image, f"Reconstruction of {record.key}", "" if crop is None else f"{psnr(crop, image):.1f} dB")
+        for image, crop, record in zip(images, crops, chosen.records, strict=True)
     )
-    return GalleryRow("Reconstruction", f"{attributes['vae']}, from the mean of the stored moments", pictures)
+    return GalleryRow("Reconstruction", f"{name}, from the mean of the stored moments; PSNR", pictures)
 
 
-def _tokens(store: Store, group: str, indices: Indices, records: Sequence[Record], remarks: list[str]) -> GalleryRow:
-    attributes = store.group(group).attributes
+def _tokens(chosen: _Chosen, group: str) -> GalleryRow:
+    attributes = chosen.store.group(group).attributes
     count, encoder = attributes["num_tokens"], attributes["encoder"]
     codec = codec_from_attributes(attributes["codec"], count, attributes["width"])
-    arrays = store.read([f"{group}/{array.name}" for array in codec.arrays], indices)
-    scales = arrays.get(f"{group}/{TOKEN_SCALE}")
-    tokens = codec.decode(
-        torch.from_numpy(arrays[f"{group}/{TOKENS}"]), None if scales is None else torch.from_numpy(scales)
-    )
-    colours, share = tokens_to_colours(tokens)
-    side = math.isqrt(count)
+    is_scaled = any(array.name == TOKEN_SCALE for array in codec.arrays)
+    scale = chosen.read(f"{group}/{TOKEN_SCALE}") if is_scaled else None
+    colours, share = tokens_to_colours(codec.decode(chosen.read(f"{group}/{TOKENS}"), scale))
+    rows = math.isqrt(count)
+    columns = count // rows
     pictures = tuple(
-        token_picture(colour.reshape(side, count // side, 3), f"Tokens of {record.key} by {encoder} as colours")
-        for colour, record in zip(colours, records, strict=True)
+        token_picture(colour.reshape(rows, columns, 3), f"Tokens of {record.key} by {encoder} as colours")
+        for colour, record in zip(colours, chosen.records, strict=True)
     )
-    remark = f"stored tokens, {codec.name}, {side} × {count // side}; their three principal components hold {share:.0%}"
+    remark = f"stored as {codec.name}, {rows} × {columns} tokens; the colours hold {share:.0%} of their variance"
     return GalleryRow(encoder, remark, pictures)
 
 
 def _picture(image: Image8, alt: str, caption: str = "") -> Picture:
     return photograph(Image.fromarray(image), alt, SIDE, MAX_BYTES, caption)
-
-
-def _decibels(crop: Image8, image: Image8) -> str:
-    return f"{psnr(crop, image):.1f} dB"

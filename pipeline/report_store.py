@@ -30,11 +30,11 @@ def describe_store(store: Store) -> StoreReport:
     groups = [store.group(name) for name in store.group_names()]
     quarantined = {entry.index for group in groups for entry in group.quarantined}
     facts = (
-        ("Images", f"{len(store):,} of {count_text(len(manifest.class_names), 'class', 'classes')}"),
+        ("Images", f"{len(store):,} in {count_text(len(manifest.class_names), 'class', 'classes')}"),
         ("Crops", f"{manifest.resolution} × {manifest.resolution} pixels, {manifest.crop}"),
         ("Size", bytes_text(sum(_size(group) for group in groups))),
         ("Samples a shard", f"{manifest.shard_size:,}"),
-        ("Quarantined", f"{count_text(len(quarantined), 'image', 'images')} that could not be decoded"),
+        ("Quarantined", f"{len(quarantined):,} of them, which could not be decoded" if quarantined else "none"),
         ("Images from", f"{manifest.source.get('path', 'unknown')} ({manifest.source.get('kind', 'unknown')})"),
         ("Index digest", manifest.index_digest[:_SHOWN_OF_DIGEST]),
         ("Store", str(store.path)),

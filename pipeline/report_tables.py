@@ -29,7 +29,12 @@ class Table:
 
 def number_text(value: float) -> str:
     """Four significant digits, thousands whole: `12.34`, `0.6512`, `12,346`."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
+    return minus(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}")
+
+
+def minus(number: str) -> str:
+    """A number with a minus sign in place of a hyphen."""
+    return number.replace("-", "−")
 
 
 def count_text(count: int, one: str, many: str) -> str:

@@ -59,8 +59,8 @@ def run(config: SampleConfig) -> SampleResult:
     if out.suffix != ".npz":
         raise ConfigError(f"--out is {str(out)!r}: give a name that ends in .npz")
     with join_ranks(device) as ranks:
-        work = _Work(config, checkpoint, out)
         sampler = Sampler(config, trained, device)
+        work = _Work(config, checkpoint, out)
         _make_blocks(config, work, sampler, ranks)
         ranks.barrier()
         grid = out.with_suffix(".png")

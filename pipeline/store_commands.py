@@ -18,7 +18,7 @@ def info(path: str) -> str:
     lines = [
         f"{path}: {len(store):,} images of {len(manifest.class_names)} classes at {manifest.resolution} px "
         f"({manifest.crop}), shards of {manifest.shard_size}",
-        f"  images from {manifest.source.get('path')} ({manifest.source.get('kind')}), index {manifest.index_digest[:12]}",
+        f"  images from {manifest.source['path']} ({manifest.source['kind']}), digest {manifest.index_digest[:12]}",
     ]
     total = num_shards(len(store), manifest.shard_size)
     for name in store.group_names():

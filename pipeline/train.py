@@ -59,9 +59,11 @@ def run(config: TrainConfig) -> TrainResult:
     with join_ranks(device) as ranks, open_store(config.store) as store, _interruptible() as interrupted:
         config = resolve(config, store)
         run_dir = Path(config.output_dir) / str(config.exp_name)
-        _claim(run_dir, config, ranks)
+        _require_same_run(run_dir, config)
         trainer = Trainer(config, store, device, ranks, run_dir)
         trainer.resume()
+        if ranks.is_first:
+            write_json(run_dir / CONFIG_FILE, config.as_json())
         if trainer.step >= config.max_train_steps:
             say(f"{run_dir} has its {trainer.step:,} steps; nothing to do (raise --max-train-steps to go on)")
         else:
@@ -98,18 +100,16 @@ def _only(store: Store, kind: str, option: str) -> str:
     return names[0]
 
 
-def _claim(run_dir: Path, config: TrainConfig, ranks: Ranks) -> None:
-    """Write the run's config, or make sure that the one there shaped the same run."""
-    path = run_dir / CONFIG_FILE
-    if path.exists():
-        different = TrainConfig.from_json(read_config(path)).differences(config)
-        if different:
-            raise ConfigError(
-                f"{run_dir} was started with another configuration ({'; '.join(different)}): "
-                "use the same flags to go on, or another --exp-name"
-            )
-    if ranks.is_first:
-        write_json(path, config.as_json())
+def _require_same_run(run_dir: Path, config: TrainConfig) -> None:
+    """Raise ConfigError when the run has checkpoints of another configuration."""
+    if not list_checkpoints(run_dir):
+        return
+    different = TrainConfig.from_json(read_config(run_dir / CONFIG_FILE)).differences(config)
+    if different:
+        raise ConfigError(
+            f"{run_dir} was started with another configuration ({'; '.join(different)}): "
+            "use the same flags to go on, or another --exp-name"
+        )
 
 
 class Trainer:

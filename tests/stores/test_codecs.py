@@ -235,6 +235,20 @@ def test_codes_depend_on_the_token_alone(name):
         np.testing.assert_array_equal(np.concatenate([part[array] for part in single]), expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", CODEC_NAMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_gpu_gives_the_codes_that_a_cpu_gives(name, width):
+    tokens = dino_like(2, width)
+    codec = make_codec(name, 256, width)
+    expected = codec.encode(tokens)
+    for array, found in codec.encode(tokens.cuda()).items():
+        np.testing.assert_array_equal(found, expected[array])
+    on_gpu = {array: torch.from_numpy(found).cuda() for array, found in expected.items()}
+    back = codec.decode(on_gpu["tokens"], on_gpu.get("token_scale"))
+    assert cosine(back.cpu(), restored(codec, tokens)).min() > 0.99999
+
+
 @pytest.mark.parametrize(
     ("name", "digest"),
     [

@@ -1,5 +1,6 @@
 """A small real store, written by the real writer."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from repa_pipe.sources import index_digest
 from repa_pipe.stores.layout import ArraySpec, GroupSpec, num_shards
 from repa_pipe.stores.manifest import Manifest, Quarantined
 from repa_pipe.stores.writer import ShardWriter, create_group, create_store
 
 LATENTS = GroupSpec(
     path="latents/tiny",
-    arrays=(ArraySpec(name="moments", sample_shape=(8, 4, 4), dtype="float32"),),
-    attributes={"fingerprint": {"name": "tiny"}, "scale": [1.0] * 4, "bias": [0.0] * 4},
+    arrays=(ArraySpec(name="moments", sample_shape=(8, 8, 8), dtype="float32"),),
+    attributes={"vae": "tiny-kl-f8", "fingerprint": {"name": "tiny"}, "scale": [1.0] * 4, "bias": [0.0] * 4},
 )
 FEATURES = GroupSpec(
     path="features/enc",
@@ -24,7 +26,13 @@ FEATURES = GroupSpec(
         ArraySpec(name="tokens", sample_shape=(16, 24), dtype="float16"),
         ArraySpec(name="cls_token", sample_shape=(24,), dtype="float16"),
     ),
-    attributes={"fingerprint": {"name": "enc"}},
+    attributes={
+        "encoder": "enc",
+        "fingerprint": {"name": "enc"},
+        "num_tokens": 16,
+        "width": 24,
+        "codec": {"name": "float16", "width": 24},
+    },
 )
 
 
@@ -36,7 +44,7 @@ def manifest_of(num_samples: int, shard_size: int) -> Manifest:
         shard_size=shard_size,
         index_digest="0" * 64,
         class_names=("cat", "dog", "owl"),
-        source={"kind": "test"},
+        source={"kind": "folder", "path": "images"},
     )
 
 
@@ -68,8 +76,14 @@ def write_group(
 
 
 def new_store(path: Path, num_samples: int = 50, shard_size: int = 16) -> Manifest:
-    manifest = manifest_of(num_samples, shard_size)
-    samples = pa.table(
+    samples = samples_of(num_samples)
+    manifest = dataclasses.replace(manifest_of(num_samples, shard_size), index_digest=index_digest(samples))
+    create_store(path, manifest, samples)
+    return manifest
+
+
+def samples_of(num_samples: int) -> pa.Table:
+    return pa.table(
         {
             "key": [f"{i:04d}.png" for i in range(num_samples)],
             "label": pa.array([i % 3 for i in range(num_samples)], pa.int32()),
@@ -77,8 +91,6 @@ def new_store(path: Path, num_samples: int = 50, shard_size: int = 16) -> Manife
             "where": [f"{i:04d}.png" for i in range(num_samples)],
         }
     )
-    create_store(path, manifest, samples)
-    return manifest
 
 
 @pytest.fixture

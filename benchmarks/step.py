@@ -1,0 +1,222 @@
+"""How fast training from a store is: against the same trainer fed from memory, and with the encoder online.
+
+    python benchmarks/step.py --model SiT-B/2 --encoder dinov2-vit-b [--batch-size 256] [--steps 20] [--rounds 3]
+
+For every encoder a store is written with random numbers of the true shapes; for speed, values do not matter. Three
+ways to take the same step are timed in turn, `rounds` times each, and medians reported:
+
+    memory   one batch that already lies on the device: what the step costs without any reading
+    store    batches read, shuffled and copied from the store: what `repa-pipe train` does
+    online   the batch from memory, the tokens from the encoder run on 256 px images in the step: what is usual
+
+The encoder's weights are random. MFU counts the model's forward pass three times (recomputation not counted), against
+`--peak-tflops`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice, repeat
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from repa_pipe.config import TrainConfig
+from repa_pipe.models.encoders import describe_encoder
+from repa_pipe.pipeline.distributed import Ranks
+from repa_pipe.pipeline.feed import device_batches
+from repa_pipe.pipeline.train import Trainer, resolve
+from repa_pipe.stores import Batch, open_store
+from repa_pipe.stores.codecs import make_codec
+from repa_pipe.stores.layout import ArraySpec, GroupSpec, features_group, num_shards
+from repa_pipe.stores.manifest import Manifest
+from repa_pipe.stores.writer import ShardWriter, create_group, create_store
+
+
+def synthetic_store(path: Path, encoder: str, count: int) -> None:
+    """A store of random numbers in the shapes of SD-VAE and the encoder at 256 px."""
+    info = describe_encoder(encoder, 256)
+    codec = make_codec("float16", info.num_tokens, info.width)
+    groups = [
+        GroupSpec(
+            path="latents/sd",
+            arrays=(ArraySpec(name="moments", sample_shape=(8, 32, 32), dtype="float32"),),
+            attributes={"vae": "sd", "fingerprint": {}, "scale": [0.18215] * 4, "bias": [0.0] * 4},
+        ),
+        GroupSpec(
+            path=features_group(encoder),
+            arrays=codec.arrays,
+            attributes={
+                "encoder": encoder,
+                "fingerprint": {},
+                "num_tokens": info.num_tokens,
+                "width": info.width,
+                "codec": codec.attributes,
+            },
+        ),
+    ]
+    manifest = Manifest(
+        num_samples=count,
+        resolution=256,
+        crop="none",
+        shard_size=512,
+        index_digest="",
+        class_names=tuple(map(str, range(1000))),
+        source={},
+    )
+    names = [str(i) for i in range(count)]
+    labels = pa.array([i % 1000 for i in range(count)], pa.int32())
+    create_store(path, manifest, pa.table({"key": names, "label": labels, "num_bytes": [0] * count, "where": names}))
+    rng = np.random.default_rng(0)
+    for spec in groups:
+        create_group(path, manifest, spec)
+        for shard in range(num_shards(count, manifest.shard_size)):
+            with ShardWriter(path, manifest, spec, shard) as writer:
+                for start in range(0, len(writer.samples), 128):
+                    size = min(128, len(writer.samples) - start)
+                    writer.append(
+                        {
+                            array.name: rng.standard_normal((size, *array.sample_shape), np.float32).astype(array.dtype)
+                            for array in spec.arrays
+                        }
+                    )
+                writer.commit(np.zeros(len(writer.samples), np.uint32), ())
+
+
+def online_encoder(name: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The encoder's network with random weights; images uint8 [B, 3, 256, 256] to tokens, fp16 autocast on a GPU."""
+    import timm
+
+    architecture = {"dinov2-vit-b": "vit_base_patch14_dinov2", "dinov2-vit-g": "vit_giant_patch14_dinov2"}[name]
+    network = timm.create_model(architecture, pretrained=False, img_size=224, num_classes=0).to(device).eval()
+    mean, std = (
+        torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+
+    @torch.no_grad()
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        pixels = torch.nn.functional.interpolate((images / 255.0 - mean) / std, 224, mode="bicubic")
+        with torch.autocast(device.type, torch.float16, device.type == "cuda"):
+            tokens: torch.Tensor = network.forward_features(pixels)[:, network.num_prefix_tokens :]
+        return tokens
+
+    return encode
+
+
+def timed(trainer: Trainer, batches: Iterator[Batch], steps: int) -> float:
+    """Seconds a step."""
+    for batch in islice(batches, 2):
+        trainer.take_step(batch)
+    _finish(trainer.device)
+    start = time.perf_counter()
+    for batch in islice(batches, steps):
+        trainer.take_step(batch)
+        trainer.step += 1
+    _finish(trainer.device)
+    return (time.perf_counter() - start) / steps
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def with_tokens(batch: Batch, encode: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> Iterator[Batch]:
+    """The batch again and again, its tokens from the encoder each time."""
+    while True:
+        yield batch._replace(patch_tokens=[encode(images)])
+
+
+def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path) -> dict[str, object]:
+    """All three ways for one model and encoder."""
+    with open_store(store_path) as store, tempfile.TemporaryDirectory() as runs:
+        config = TrainConfig(
+            store=str(store_path),
+            output_dir=runs,
+            model=model,
+            batch_size=args.batch_size,
+            mixed_precision=args.precision,
+        )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        trainer = Trainer(resolve(config, store), store, device, Ranks(0, 1, 0), Path(runs))
+        flops = _forward_flops(trainer)
+        encode = online_encoder(encoder, device)
+        images = torch.randint(0, 256, (args.batch_size, 3, 256, 256), dtype=torch.uint8, device=device)
+        seconds: dict[str, list[float]] = {"memory": [], "store": [], "online": []}
+        with closing(device_batches(trainer.dataset, device, 0)) as batches:
+            batch = next(batches)
+            timed(trainer, repeat(batch), 3)  # compiles
+            timed(trainer, with_tokens(batch, encode, images), 1)
+            for _ in range(args.rounds):
+                seconds["memory"].append(timed(trainer, repeat(batch), args.steps))
+                seconds["store"].append(timed(trainer, batches, args.steps))
+                seconds["online"].append(timed(trainer, with_tokens(batch, encode, images), args.steps))
+    step = {name: statistics.median(values) for name, values in seconds.items()}
+    row: dict[str, object] = {
+        "model": model,
+        "encoder": encoder,
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        **{f"{name}_images_per_s": round(args.batch_size / value, 1) for name, value in step.items()},
+        "store_over_memory": round(step["memory"] / step["store"], 3),
+        "store_over_online": round(step["online"] / step["store"], 3),
+        "forward_gflops_an_image": round(flops / 1e9, 2),
+        "samples_mib_a_second": round(args.batch_size / step["store"] * _sample_bytes(store) / 2**20),
+    }
+    if args.peak_tflops:
+        row["mfu"] = round(3 * flops * args.batch_size / step["store"] / (args.peak_tflops * 1e12), 3)
+    if device.type == "cuda":
+        row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+        torch.cuda.reset_peak_memory_stats()
+    return row
+
+
+def _sample_bytes(store: object) -> int:
+    return sum(store.group(name).spec.sample_bytes for name in store.group_names())  # type: ignore[attr-defined]
+
+
+def _forward_flops(trainer: Trainer) -> int:
+    sit = trainer.ema.model
+    size = sit.config.input_size
+    x = torch.zeros(1, sit.config.in_channels, size, size, device=trainer.device)
+    zero = torch.zeros(1, device=trainer.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        sit(x, zero, zero.long())
+    return counter.get_total_flops()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["SiT-B/2"])
+    parser.add_argument("--encoder", nargs="+", default=["dinov2-vit-b"])
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=4096, help="samples in the store")
+    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device, for MFU")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file for the rows")
+    args = parser.parse_args()
+    rows = []
+    for encoder in args.encoder:
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder) / "store"
+            synthetic_store(store, encoder, args.samples)
+            for model in args.model:
+                rows.append(measure(model, encoder, args, store))
+                print(json.dumps(rows[-1]), flush=True)
+                if args.out:
+                    args.out.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

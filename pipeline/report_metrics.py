@@ -1,0 +1,101 @@
+"""The metrics of the runs' samples, each with its detector and its sample counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..config import SampleConfig
+from .report_runs import Metrics, Run, SampleSet
+from .report_tables import Cell, Table, number_text, value_text
+
+_TITLES = {
+    "fid": "FID",
+    "sfid": "sFID",
+    "fd": "FD",
+    "kid": "KID",
+    "kd": "KD",
+    "inception_score": "IS",
+    "precision": "Precision",
+    "recall": "Recall",
+}
+_MORE_IS_BETTER = {"inception_score", "precision", "recall"}
+
+Judged = tuple[int, SampleSet, Metrics]
+
+
+def metrics_table(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -> Table | None:
+    """A row a run and sampling; `samples` holds the sample sets of each run. None when nothing is evaluated yet."""
+    judged = [(i, one, one.metrics) for i, sets in enumerate(samples) for one in sets if one.metrics]
+    if not judged:
+        return None
+    columns = {name: found.split(name) for _, _, found in judged for name in found.values}
+    different = _settings_that_differ([sample for _, sample, _ in judged])
+    best = _best(columns, [found for _, _, found in judged])
+    header = [Cell("Run"), *([Cell("Sampled with")] if different else []), Cell("Step", numeric=True)]
+    header += [Cell(_title(name), f"by {detector}", numeric=True) for name, detector in columns.values()]
+    header += [Cell("Samples", "against", numeric=True)]
+    rows = []
+    for i, sample, found in judged:
+        settings = ", ".join(f"{name.replace('_', ' ')} {value_text(vars(sample.config)[name])}" for name in different)
+        row = [Cell(runs[i].name, run=i), *([Cell(settings)] if different else [])]
+        row += [Cell(f"{sample.step:,}", numeric=True), *(_metric(found, name, best.get(name)) for name in columns)]
+        rows.append((*row, _counts(found)))
+    return Table(_caption(judged, bool(best)), tuple(header), tuple(rows))
+
+
+def sampling_text(config: SampleConfig) -> str:
+    """`SDE, 250 steps, guidance 1.8 from 0 to 0.7, random labels, seed 0`."""
+    solver = config.mode.upper() + (" with Heun's steps" if config.heun else "")
+    guidance = "no guidance"
+    if config.cfg_scale > 1:
+        guidance = f"guidance {config.cfg_scale:g} from {config.guidance_low:g} to {config.guidance_high:g}"
+    labels = f"{config.labels} labels" if config.labels.isalpha() else f"labels {config.labels}"
+    parts = [solver, f"{config.num_steps} steps", guidance, labels, f"seed {config.global_seed}"]
+    parts += [] if config.ema else ["weights not averaged"]
+    parts += [f"decoded by {config.vae}"] if config.vae else []
+    return ", ".join(parts)
+
+
+def _settings_that_differ(samples: Sequence[SampleSet]) -> list[str]:
+    return [name for name, _ in samples[0].settings if len({vars(one.config)[name] for one in samples}) > 1]
+
+
+def _title(name: str) -> str:
+    return f"{_TITLES.get(name, name)} {'↑' if name in _MORE_IS_BETTER else '↓'}"
+
+
+def _caption(judged: Sequence[Judged], has_best: bool) -> str:
+    text = "Metrics of the samples: ↓ less is better, ↑ more is better."
+    if has_best:
+        return f"{text} The best is bold."
+    if len(judged) > 1 and not _are_comparable([found for _, _, found in judged]):
+        return f"{text} The counts or references differ, so these figures cannot be compared with each other."
+    return text
+
+
+def _are_comparable(metrics: Sequence[Metrics]) -> bool:
+    return len({(found.num_samples, found.num_reference, found.reference) for found in metrics}) == 1
+
+
+def _best(columns: dict[str, tuple[str, str]], metrics: Sequence[Metrics]) -> dict[str, float]:
+    """The best value of each metric, where values differ and all were counted alike."""
+    best: dict[str, float] = {}
+    if not _are_comparable(metrics):
+        return best
+    for key, (name, _) in columns.items():
+        values = {found.values[key] for found in metrics if key in found.values}
+        if len(values) > 1:
+            best[key] = max(values) if name in _MORE_IS_BETTER else min(values)
+    return best
+
+
+def _metric(found: Metrics, name: str, best: float | None) -> Cell:
+    if name not in found.values:
+        return Cell("–", numeric=True)
+    return Cell(number_text(found.values[name]), numeric=True, best=found.values[name] == best)
+
+
+def _counts(found: Metrics) -> Cell:
+    samples = "?" if found.num_samples is None else f"{found.num_samples:,}"
+    reference = "statistics" if found.num_reference is None else f"{found.num_reference:,}"
+    return Cell(samples, reference, numeric=True)

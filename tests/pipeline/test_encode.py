@@ -1,0 +1,254 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import zarr
+from PIL import Image
+
+from repa_pipe.config import EncodeConfig
+from repa_pipe.errors import SourceError, StoreError
+from repa_pipe.models.encoders import load_encoder
+from repa_pipe.models.vae import load_vae
+from repa_pipe.pipeline import encode
+from repa_pipe.pipeline.demo_images import photographs
+from repa_pipe.sources import decode_crop, open_source, records_of
+from repa_pipe.stores import open_store
+
+LATENTS = "latents/tiny-kl-f8"
+FEATURES = "features/efficientnet-lite0"
+
+
+def make_images(folder, count):
+    """Squares cut from real photographs, two classes."""
+    for number in range(count):
+        path, _ = photographs()[number % 20]
+        target = folder / f"class-{number % 2}"
+        target.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as photograph:
+            left = 8 * number
+            photograph.convert("RGB").crop((left, 0, left + 300, 260)).save(target / f"{number:03d}.jpg", quality=92)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"), 10)
+
+
+@pytest.fixture(scope="module")
+def encoded(images, tmp_path_factory):
+    """A finished store of ten images in shards of four."""
+    store = tmp_path_factory.mktemp("encoded") / "store"
+    encode.run(config_of(images, store))
+    return store
+
+
+def config_of(images, store, **changes):
+    options = {
+        "vae": "tiny-kl-f8",
+        "encoder": ("efficientnet-lite0",),
+        "shard_size": 4,
+        "batch_size": 3,
+        "device": "cpu",
+    }
+    return EncodeConfig(source=str(images), store=str(store), **options | changes)
+
+
+def array_bytes(store):
+    """Contents of every file but the commit records, whose writer and time differ."""
+    files = sorted(path for path in store.rglob("*") if path.is_file() and "commits" not in path.parts)
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
+def commits(store):
+    records = [json.loads(path.read_text()) for path in sorted(store.glob("commits/**/*.json"))]
+    return [{key: value for key, value in record.items() if key not in ("writer", "time")} for record in records]
+
+
+def test_the_store_holds_what_the_models_say_online(encoded, images):
+    source = open_source(str(images))
+    crops = [decode_crop(source.read(record), 256) for record in records_of(source.index())]
+    batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+    stored = open_store(encoded).read([LATENTS, FEATURES, "label"], range(10))
+    tokens = load_encoder("efficientnet-lite0")(batch).patch_tokens
+    torch.testing.assert_close(torch.from_numpy(stored[f"{FEATURES}/tokens"]).float(), tokens, rtol=1e-3, atol=1e-3)
+    moments = load_vae("tiny-kl-f8").encode(batch)
+    torch.testing.assert_close(torch.from_numpy(stored[f"{LATENTS}/moments"]), moments, rtol=1e-3, atol=1e-4)
+    assert stored["label"].tolist() == [0] * 5 + [1] * 5
+
+
+def test_plain_zarr_sees_the_same(encoded):
+    ours = open_store(encoded).read([LATENTS, FEATURES], range(10))
+    group = zarr.open_group(str(encoded), mode="r")
+    for name, values in ours.items():
+        np.testing.assert_array_equal(group[name][:], values)
+
+
+def test_a_finished_store_is_left_alone(encoded, images, capsys):
+    before = array_bytes(encoded)
+    result = encode.run(config_of(images, encoded))
+    assert result.encoded == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert array_bytes(encoded) == before
+
+
+def test_shards_without_commit_are_made_again_to_the_same_bytes(encoded, images, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(encoded, store)
+    (store / "commits/features/efficientnet-lite0/00001.json").unlink()
+    (store / "features/efficientnet-lite0/tokens/c/1/0/0").write_bytes(b"half")
+    (store / "features/efficientnet-lite0/tokens/c/2/0/0.tmp-host-1-a").write_bytes(b"left by a killed writer")
+    assert encode.run(config_of(images, store)).encoded == 4
+    assert array_bytes(store) == array_bytes(encoded)
+    assert commits(store) == commits(encoded)
+
+
+def test_an_encoder_can_be_added_later(encoded, images, tmp_path):
+    store = tmp_path / "store"
+    encode.run(config_of(images, store, encoder=()))
+    assert open_store(store).group_names() == [LATENTS]
+    encode.run(config_of(images, store))
+    assert array_bytes(store) == array_bytes(encoded)
+
+
+def test_broken_images_are_counted_and_listed(images, tmp_path):
+    broken = tmp_path / "images"
+    shutil.copytree(images, broken)
+    (broken / "class-0/000.jpg").write_bytes(b"")
+    whole = (broken / "class-1/003.jpg").read_bytes()
+    (broken / "class-1/003.jpg").write_bytes(whole[: len(whole) // 2])
+    result = encode.run(config_of(broken, tmp_path / "store"))
+    listed = pq.read_table(tmp_path / "store/quarantine.parquet").to_pylist()
+    assert result.quarantined == 2
+    assert [(row["index"], row["key"]) for row in listed] == [(0, "class-0/000.jpg"), (6, "class-1/003.jpg")]
+    assert all(row["reason"] for row in listed)
+    store = open_store(tmp_path / "store")
+    assert store.valid_indices([LATENTS, FEATURES]).tolist() == [1, 2, 3, 4, 5, 7, 8, 9]
+    assert not zarr.open_group(str(tmp_path / "store"), mode="r")[f"{FEATURES}/tokens"][6].any()
+
+
+def test_too_many_broken_images_end_the_job(tmp_path):
+    folder = make_images(tmp_path / "images", 12)
+    for path in sorted(folder.rglob("*.jpg"))[:11]:
+        path.write_bytes(b"not an image")
+    with pytest.raises(StoreError, match=r"11 images are broken, --max-bad 0.001 allows 10"):
+        encode.run(config_of(folder, tmp_path / "store", encoder=()))
+    assert encode.run(config_of(folder, tmp_path / "store", encoder=(), max_bad=1.0)).quarantined == 11
+
+
+def test_a_store_of_other_images_is_refused(encoded, images, tmp_path):
+    other = tmp_path / "images"
+    shutil.copytree(images, other)
+    (other / "class-0/000.jpg").rename(other / "class-0/zzz.jpg")
+    with pytest.raises(StoreError, match=r"was made from something else: images \(digest"):
+        encode.run(config_of(other, encoded))
+    with pytest.raises(StoreError, match=r"resolution 256 there, 512 asked for"):
+        encode.run(config_of(images, encoded, resolution=512))
+
+
+def test_an_image_that_changed_since_is_named(images, tmp_path):
+    changing = tmp_path / "images"
+    shutil.copytree(images, changing)
+    encode.run(config_of(changing, tmp_path / "store", encoder=()))
+    path = changing / "class-0/004.jpg"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        StoreError, match=r"class-0/004.jpg .* has other bytes than when latents/tiny-kl-f8 was encoded"
+    ):
+        encode.run(config_of(changing, tmp_path / "store"))
+
+
+def test_a_group_of_other_weights_is_refused(encoded, images, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(encoded, store)
+    path = store / "features/efficientnet-lite0/zarr.json"
+    meta = json.loads(path.read_text())
+    meta["attributes"]["fingerprint"]["weights_sha256"] = "0" * 64
+    path.write_text(json.dumps(meta))
+    (store / "commits/features/efficientnet-lite0/00001.json").unlink()
+    with pytest.raises(StoreError, match=r"was encoded with something else \(weights_sha256: '0000"):
+        encode.run(config_of(images, store))
+    with pytest.raises(StoreError, match=r"is stored as float16, --codec int8 was asked for"):
+        encode.run(config_of(images, encoded, codec="int8"))
+
+
+def test_an_image_that_vanished_fails_its_shard_alone(images, tmp_path):
+    vanishing = tmp_path / "images"
+    shutil.copytree(images, vanishing)
+    config = config_of(vanishing, tmp_path / "store", encoder=())
+    store = encode.open_or_create(config)
+    (vanishing / "class-0/000.jpg").unlink()
+    bar = type("Bar", (), {"update": lambda *_: None, "note": lambda *_: None})()
+    failed = encode.run_inline(config, store, encode.plan(config, store), encode.Monitor(config, store, bar))
+    assert [entry.shard for entry in failed] == [0]
+    assert "class-0/000.jpg" in failed[0].cause
+    assert open_store(tmp_path / "store").group(LATENTS).missing_shards() == [0]
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_quantised_tokens_keep_their_direction(images, tmp_path, codec):
+    from repa_pipe.stores.codecs import codec_from_attributes
+
+    encode.run(config_of(images, tmp_path / "store", codec=codec))
+    store = open_store(tmp_path / "store")
+    attributes = store.group(FEATURES).attributes
+    stored = store.read([FEATURES], range(3))
+    restored = codec_from_attributes(attributes["codec"], attributes["num_tokens"], attributes["width"]).decode(
+        torch.from_numpy(stored[f"{FEATURES}/tokens"]), torch.from_numpy(stored[f"{FEATURES}/token_scale"])
+    )
+    source = open_source(str(images))
+    crops = [decode_crop(source.read(record), 256) for record in records_of(source.index().slice(0, 3))]
+    online = load_encoder("efficientnet-lite0")(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)).patch_tokens
+    cosine = torch.nn.functional.cosine_similarity(restored, online, dim=-1)
+    assert cosine.min() > {"int8": 0.999, "int4": 0.97}[codec]
+
+
+def command(config):
+    return [sys.executable, "-m", "repa_pipe.cli", *config.command().split()[1:]]
+
+
+@pytest.mark.slow
+def test_five_kills_leave_the_bytes_of_an_undisturbed_store(tmp_path):
+    images = make_images(tmp_path / "images", 64)
+    encode.run(config_of(images, tmp_path / "whole"))
+    config = config_of(images, tmp_path / "killed")
+    generator = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + generator.uniform(4, 14)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    encode.run(config)
+    assert array_bytes(tmp_path / "killed") == array_bytes(tmp_path / "whole")
+    assert commits(tmp_path / "killed") == commits(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ray_actors_leave_the_same_bytes(images, encoded, tmp_path):
+    config = config_of(images, tmp_path / "store", ray=True, actors=2)
+    done = subprocess.run(command(config), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert array_bytes(tmp_path / "store") == array_bytes(encoded)
+    assert json.loads(done.stdout[done.stdout.index("{") :])["encoded"] == 10
+
+
+def test_a_source_without_images_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError):
+        encode.run(config_of(tmp_path / "empty", tmp_path / "store"))
+    assert not Path(tmp_path / "store").exists()

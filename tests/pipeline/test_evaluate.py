@@ -1,0 +1,83 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from repa_pipe.config import EvaluateConfig
+from repa_pipe.errors import ConfigError
+from repa_pipe.pipeline import evaluate
+from repa_pipe.pipeline.demo_images import photographs
+from repa_pipe.pipeline.images import open_images, write_npz
+from repa_pipe.sources import center_crop
+
+DETECTOR = "efficientnet-lite0"
+
+
+@pytest.fixture(scope="module")
+def photos():
+    images = []
+    for path, _ in photographs():
+        with Image.open(path) as image:
+            images.append(center_crop(image, 256))
+    return np.stack(images)
+
+
+def save(path, images):
+    write_npz(path, [images[:7], images[7:]], np.zeros(len(images), np.int64), images.shape[1])
+    return str(path)
+
+
+def judge(samples, reference):
+    config = EvaluateConfig(samples=samples, reference=reference, detector=(DETECTOR,), device="cpu", batch_size=8)
+    return evaluate.run(config)
+
+
+def test_images_against_themselves_are_perfect(photos, tmp_path):
+    path = save(tmp_path / "a.npz", photos)
+    result = judge(path, path)
+    assert result.metrics[f"fd_{DETECTOR}"] == pytest.approx(0, abs=1e-4)
+    assert result.metrics[f"precision_{DETECTOR}"] == result.metrics[f"recall_{DETECTOR}"] == 1
+    assert (result.num_samples, result.num_reference) == (20, 20)
+    assert "20 images against 112 features" in result.warnings[0]
+    written = json.loads((tmp_path / "a.metrics.json").read_text())
+    assert written["metrics"] == result.metrics
+    assert written["detectors"][DETECTOR]["width"] == 112
+
+
+def test_distance_grows_with_blur_and_with_noise(photos, tmp_path):
+    reference = save(tmp_path / "reference.npz", photos)
+    blurred = [
+        np.stack([np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius))) for image in photos])
+        for radius in (1, 3)
+    ]
+    noise = np.random.default_rng(0).standard_normal(photos.shape)
+    noisy = [np.clip(photos + scale * noise, 0, 255).astype(np.uint8) for scale in (10, 40)]
+    distances = [
+        judge(save(tmp_path / f"{number}.npz", images), reference).metrics[f"fd_{DETECTOR}"]
+        for number, images in enumerate([*blurred, *noisy])
+    ]
+    assert 0 < distances[0] < distances[1]
+    assert 0 < distances[2] < distances[3]
+
+
+def test_a_folder_and_an_npz_of_the_same_images_are_the_same(photos, tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "class").mkdir(parents=True)
+    for number, image in enumerate(photos):
+        Image.fromarray(image).save(folder / "class" / f"{number:02d}.png")
+    from_folder = np.concatenate(list(open_images(str(folder), 6).blocks))
+    from_npz = np.concatenate(list(open_images(save(tmp_path / "a.npz", photos), 6).blocks))
+    np.testing.assert_array_equal(from_folder, from_npz)
+
+
+def test_what_is_not_images_is_refused(photos, tmp_path):
+    np.savez(tmp_path / "other.npz", arr_0=np.zeros((3, 8, 9, 3), np.uint8))
+    with pytest.raises(ConfigError, match=r"arr_0 is \(3, 8, 9, 3\) uint8: images are expected"):
+        open_images(str(tmp_path / "other.npz"), 4)
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ConfigError, match="has no array 'arr_0'"):
+        open_images(str(tmp_path / "statistics.npz"), 4)
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"cannot be read as an \.npz"):
+        open_images(str(tmp_path / "broken.npz"), 4)

@@ -1,0 +1,119 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from repa_pipe.config import SampleConfig, TrainConfig
+from repa_pipe.errors import CheckpointError, ConfigError
+from repa_pipe.pipeline import sample, train
+
+
+@pytest.fixture
+def checkpoint(make_store, tmp_path):
+    path, _ = make_store()
+    config = TrainConfig(
+        store=str(path),
+        output_dir=str(tmp_path / "runs"),
+        exp_name="run",
+        model="SiT-T/2",
+        encoder_depth=2,
+        projector_embed_dims=32,
+        learning_rate=1e-2,
+        ema_decay=0.5,
+        batch_size=8,
+        max_train_steps=4,
+        device="cpu",
+    )
+    return train.run(config).run
+
+
+def images_of(checkpoint, tmp_path, name, **options):
+    defaults = {"num_fid_samples": 10, "num_steps": 3, "device": "cpu", "out": str(tmp_path / f"{name}.npz")}
+    result = sample.run(SampleConfig(checkpoint=checkpoint, **defaults | options))
+    with np.load(result.npz) as archive:
+        return archive["arr_0"], archive["arr_1"]
+
+
+@pytest.mark.parametrize("mode", ["ode", "sde"])
+def test_an_image_does_not_depend_on_the_batch_that_it_is_made_in(checkpoint, tmp_path, mode):
+    large, labels = images_of(checkpoint, tmp_path, "large", mode=mode, per_proc_batch_size=10)
+    small, same_labels = images_of(checkpoint, tmp_path, "small", mode=mode, per_proc_batch_size=3)
+    few, _ = images_of(checkpoint, tmp_path, "few", mode=mode, num_fid_samples=4)
+    assert large.shape == (10, 64, 64, 3)
+    assert large.dtype == np.uint8
+    assert labels.tolist() == same_labels.tolist()
+    assert np.abs(large.astype(int) - small).max() <= 1
+    assert np.abs(large[:4].astype(int) - few).max() <= 1
+    assert np.abs(large[0].astype(int) - large[1]).max() > 8
+
+
+def test_seed_guidance_and_mode_change_the_images(checkpoint, tmp_path):
+    settings = {"plain": {}, "seed": {"global_seed": 1}, "cfg": {"cfg_scale": 4.0}, "sde": {"mode": "sde"}}
+    made = [images_of(checkpoint, tmp_path, name, **options)[0] for name, options in settings.items()]
+    assert all(not np.array_equal(made[0], other) for other in made[1:])
+
+
+def test_labels_are_random_balanced_or_given(checkpoint, tmp_path):
+    assert images_of(checkpoint, tmp_path, "balanced", labels="balanced")[1].tolist() == [i % 3 for i in range(10)]
+    assert images_of(checkpoint, tmp_path, "given", labels="2,0")[1].tolist() == [2, 0] * 5
+    assert set(images_of(checkpoint, tmp_path, "random")[1].tolist()) <= {0, 1, 2}
+    for labels, message in (("7", "knows classes 0 to 2"), ("cat", "give random, balanced")):
+        with pytest.raises(ConfigError, match=message):
+            images_of(checkpoint, tmp_path, "bad", labels=labels)
+
+
+def test_finished_blocks_are_not_made_again(checkpoint, tmp_path, monkeypatch):
+    whole, _ = images_of(checkpoint, tmp_path, "whole", per_proc_batch_size=3)
+    original, made = sample.Sampler.block, []
+
+    def stop_after_two(self, indices):
+        made.append(indices.start)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return original(self, indices)
+
+    monkeypatch.setattr(sample.Sampler, "block", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        images_of(checkpoint, tmp_path, "stopped", per_proc_batch_size=3)
+    continued, _ = images_of(checkpoint, tmp_path, "stopped", per_proc_batch_size=3)
+    assert made == [0, 3, 6, 6, 9]
+    np.testing.assert_array_equal(continued, whole)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_blocks_of_other_settings_are_not_mixed(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample.Sampler, "all_labels", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        images_of(checkpoint, tmp_path, "out")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="holds blocks of other settings"):
+        images_of(checkpoint, tmp_path, "out", global_seed=3)
+
+
+def test_the_picture_and_the_settings_stand_beside_the_images(checkpoint, tmp_path):
+    images_of(checkpoint, tmp_path, "out")
+    with Image.open(tmp_path / "out.png") as grid:
+        assert grid.size == (8 * 64, 2 * 64)
+    facts = json.loads((tmp_path / "out.json").read_text())
+    assert facts["num_images"] == 10
+    assert facts["config"]["cfg_scale"] == 1.5
+
+
+def test_the_npz_is_what_the_adm_suite_reads(checkpoint, tmp_path):
+    import zipfile
+
+    images_of(checkpoint, tmp_path, "out")
+    with zipfile.ZipFile(tmp_path / "out.npz") as archive:
+        assert archive.namelist() == ["arr_0.npy", "arr_1.npy"]
+        assert archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED
+
+
+def test_a_run_without_checkpoint_is_named(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        images_of(str(tmp_path / "nowhere"), tmp_path, "out")
+    shutil.rmtree(Path(checkpoint) / "checkpoints")
+    with pytest.raises(CheckpointError, match="name a run of 'repa-pipe train'"):
+        images_of(checkpoint, tmp_path, "out")
