@@ -2,9 +2,11 @@ import hashlib
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,6 +146,24 @@ def test_any_shape_restores_as_the_attributes_say(name, batch, num_tokens, half_
     reader = codec_from_attributes(attributes, num_tokens, width)
     back = restored(reader, tokens).numpy()
     np.testing.assert_allclose(back, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max(initial=0))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_the_decoder_in_the_docs_restores_what_ours_restores(name):
+    text = (Path(__file__).parents[2] / "docs" / "codecs.md").read_text()
+    names = {"np": np, "scipy": scipy, "sha256": hashlib.sha256}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    codec = make_codec(name, 256, 768)
+    tokens = dino_like(1, 768)
+    arrays = codec.encode(tokens)
+    back = names["decode"](codec.attributes, arrays["tokens"][0], arrays["token_scale"][0].astype(np.float64))
+    np.testing.assert_allclose(restored(codec, tokens)[0].numpy(), back, rtol=1e-4, atol=1e-4)
+
+
+def test_the_recipe_in_the_docs_is_the_one_that_is_stored():
+    text = (Path(__file__).parents[2] / "docs" / "codecs.md").read_text()
+    shown = json.loads(text.split("```json\n")[1].split("```")[0])
+    assert shown == make_codec("int4", 256, 768).attributes
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,130 @@
+"""What `store verify` costs beside merely reading the same bytes, with the same threads and the same size of reads.
+
+    python benchmarks/verify.py                      # a store of 2 GB, deleted afterwards
+    python benchmarks/verify.py --folder /mnt/disk   # on another disk
+
+"warm": everything is in the page cache. "cold": the files' pages are dropped before every run.
+Medians of five runs, reading and verifying in turn.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from repa_pipe.stores.layout import ArraySpec, GroupSpec, num_shards
+from repa_pipe.stores.manifest import Manifest
+from repa_pipe.stores.verify import verify_store
+from repa_pipe.stores.verify_shard import READ_BYTES
+from repa_pipe.stores.writer import ShardWriter, create_group, create_store
+
+RUNS = 5
+FLOAT16 = (
+    ArraySpec(name="tokens", sample_shape=(256, 768), dtype="float16"),
+    ArraySpec(name="cls_token", sample_shape=(768,), dtype="float16"),
+)
+INT4 = (
+    ArraySpec(name="tokens", sample_shape=(256, 384), dtype="uint8"),
+    ArraySpec(name="token_scale", sample_shape=(256,), dtype="float16"),
+    ArraySpec(name="cls_token", sample_shape=(768,), dtype="float16"),
+)
+
+
+def write_store(path: Path, arrays: tuple[ArraySpec, ...], num_bytes: int) -> None:
+    spec = GroupSpec(path="features/benchmark", arrays=arrays, attributes={"fingerprint": {}})
+    count = num_bytes // spec.sample_bytes
+    manifest = Manifest(
+        num_samples=count,
+        resolution=256,
+        crop="none",
+        shard_size=512,
+        index_digest="",
+        class_names=("one", "two"),
+        source={},
+    )
+    keys = [str(i) for i in range(count)]
+    labels = pa.array([i % 2 for i in range(count)], pa.int32())
+    create_store(path, manifest, pa.table({"key": keys, "label": labels, "num_bytes": labels, "where": keys}))
+    create_group(path, manifest, spec)
+    rng = np.random.default_rng(0)
+    for shard in range(num_shards(count, manifest.shard_size)):
+        with ShardWriter(path, manifest, spec, shard) as writer:
+            for start in range(0, len(writer.samples), 64):
+                rows = min(64, len(writer.samples) - start)
+                writer.append(
+                    {
+                        a.name: np.frombuffer(rng.bytes(rows * a.sample_bytes), a.dtype).reshape(rows, *a.sample_shape)
+                        for a in arrays
+                    }
+                )
+            writer.commit(np.zeros(len(writer.samples), np.uint32), ())
+
+
+def read_file(file: Path) -> int:
+    buffer = np.empty(READ_BYTES, np.uint8).data
+    fd = os.open(file, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    offset = 0
+    while got := os.preadv(fd, [buffer], offset):
+        offset += got
+    os.close(fd)
+    return offset
+
+
+def read_store(path: Path, workers: int) -> int:
+    with ThreadPoolExecutor(workers) as pool:
+        return sum(pool.map(read_file, shard_files(path)))
+
+
+def shard_files(path: Path) -> list[Path]:
+    return sorted(file for file in path.glob("*/*/*/c/**/*") if file.is_file())
+
+
+def drop_pages(path: Path) -> None:
+    for file in shard_files(path):
+        fd = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def seconds(function: Callable[[], object], before: Callable[[], object]) -> float:
+    before()
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where the store is made")
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, os.cpu_count() or 1])
+    args = parser.parse_args()
+    print("| store | cache | threads | GB | reading, GB/s | verify, GB/s | ratio |\n|---|---|--:|--:|--:|--:|--:|")
+    for title, arrays in (("float16", FLOAT16), ("int4", INT4)):
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            path = Path(folder) / "store"
+            write_store(path, arrays, int(args.gigabytes * 1e9))
+            size = read_store(path, 2)
+            for cache, before in (("warm", lambda: None), ("cold", partial(drop_pages, path))):
+                for workers in args.workers:
+                    functions = partial(read_store, path, workers), partial(verify_store, path, workers=workers)
+                    turns = [[seconds(function, before) for function in functions] for _ in range(RUNS)]
+                    reading, verifying = (statistics.median(column) for column in zip(*turns, strict=True))
+                    print(
+                        f"| {title} | {cache} | {workers} | {size / 1e9:.1f} | {size / reading / 1e9:.2f} "
+                        f"| {size / verifying / 1e9:.2f} | {verifying / reading:.2f} |",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()
