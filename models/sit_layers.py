@@ -58,7 +58,7 @@ class TimestepEmbedder(nn.Module):
         """Embed; the angles are float32 whatever the precision `dtype` of the rest."""
         steps = torch.arange(self.num_frequencies, dtype=torch.float32, device=t.device)
         frequencies = torch.exp(-math.log(self.max_period) * steps / self.num_frequencies)
-        angles = t.float().reshape(-1, 1) * frequencies
+        angles = t.reshape(-1, 1) * frequencies
         embedding: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype))
         return embedding
 

@@ -40,7 +40,7 @@ def test_denoising_loss_is_each_samples_mean_square():
     velocity, target = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     target[1] *= 3
     assert denoising_loss(velocity, target).tolist() == [1.0, 9.0]
-    assert denoising_loss(velocity.bfloat16(), target.half()).dtype == torch.float32
+    assert denoising_loss(velocity.bfloat16(), target.bfloat16()).dtype == torch.float32
 
 
 def test_alignment_is_minus_the_mean_cosine_over_encoders():

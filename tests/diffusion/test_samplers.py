@@ -185,6 +185,9 @@ def test_the_start_of_a_step_decides_about_guidance_for_heuns_second_evaluation(
 def test_samplers_keep_no_graph():
     weight = torch.ones((), requires_grad=True)
     assert not euler(lambda x, t: weight * x, torch.ones(2), 2).requires_grad
+    assert not euler_maruyama(
+        lambda x, t: weight * x, torch.ones(2), 2, lambda _, like: like, Interpolant("linear")
+    ).requires_grad
 
 
 @pytest.mark.parametrize(
