@@ -156,6 +156,19 @@ def store_info(path: str) -> None:
     click.echo(store_commands.info(path))
 
 
+@store.command("stats")
+@click.argument("path")
+@click.option("--vae", required=True, help="Which latents.")
+@click.option(
+    "--write", is_flag=True, help="Record the measured values in the store; runs that began before go no further."
+)
+def store_stats(path: str, vae: str, write: bool) -> None:
+    """Measure the scale and bias of the latents, channel by channel."""
+    from .pipeline import store_commands
+
+    click.echo(store_commands.stats(path, vae, write))
+
+
 @store.command("verify")
 @click.argument("path")
 @click.option("--repair", is_flag=True, help="Drop bad shards, so that 'encode' makes them again.")

@@ -25,10 +25,10 @@ from .progress import say
 VAE = "tiny-kl-f8"
 ENCODER = "efficientnet-lite0"
 MODEL = "SiT-T/2"
-STEPS = 400
+STEPS = 500
 PROJ_COEFF = 0.5
 CHECKED_IMAGES = 16
-NUM_SAMPLES = 64
+NUM_SAMPLES = 40
 
 
 def run(out: Path, steps: int | None = None) -> Path:
@@ -47,7 +47,13 @@ def run(out: Path, steps: int | None = None) -> Path:
         training = train_config(out, store, name, coefficient, steps)
         trained = train.run(training)
         sampling = SampleConfig(
-            checkpoint=trained.run, num_fid_samples=NUM_SAMPLES, num_steps=25, cfg_scale=2.0, labels="balanced"
+            checkpoint=trained.run,
+            num_fid_samples=NUM_SAMPLES,
+            per_proc_batch_size=20,
+            num_steps=20,
+            cfg_scale=2.0,
+            labels="balanced",
+            precision="bf16",
         )
         commands += [training.command(), sampling.command()]
         npz = _sampled(trained.run) or sample.run(sampling).npz
@@ -62,18 +68,19 @@ def run(out: Path, steps: int | None = None) -> Path:
 
 
 def train_config(out: Path, store: Path, name: str, coefficient: float, steps: int) -> TrainConfig:
-    """A model that two cores can train: REPA's recipe with a larger learning rate and a faster average."""
+    """A model that two cores can train: REPA's recipe with a larger learning rate, a faster average and fewer extreme times."""
     return TrainConfig(
         store=str(store),
         output_dir=str(out / "runs"),
         exp_name=name,
         model=MODEL,
         proj_coeff=coefficient,
-        encoder_depth=3,
+        encoder_depth=2,
         projector_embed_dims=256,
-        batch_size=16,
+        weighting="lognormal",
+        batch_size=8,
         learning_rate=1e-3,
-        ema_decay=0.98,
+        ema_decay=0.99,
         max_train_steps=steps,
         checkpointing_steps=100,
         keep_checkpoints=1,

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import SourceError
 
 GRID = 4  # crops a side of every photograph
-CROP_SHARE = 0.75  # of the photograph's shorter side
+CROP_SHARE = 0.9  # of the photograph's shorter side
 JPEG_QUALITY = 95
 
 # ImageNet's names for the labels of foolbox's photographs

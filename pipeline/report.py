@@ -20,7 +20,7 @@ from ..stores.files import write_atomically
 from .report_comparison import comparison, headline, losses_at_steps, shared_settings, timing
 from .report_curves import draw_curves, stroke_of
 from .report_gallery import make_gallery
-from .report_metrics import metrics_table
+from .report_metrics import distance_fact, metrics_table
 from .report_runs import Run, read_runs, train_command
 from .report_samples import latest_samples, sample_groups
 from .report_store import describe_store, store_name
@@ -94,6 +94,7 @@ def _page(
     return {
         "title": title or f"{where}: {count_text(len(runs), 'run', 'runs')}",
         "headline": headline(runs, store),
+        "distance": distance_fact(runs, shown),
         "comparison": comparison(runs),
         "metrics": metrics_table(runs, shown),
         "shared": shared_settings(runs),

@@ -18,6 +18,7 @@ _TITLES = {
     "precision": "Precision",
     "recall": "Recall",
 }
+_FRECHET = {"fid", "fd"}
 _MORE_IS_BETTER = {"inception_score", "precision", "recall"}
 
 Judged = tuple[int, SampleSet, Metrics]
@@ -25,14 +26,14 @@ Judged = tuple[int, SampleSet, Metrics]
 
 def metrics_table(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -> Table | None:
     """A row a run and sampling; `samples` holds the sample sets of each run. None when nothing is evaluated yet."""
-    judged = [(i, one, one.metrics) for i, sets in enumerate(samples) for one in sets if one.metrics]
+    judged = _judged(samples)
     if not judged:
         return None
     columns = {name: found.split(name) for _, _, found in judged for name in found.values}
     different = _settings_that_differ([sample for _, sample, _ in judged])
     best = _best(columns, [found for _, _, found in judged])
     header = [Cell("Run"), *([Cell("Sampled with")] if different else []), Cell("Step", numeric=True)]
-    header += [Cell(_title(name), f"by {detector}", numeric=True) for name, detector in columns.values()]
+    header += [Cell(_title(name), detector, numeric=True) for name, detector in columns.values()]
     header += [Cell("Samples", "against", numeric=True)]
     rows = []
     for i, sample, found in judged:
@@ -41,6 +42,23 @@ def metrics_table(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -
         row += [Cell(f"{sample.step:,}", numeric=True), *(_metric(found, name, best.get(name)) for name in columns)]
         rows.append((*row, _counts(found)))
     return Table(_caption(judged, bool(best)), tuple(header), tuple(rows))
+
+
+def distance_fact(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -> tuple[str, str] | None:
+    """The lowest Fréchet distance of all, in words; None where there is none, or where they cannot be compared."""
+    judged = _judged(samples)
+    names = [(key, *found.split(key)) for _, _, found in judged for key in found.values]
+    key, name, detector = next((entry for entry in names if entry[1] in _FRECHET), ("", "", ""))
+    if not key or not _are_comparable([found for _, _, found in judged]):
+        return None
+    i, _, best = min((entry for entry in judged if key in entry[2].values), key=lambda entry: entry[2].values[key])
+    lowest = "Lowest " if len(judged) > 1 else ""
+    counts = _counts(best)
+    value = number_text(best.values[key])
+    return (
+        f"{lowest}{_TITLES[name]}",
+        f"{value} by {detector}, {counts.text} samples against {counts.small}: {runs[i].name}",
+    )
 
 
 def sampling_text(config: SampleConfig) -> str:
@@ -54,6 +72,10 @@ def sampling_text(config: SampleConfig) -> str:
     parts += [] if config.ema else ["weights not averaged"]
     parts += [f"decoded by {config.vae}"] if config.vae else []
     return ", ".join(parts)
+
+
+def _judged(samples: Sequence[Sequence[SampleSet]]) -> list[Judged]:
+    return [(i, one, one.metrics) for i, sets in enumerate(samples) for one in sets if one.metrics]
 
 
 def _settings_that_differ(samples: Sequence[SampleSet]) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import ConfigError
 
 QUALITY = 85
-SHRINK = 0.8
+SHRINK = 0.9  # at most, of the side
 SMALLEST_SIDE = 32
 
 
@@ -41,7 +41,7 @@ def photograph(image: Image.Image, alt: str, side: int, max_bytes: int, caption:
         data = _encode(shown, "WEBP", quality=QUALITY, method=4)
         if len(data) <= max_bytes or side <= SMALLEST_SIDE:
             return Picture(_uri(data, "webp"), alt, *shown.size, caption)
-        side = int(max(shown.size) * SHRINK)
+        side = int(max(shown.size) * min(SHRINK, math.sqrt(max_bytes / len(data))))
 
 
 def read_photograph(path: Path, alt: str, side: int, max_bytes: int) -> Picture:

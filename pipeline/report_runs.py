@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -177,19 +176,22 @@ def _read_samples(folder: Path) -> Iterator[SampleSet]:
                 grid=grid if grid.exists() else None,
                 metrics=_read_sample_metrics(path.with_name(path.stem + METRICS_ENDING)),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path} does not describe samples ({error!r}): sample again") from error
 
 
 def _read_sample_metrics(path: Path) -> Metrics | None:
     if not path.exists():
         return None
-    values = json.loads(path.read_text()) if path.stat().st_size else {}
-    return Metrics(
-        values={name: float(value) for name, value in values["metrics"].items()},
-        num_samples=values.get("num_samples"),
-        num_reference=values.get("num_reference"),
-        reference=str(values.get("config", {}).get("reference", "")),
-        detectors=tuple(values.get("detectors", {})),
-        warnings=tuple(values.get("warnings", ())),
-    )
+    values = read_config(path)
+    try:
+        return Metrics(
+            values={name: float(value) for name, value in values["metrics"].items()},
+            num_samples=values.get("num_samples"),
+            num_reference=values.get("num_reference"),
+            reference=str(values.get("config", {}).get("reference", "")),
+            detectors=tuple(values.get("detectors", ())),
+            warnings=tuple(values.get("warnings", ())),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} does not hold metrics ({error!r}): evaluate the samples again") from error

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from ..sources import index_digest
 from ..stores import Group, open_store
-from ..stores.layout import num_shards
+from ..stores.layout import latents_group, num_shards
 from ..stores.verify import drop_bad_shards, verify_store
+from ..stores.writer import set_attributes
 from .progress import progress
+
+STATS_BATCH = 256  # images
 
 
 def info(path: str) -> str:
@@ -35,6 +40,40 @@ def _describe(group: Group, total: int) -> list[str]:
         f"{len(group.quarantined)} images quarantined",
         f"    {arrays} a sample; weights sha256 {weights}…",
     ]
+
+
+def stats(path: str, vae: str, write: bool) -> str:
+    """Measure scale and bias that give every channel of the latents mean 0 and deviation 1 over the whole store.
+
+    The latents are draws from the posterior: their variance is that of its mean plus the mean of its variance.
+    With `write` the measured values replace those in the group's attributes. Raises StoreError for an absent or
+    incomplete group.
+    """
+    store = open_store(path)
+    group = store.group(latents_group(vae))
+    rows = store.valid_indices([group.path])
+    name = f"{group.path}/moments"
+    sums = np.zeros((2, group.readers["moments"].layout.spec.sample_shape[0] // 2))
+    count = 0
+    with progress("read moments", len(rows), "images") as bar:
+        for start in range(0, len(rows), STATS_BATCH):
+            moments = store.read([name], rows[start : start + STATS_BATCH])[name].astype(np.float64)
+            mean, std = np.split(moments, 2, axis=1)
+            sums += [mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]
+            count += mean[:, 0].size
+            bar.update(len(moments))
+    mean, square = sums / count
+    scale = 1 / np.sqrt(square - mean**2)
+    bias = -mean * scale
+    if write:
+        set_attributes(store.path, group.path, {"scale": scale.tolist(), "bias": bias.tolist()})
+    lines = [f"{group.path}: measured on {len(rows):,} images{', written' if write else ''}"]
+    recorded = zip(group.attributes["scale"], group.attributes["bias"], scale, bias, strict=True)
+    lines += [
+        f"  channel {channel}: scale {new_scale:.5f} (recorded {old_scale:.5f}), bias {new_bias:+.5f} ({old_bias:+.5f})"
+        for channel, (old_scale, old_bias, new_scale, new_bias) in enumerate(recorded)
+    ]
+    return "\n".join(lines)
 
 
 def verify(path: str, repair: bool) -> tuple[str, bool]:

@@ -180,7 +180,11 @@ class Trainer:
         say(f"going on from {there[-1]}")
 
     def _require_same_store(self, there: StoreFacts, path: Path) -> None:
-        pairs: dict[str, tuple[Any, Any]] = {"images": (there.index_digest, self.facts.index_digest)}
+        pairs: dict[str, tuple[Any, Any]] = {
+            "images": (there.index_digest, self.facts.index_digest),
+            "scale of the latents": (there.latents_scale, self.facts.latents_scale),
+            "bias of the latents": (there.latents_bias, self.facts.latents_bias),
+        }
         for group, fingerprint in self.facts.fingerprints.items():
             old = there.fingerprints.get(group, {})
             pairs |= {f"{group} {name}": (old.get(name), fingerprint[name]) for name in fingerprint}

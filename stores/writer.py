@@ -94,6 +94,15 @@ def create_group(store: Path, manifest: Manifest, spec: GroupSpec) -> None:
     consolidate(store)
 
 
+def set_attributes(store: Path, group: str, attributes: dict[str, Any]) -> None:
+    """Change some of a group's attributes, atomically."""
+    path = store / group / "zarr.json"
+    meta = json.loads(path.read_bytes())
+    meta["attributes"] |= attributes
+    write_json(path, meta)
+    consolidate(store)
+
+
 def consolidate(store: Path) -> None:
     """Write the metadata of all groups and arrays into the root's zarr.json too.
 
