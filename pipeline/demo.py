@@ -68,7 +68,7 @@ def run(out: Path, steps: int | None = None) -> Path:
 
 
 def train_config(out: Path, store: Path, name: str, coefficient: float, steps: int) -> TrainConfig:
-    """A model that two cores can train: REPA's recipe with a larger learning rate, a faster average and fewer extreme times."""
+    """What two cores can train: REPA's recipe, a larger learning rate, a faster average, fewer extreme times."""
     return TrainConfig(
         store=str(store),
         output_dir=str(out / "runs"),
