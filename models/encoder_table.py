@@ -33,10 +33,10 @@ def weights_table(names: Sequence[str]) -> str:
 
 def _shapes_row(name: str, entry: EncoderEntry) -> str:
     model: Any = create_on_meta(entry.architecture, entry.options)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     size = entry.input_size(RESOLUTION)
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=(size, size))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     count = token_grid(RESOLUTION) ** 2
     values = count * entry.width
     cells = [

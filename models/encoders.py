@@ -111,7 +111,7 @@ class Encoder:
             "preprocessing": entry.preprocessing.describe(resolution, self._size),
             "input_size": self._size,
             "positions": positions,
-            "tokens": _describe_tokens(entry, block),
+            "block": _describe_block(entry, block),
             "token_grid": [token_grid(resolution)] * 2,
             "token_resampling": self._resampling(),
             "precision": "float32" if self._dtype is None else f"{_PRECISIONS[dtype]} autocast, float32 weights",
@@ -149,8 +149,10 @@ class Encoder:
     def _precision(self) -> AbstractContextManager[Any]:
         if self._dtype is not None:
             return torch.autocast(self._device.type, dtype=self._dtype)
-        # cuDNN's convolutions would otherwise round a float32 patch embedding to TF32.
-        return torch.backends.cudnn.flags(allow_tf32=False) if self._device.type == "cuda" else nullcontext()
+        # cuDNN may otherwise round the inputs of float32 convolutions to TF32.
+        return (
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if self._device.type == "cuda" else nullcontext()
+        )
 
     def _resampling(self) -> str:
         found, wanted = self._map_size(), token_grid(self.resolution)
@@ -206,11 +208,11 @@ def _grid(model: Any) -> str | None:
     return None if grid is None else "x".join(str(side) for side in grid)
 
 
-def _describe_tokens(entry: EncoderEntry, block: int | None) -> str:
+def _describe_block(entry: EncoderEntry, block: int | None) -> str:
     if block is None:
         return f"feature map {entry.stage}, one vector in {entry.patch}x{entry.patch} pixels"
     norm = "after the final norm" if entry.final_norm else "before the final norm"
-    return f"block {block} of {entry.depth}, {norm}"
+    return f"{block} of {entry.depth}, {norm}"
 
 
 def _resampled(features: Tensor, grid: int) -> Tensor:
