@@ -27,7 +27,7 @@ from .reader import ArrayLayout
 from .store import Group, Store
 from .writer import MISSING_CHUNK
 
-READ_BYTES = 1 << 20  # a read stays in the processor's cache until its checksum is taken
+READ_BYTES = 1 << 21  # a read is still in the processor's cache when its checksum is taken
 
 # what parsing damaged metadata can raise
 DAMAGE = (StoreError, OSError, ValueError, LookupError, TypeError, AttributeError)
