@@ -105,6 +105,8 @@ def losses_at_steps(runs: Sequence[Run], points: int = 10) -> Table:
     header = (Cell("Run"), Cell("Loss"), *(Cell(f"{step:,}", numeric=True) for step in steps))
     rows = []
     for i, run in enumerate(runs):
+        if not run.num_rows:
+            continue
         for column in ("denoising_loss", "alignment_loss")[: 1 + run.is_aligned]:
             nearest = [int(np.abs(run.columns["step"] - step).argmin()) if run.step >= step else None for step in steps]
             losses = [_loss(None if row is None else float(run.columns[column][row])) for row in nearest]

@@ -75,7 +75,10 @@ def sampling_text(config: SampleConfig) -> str:
 
 
 def _judged(samples: Sequence[Sequence[SampleSet]]) -> list[Judged]:
-    return [(i, one, one.metrics) for i, sets in enumerate(samples) for one in sets if one.metrics]
+    """Sample sets with metrics; those of the same settings stand together, as they are what one compares."""
+    judged = [(i, one, one.metrics) for i, sets in enumerate(samples) for one in sets if one.metrics]
+    order = list(dict.fromkeys(sample.settings for _, sample, _ in judged))
+    return sorted(judged, key=lambda entry: order.index(entry[1].settings))
 
 
 def _settings_that_differ(samples: Sequence[SampleSet]) -> list[str]:
