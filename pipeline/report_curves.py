@@ -168,7 +168,6 @@ def _figure(column: str, sources: Sequence[tuple[int, Run, Any]], steps: Any) ->
         HoverTool(
             renderers=strong,
             visible=False,
-            mode="vline" if len(strong) <= 3 else "mouse",
             tooltips=[
                 ("run", "$name"),
                 ("step", "@step{0,0}"),
