@@ -116,11 +116,9 @@ def test_another_networks_file_is_named(tmp_path, content):
 
 
 @pytest.fixture
-def hub_folder(tmp_path):
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path))
-    yield tmp_path / "checkpoints"
-    torch.hub.set_dir(before)
+def hub_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))  # set_dir could not be undone: None means the default
+    return tmp_path / "checkpoints"
 
 
 @pytest.mark.parametrize("name", detectors.INCEPTION_FILES)
