@@ -19,9 +19,9 @@ CLIP_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
 class Preprocessing:
     """How an encoder's images are scaled, normalised and resized.
 
-    `resize` says on which side of the normalisation the resizing stands: the two orders differ at the border and,
-    with clamping, everywhere. `antialias` also clamps the resized image to the range of an image, as PIL does;
-    without it the values overshoot, as in the published code of REPA's encoders.
+    `resize` says on which side of the normalisation the resizing stands: without clamping the two orders differ by
+    rounding alone. `antialias` also clamps the resized image to the range of an image, as PIL does; without it the
+    values overshoot, as in the published code of REPA's encoders.
     """
 
     mean: Rgb
