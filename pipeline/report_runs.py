@@ -25,8 +25,8 @@ Column: TypeAlias = npt.NDArray[np.float64]
 
 COLUMNS = ("step", "denoising_loss", "alignment_loss", "images_per_s", "data_wait", "seconds")
 METRICS_ENDING = ".metrics.json"
-# Where samples of the same settings lie and how they were computed does not change what they show.
-_NOT_SETTINGS = ("checkpoint", "out", "device", "per_proc_batch_size")
+# Image i depends on neither of these: not on where it lies, where it was computed, or how many others were made.
+_NOT_SETTINGS = ("checkpoint", "out", "device", "per_proc_batch_size", "num_fid_samples")
 
 
 @dataclass(frozen=True, slots=True)

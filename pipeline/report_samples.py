@@ -9,6 +9,7 @@ from .report_metrics import sampling_text
 from .report_pictures import Picture, read_photograph
 from .report_runs import Run, SampleSet
 from .report_tables import seconds_text
+from .sample import GRID_IMAGES
 
 MAX_GROUPS = 3
 SIDE = 1024
@@ -35,9 +36,9 @@ class SampleGroup:
 
 
 def latest_samples(run: Run) -> tuple[SampleSet, ...]:
-    """Of the samples made with the same settings, those of the last step."""
+    """Of the samples made with the same settings, those of the last step, and the most of them."""
     latest: dict[tuple[tuple[str, object], ...], SampleSet] = {}
-    for sample in sorted(run.samples, key=lambda sample: sample.step):
+    for sample in sorted(run.samples, key=lambda sample: (sample.step, sample.num_images)):
         latest[sample.settings] = sample
     return tuple(latest.values())
 
@@ -64,6 +65,7 @@ def sample_groups(runs: Sequence[Run]) -> tuple[list[SampleGroup], str]:
 def _grid(i: int, run: Run, sample: SampleSet, max_bytes: int) -> Grid:
     assert sample.grid is not None
     alt = f"Grid of images sampled from {run.name} at step {sample.step:,}"
-    took = f" in {seconds_text(sample.seconds)}" if sample.seconds else ""
-    remark = f"step {sample.step:,}; the first of {sample.num_images:,} images, made{took}"
+    took = f", made in {seconds_text(sample.seconds)}" if sample.seconds else ""
+    count = f"the first {GRID_IMAGES} of " if sample.num_images > GRID_IMAGES else ""
+    remark = f"step {sample.step:,}; {count}{sample.num_images:,} images{took}"
     return Grid(i, run.name, read_photograph(sample.grid, alt, SIDE, max_bytes), remark)

@@ -24,7 +24,7 @@ from ..errors import StoreError
 from .checksum import crc32c, crc32c_bytes, crc32c_rows
 from .files import TEMPORARY, sync_folder, temporary_path, write_atomically, write_json
 from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, shard_file, shard_range
-from .manifest import Commit, Manifest, Quarantined, new_commit, write_commit, write_samples
+from .manifest import Commit, Manifest, Quarantined, new_commit, read_commit, write_commit, write_samples
 
 MISSING_CHUNK = 2**64 - 1  # zarr's mark in a shard index for a chunk that is not there
 
@@ -211,8 +211,13 @@ class ShardWriter:
     def commit(self, source_checksums: npt.NDArray[np.uint32], quarantined: tuple[Quarantined, ...]) -> Commit:
         """Finish the files and record the shard as complete.
 
-        Raises StoreError when the samples appended are not exactly the shard's.
+        A shard that somebody else has committed meanwhile is left alone: a worker that was thought dead, on another
+        kind of machine, may have other last bits. Raises StoreError when the samples appended are not exactly the
+        shard's.
         """
+        there = read_commit(self.store, self.spec.path, self.shard)
+        if there is not None:
+            return there
         for file in self._files.values():
             if file.num_samples != len(self.samples):
                 raise StoreError(

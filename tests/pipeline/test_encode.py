@@ -239,12 +239,17 @@ def test_five_kills_leave_the_bytes_of_an_undisturbed_store(tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_actors_leave_the_same_bytes(images, encoded, tmp_path):
-    config = config_of(images, tmp_path / "store", ray=True, actors=2)
+def test_ray_actors_continue_a_store_to_the_same_bytes(images, encoded, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(encoded, store)
+    for shard in (0, 2):
+        (store / f"commits/features/efficientnet-lite0/{shard:05d}.json").unlink()
+        (store / f"features/efficientnet-lite0/tokens/c/{shard}/0/0").unlink()
+    config = config_of(images, store, ray=True, actors=2)
     done = subprocess.run(command(config), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert array_bytes(tmp_path / "store") == array_bytes(encoded)
-    assert json.loads(done.stdout[done.stdout.index("{") :])["encoded"] == 10
+    assert array_bytes(store) == array_bytes(encoded)
+    assert json.loads(done.stdout[done.stdout.index("{") :])["encoded"] == 6
 
 
 def test_a_source_without_images_is_refused(tmp_path):

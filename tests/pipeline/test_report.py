@@ -139,16 +139,21 @@ def write_run(folder: Path, store: Path, rows: pa.Table | None, **settings: Any)
 
 
 def write_samples(
-    run: Path, grid: Image.Image, step: int = 200, metrics: dict[str, float] | None = None, **settings: Any
+    run: Path,
+    grid: Image.Image,
+    step: int = 200,
+    metrics: dict[str, float] | None = None,
+    num_images: int = 32,
+    **settings: Any,
 ) -> Path:
     """What `sample`, and `evaluate` after it, leave behind."""
-    config = SampleConfig(checkpoint=str(run), **{"num_fid_samples": 32} | settings)
+    config = SampleConfig(checkpoint=str(run), **{"num_fid_samples": num_images} | settings)
     name = f"{step:07d}-cfg{config.cfg_scale:g}"
     (run / "samples").mkdir(exist_ok=True)
     path = run / "samples" / f"{name}.png"
     grid.save(path)
     path.with_suffix(".json").write_text(
-        json.dumps({"config": config.as_json(), "step": step, "num_images": 32, "seconds": 75.0})
+        json.dumps({"config": config.as_json(), "step": step, "num_images": num_images, "seconds": 75.0})
     )
     if metrics is not None:
         values = {"metrics": metrics, "num_samples": 32, "num_reference": NUM_IMAGES, "detectors": {ENCODER: {}}}
@@ -257,7 +262,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, store: Path) -> list[Path]:
     plain = write_run(folder / "plain", store, log_rows(40, 100, 0.6, aligned=False), enc_type=(), proj_coeff=0.0)
     for i, run in enumerate((aligned, plain)):
         metrics = {f"fd_{ENCODER}": 12.345 + i, f"precision_{ENCODER}": 0.5 + i / 4, f"recall_{ENCODER}": 0.25}
-        write_samples(run, noise_grid(i), metrics=metrics)
+        write_samples(run, noise_grid(i), metrics=metrics, num_images=500 if i else 32)
         write_samples(run, noise_grid(i), step=100)
     (aligned / "checkpoints").mkdir()
     (aligned / "checkpoints" / "0120000.pt").touch()
@@ -381,8 +386,8 @@ def test_metrics_carry_detector_and_counts(page: Page) -> None:
         "Samples against",
     ]
     assert rows == [
-        ["aligned <b>", "200", "12.35", "0.5000", "0.2500", "32 10"],
-        ["plain", "200", "13.35", "0.7500", "0.2500", "32 10"],
+        ["aligned <b>", "200", "12.35", "0.5000", "0.2500", "32 against 10"],
+        ["plain", "200", "13.35", "0.7500", "0.2500", "32 against 10"],
     ]
     bold = re.findall(r"<strong>([\d.]+)</strong>", page.html)
     assert bold == ["12.35", "0.7500"]  # the best of each; recall is a draw
@@ -406,7 +411,8 @@ def test_figures_of_different_counts_are_not_ranked(tmp_path: Path, store: Path)
 def test_samples_of_the_last_step_stand_side_by_side(page: Page) -> None:
     captions = re.findall(r"<figcaption><svg.*?</figcaption>", page.html, re.DOTALL)
     assert [("aligned" in caption, "plain" in caption) for caption in captions] == [(True, False), (False, True)]
-    assert all("step 200; the first of 32 images, made in 1 min 15 s" in caption for caption in captions)
+    assert "step 200; 32 images, made in 1 min 15 s" in captions[0]
+    assert "step 200; the first 64 of 500 images, made in 1 min 15 s" in captions[1]
     assert "ODE, 50 steps, guidance 1.5 from 0 to 1, random labels, seed 0" in page.text
     assert "2 of 4 sample sets are not shown" in page.text
 

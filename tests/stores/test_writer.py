@@ -63,14 +63,19 @@ def test_a_store_is_not_made_over_something_else(helpers, tmp_path):
     assert files_of(tmp_path) == ["file.txt"]
 
 
-def test_a_second_writer_leaves_the_same_bytes(helpers, tmp_path):
+def test_a_committed_shard_is_left_alone_by_a_late_writer(helpers, tmp_path):
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
     helpers.write_group(path, manifest, helpers.FEATURES)
-    arrays = sorted(file for file in path.glob("features/**/*") if file.is_file())
-    before = [file.read_bytes() for file in arrays]
-    helpers.write_group(path, manifest, helpers.FEATURES)
-    assert [file.read_bytes() for file in arrays] == before
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    before = [file.read_bytes() for file in files]
+    other = {name: array + 1 for name, array in helpers.random_arrays(helpers.FEATURES, 16).items()}
+    with ShardWriter(path, manifest, helpers.FEATURES, 1) as writer:
+        writer.append(other)
+        commit = writer.commit(np.zeros(16, np.uint32), ())
+    assert commit == open_store(path).group("features/enc").commits[1]
+    assert [file.read_bytes() for file in files] == before
+    assert sorted(file for file in path.rglob("*") if file.is_file()) == files
 
 
 def test_row_checksums_are_those_of_the_samples(helpers, make_store):
