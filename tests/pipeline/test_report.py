@@ -383,7 +383,7 @@ def test_metrics_carry_detector_and_counts(page: Page) -> None:
         f"FD ↓ {ENCODER}",
         f"Precision ↑ {ENCODER}",
         f"Recall ↑ {ENCODER}",
-        "Samples against",
+        "Samples reference",
     ]
     assert rows == [
         ["aligned <b>", "200", "12.35", "0.5000", "0.2500", "32 against 10"],
