@@ -51,26 +51,27 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], Com
     return click.option(name, field.name, **options)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class InOrder(click.Group):
+    """Lists commands as they are written below, which is the order of their use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in order."""
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="repa-pipe")
 def cli() -> None:
-    """Encode images once, train SiT with representation alignment many times.
-
-    \b
-    repa-pipe encode    images to a zarr store of VAE moments and patch tokens
-    repa-pipe train     a store to checkpoints, no encoder in the loop
-    repa-pipe sample    a checkpoint to images
-    repa-pipe evaluate  images to Fréchet distance, precision, recall
-    repa-pipe report    runs to one HTML page
-    """
+    """Encode images once, train SiT with representation alignment many times."""
 
 
 @cli.command()
 @options_of(EncodeConfig)
 def encode(**options: Any) -> None:
-    """Encode images once: VAE moments and patch tokens of every encoder, into a zarr store.
+    """Images to a store of VAE moments and patch tokens.
 
-    The same command continues what was interrupted; a finished store is left as it is.
+    Every image is decoded once and goes through every model asked for, here or on Ray. The same command continues
+    what was interrupted; a finished store is left as it is.
     """
     from .pipeline import encode as stage
 
@@ -86,7 +87,10 @@ def encode(**options: Any) -> None:
 @cli.command()
 @options_of(TrainConfig)
 def train(**options: Any) -> None:
-    """Train a SiT with alignment (REPA) from a store. The same command continues a run."""
+    """A store to checkpoints: SiT with alignment (REPA).
+
+    No encoder and no VAE runs. The same command continues a run that was stopped.
+    """
     from .pipeline import train as stage
 
     result = stage.run(TrainConfig(**options))
@@ -99,7 +103,10 @@ def train(**options: Any) -> None:
 @cli.command()
 @options_of(SampleConfig)
 def sample(**options: Any) -> None:
-    """Make images from a checkpoint: an .npz for evaluation and a picture to look at."""
+    """A checkpoint to images: an .npz and a picture.
+
+    Image i depends on the seed and on i, not on batch size or number of processes. The same command continues.
+    """
     from .pipeline import sample as stage
 
     click.echo(json.dumps(dataclasses.asdict(stage.run(SampleConfig(**options))), indent=1))
@@ -108,7 +115,7 @@ def sample(**options: Any) -> None:
 @cli.command()
 @options_of(EvaluateConfig)
 def evaluate(**options: Any) -> None:
-    """Compare images with a reference: Fréchet distances, precision, recall."""
+    """Images to Fréchet distance, precision, recall."""
     from .pipeline import evaluate as stage
 
     result = stage.run(EvaluateConfig(**options))
@@ -126,7 +133,10 @@ def evaluate(**options: Any) -> None:
 @click.option("--out", default="report.html", show_default=True, help="The page to write.")
 @click.option("--store", default=None, help="The store. Default: the one that the first run was trained from.")
 def report(runs: tuple[str, ...], out: str, store: str | None) -> None:
-    """Show RUNS (folders of 'repa-pipe train') on one self-contained HTML page."""
+    """RUNS to one self-contained HTML page.
+
+    RUNS are folders of 'repa-pipe train'.
+    """
     from .pipeline import report as stage
 
     click.echo(stage.run(runs, out, store))
@@ -136,7 +146,10 @@ def report(runs: tuple[str, ...], out: str, store: str | None) -> None:
 @click.option("--out", default="demo-out", show_default=True, help="Folder for everything that the demo makes.")
 @click.option("--steps", default=None, type=int, help="Training steps of each run. Default: sized for 2 CPU cores.")
 def demo(out: str, steps: int | None) -> None:
-    """Encode, train, sample, evaluate and report on real photographs, offline, in minutes."""
+    """The whole pipeline on real photographs, offline.
+
+    Takes minutes on two CPU cores, and ends with a page to open.
+    """
     from .pipeline import demo as stage
 
     stage.run(Path(out), steps)

@@ -168,7 +168,7 @@ class TrainConfig(Config):
     path_type: str = _option("Interpolant.", "linear", choices=("linear", "cosine"))
     weighting: str = _option("How times are drawn.", "uniform", choices=("uniform", "lognormal"))
     batch_size: int = _option("Samples a step, over all ranks.", 256)
-    gradient_accumulation_steps: int = _option("Parts in which a rank's samples of a step are computed.", 1)
+    microbatches: int = _option("Parts in which a rank computes its samples of a step: less memory, the same step.", 1)
     max_train_steps: int = _option("Steps to train.", 400_000, harmless=True)
     learning_rate: float = _option("Of AdamW.", 1e-4)
     adam_beta1: float = _option("Of AdamW.", 0.9)
@@ -192,7 +192,7 @@ class TrainConfig(Config):
         """Raise ConfigError for values that cannot work."""
         for name in (
             "batch_size",
-            "gradient_accumulation_steps",
+            "microbatches",
             "max_train_steps",
             "checkpointing_steps",
             "log_steps",

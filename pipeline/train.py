@@ -150,10 +150,9 @@ class Trainer:
 
     def _require_parts(self) -> None:
         share = self.config.batch_size // self.ranks.world_size
-        if share % self.config.gradient_accumulation_steps:
+        if share % self.config.microbatches:
             raise ConfigError(
-                f"--gradient-accumulation-steps {self.config.gradient_accumulation_steps} does not divide a rank's "
-                f"{share} samples of a step"
+                f"--microbatches {self.config.microbatches} does not divide a rank's {share} samples of a step"
             )
 
     def _wrap(self) -> nn.parallel.DistributedDataParallel | None:
@@ -221,7 +220,7 @@ class Trainer:
             codec.decode(codes, scale) if codec.name != "float16" else codes
             for codec, codes, scale in zip(self._codecs, batch.patch_tokens, batch.token_scales, strict=True)
         ]
-        parts = self.config.gradient_accumulation_steps
+        parts = self.config.microbatches
         size = len(batch.labels) // parts
         sums = torch.zeros(2, device=self.device)
         for part in range(parts):

@@ -74,7 +74,7 @@ def test_training_changes_the_weights_and_logs_what_it_did(config_of):
 
 def test_parts_of_a_batch_add_up_to_the_batch(config_of):
     whole = weights_of(train.run(config_of(exp_name="whole", max_train_steps=2)))
-    parts = weights_of(train.run(config_of(exp_name="parts", max_train_steps=2, gradient_accumulation_steps=4)))
+    parts = weights_of(train.run(config_of(exp_name="parts", max_train_steps=2, microbatches=4)))
     name = "model.final_layer.linear.weight"
     torch.testing.assert_close(whole[name], parts[name], rtol=1e-3, atol=2e-5)
 
@@ -142,8 +142,8 @@ def test_what_the_store_lacks_is_said(config_of):
         train.run(config_of(enc_type=("dinov2-vit-b",)))
     with pytest.raises(ConfigError, match=r"--batch-size"):
         train.run(config_of(batch_size=64))
-    with pytest.raises(ConfigError, match=r"--gradient-accumulation-steps 3 does not divide a rank's 8"):
-        train.run(config_of(gradient_accumulation_steps=3))
+    with pytest.raises(ConfigError, match=r"--microbatches 3 does not divide a rank's 8"):
+        train.run(config_of(microbatches=3))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config_of, monkeypatch):
