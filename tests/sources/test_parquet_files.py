@@ -178,6 +178,14 @@ def test_damaged_row_group_is_an_error_of_the_source(tmp_path, images):
         source.read(record)
 
 
+def test_file_that_was_written_anew_in_smaller_groups_is_noticed(files, images):
+    source = open_source(str(files))
+    fourth = list(records_of(source.index()))[3]
+    write_parquet(files / "train-00000-of-00002.parquet", images[:10], [0] * 10, rows=2)
+    with pytest.raises(SourceError, match="has changed since it was listed"):
+        source.read(fourth)
+
+
 def test_row_groups_too_large_for_memory_are_refused(files, monkeypatch):
     monkeypatch.setattr(parquet_schema, "_LARGEST_ROW_GROUP", 1 << 17)
     assert len(open_source(str(files)).index()) == 20

@@ -118,6 +118,21 @@ def test_damaged_member_is_the_images_fault_and_not_the_archives(tmp_path, encod
     assert source.read(second) == encode(1)
 
 
+def test_member_is_never_inflated_beyond_its_stated_size(tmp_path):
+    file, size = tmp_path / "bomb.zip", 10_000_000
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(size))
+    content = file.read_bytes()
+    central = content.index(b"PK\1\2")
+    stated = content[:central] + content[central:].replace(struct.pack("<I", size), struct.pack("<I", 10))
+    file.write_bytes(stated)
+    source = open_source(str(file))
+    (record,) = records_of(source.index())
+    assert record.num_bytes == 10
+    with pytest.raises(BadImageError, match="damaged in its zip archive"):
+        source.read(record)
+
+
 def test_archive_that_was_replaced_is_noticed(plain_tree, tmp_path):
     file = pack(plain_tree, tmp_path / "a.zip")
     source = open_source(str(file))
@@ -150,6 +165,11 @@ def test_unusable_archives_are_refused(tmp_path, encode):
     assert "a.png in" in refusal("other.zip")
     assert "packed with method 12: expected 0 (stored) or 8 (deflated)" in refusal("other.zip")
     assert "other.zip/inside holds no image among 0 files" in refusal("other.zip/inside")
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        archive.writestr("a.png", encode(0))
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a.png", encode(1))
+    assert "twice.zip holds several members of one name" in refusal("twice.zip")
     whole = pack_two(tmp_path / "whole.zip", encode)
     (tmp_path / "cut.zip").write_bytes(whole[:-30])
     assert "cut.zip is not a readable zip archive" in refusal("cut.zip")
