@@ -34,7 +34,8 @@ from repa_pipe.config import TrainConfig
 from repa_pipe.models.encoders import describe_encoder
 from repa_pipe.pipeline.distributed import Ranks
 from repa_pipe.pipeline.feed import device_batches
-from repa_pipe.pipeline.train import Trainer, resolve
+from repa_pipe.pipeline.train import Trainer
+from repa_pipe.pipeline.train_setup import resolve
 from repa_pipe.stores import Batch, open_store
 from repa_pipe.stores.codecs import make_codec
 from repa_pipe.stores.layout import ArraySpec, GroupSpec, features_group, num_shards

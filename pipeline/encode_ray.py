@@ -14,7 +14,7 @@ from typing import Any
 from ..config import EncodeConfig
 from ..errors import RepaPipeError, StoreError
 from ..stores import Store
-from .encode import TRIES, FailedShard, Monitor, Work, groups_of, prepare_groups
+from .encode_plan import TRIES, FailedShard, Monitor, Work, groups_of, prepare_groups
 from .encode_shard import ShardEncoder, ShardResult
 from .progress import say
 

@@ -7,7 +7,6 @@ if nothing had happened, and the number of ranks changes nothing but rounding.
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -20,13 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig, read_config
-from ..errors import CheckpointError, ConfigError, StoreError
+from ..errors import CheckpointError, ConfigError
 from ..models.ema import Ema
-from ..models.sit import SiT, load_sit_state, sit_config
+from ..models.sit import load_sit_state
 from ..stores import AlignmentDataset, Batch, Store, open_store
-from ..stores.codecs import Codec, codec_from_attributes
 from ..stores.files import write_json
-from ..stores.layout import features_group, latents_group
 from .checkpoints import StoreFacts, drop_old_checkpoints, list_checkpoints, load_checkpoint, save_checkpoint
 from .device import DTYPES, choose_device
 from .distributed import Ranks, join_ranks
@@ -34,6 +31,7 @@ from .feed import device_batches
 from .metrics_log import Watch
 from .objective import Draws, Objective
 from .progress import progress, say
+from .train_setup import build_model, codec_of, resolve, store_facts_of
 
 CONFIG_FILE = "train.json"
 
@@ -72,34 +70,6 @@ def run(config: TrainConfig) -> TrainResult:
         return TrainResult(str(run_dir), trainer.step, last, round(time.monotonic() - start, 1), bool(interrupted))
 
 
-def resolve(config: TrainConfig, store: Store) -> TrainConfig:
-    """Fill in what the store decides: VAE, encoders, classes, the run's name."""
-    vae = config.vae or _only(store, "latents", "--vae")
-    encoders = config.enc_type
-    if not config.proj_coeff:
-        encoders = ()
-    elif not encoders:
-        encoders = (_only(store, "features", "--enc-type"),)
-    name = "-".join(
-        [config.model.replace("/", "-").lower(), *(encoders or ("no-alignment",)), f"{config.proj_coeff:g}"]
-    )
-    return dataclasses.replace(
-        config,
-        vae=vae,
-        enc_type=encoders,
-        num_classes=config.num_classes or len(store.manifest.class_names),
-        exp_name=config.exp_name or name.replace("/", "-"),
-    )
-
-
-def _only(store: Store, kind: str, option: str) -> str:
-    names = [name.split("/", 1)[1] for name in store.group_names() if name.startswith(f"{kind}/")]
-    if len(names) != 1:
-        there = f"{store.path} has {', '.join(names)}" if names else f"{store.path} has no {kind}"
-        raise ConfigError(f"{option} is not given and {there}: name one (or 'repa-pipe encode' it first)")
-    return names[0]
-
-
 def _require_same_run(run_dir: Path, config: TrainConfig) -> None:
     """Raise ConfigError when the run has checkpoints of another configuration."""
     if not list_checkpoints(run_dir):
@@ -129,11 +99,11 @@ class Trainer:
             window=config.shuffle_window,
         )
         self._require_parts()
-        self.facts = _store_facts(config, store)
-        self._codecs = [_codec(store, encoder) for encoder in config.enc_type]
+        self.facts = store_facts_of(config, store)
+        self._codecs = [codec_of(store, encoder) for encoder in config.enc_type]
         torch.manual_seed(config.seed)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-        self.model = _build(config, store).to(device)
+        self.model = build_model(config, store).to(device)
         self.model.checkpoint_blocks = config.checkpoint_blocks
         self.ema = Ema(self.model, config.ema_decay)
         self.optimizer = torch.optim.AdamW(
@@ -263,50 +233,6 @@ class Trainer:
             },
         )
         drop_old_checkpoints(self.run_dir, self.config.keep_checkpoints)
-
-
-def _build(config: TrainConfig, store: Store) -> SiT:
-    latents = store.group(latents_group(str(config.vae))).readers["moments"].layout.spec
-    channels, side, _ = latents.sample_shape
-    encoders = {encoder: store.group(features_group(encoder)).attributes for encoder in config.enc_type}
-    options = {} if config.encoder_depth is None else {"encoder_depth": config.encoder_depth}
-    model = sit_config(
-        config.model,
-        input_size=side,
-        in_channels=channels // 2,
-        num_classes=int(config.num_classes or 0),
-        class_dropout_prob=config.cfg_prob,
-        z_dims=tuple(attributes["width"] for attributes in encoders.values()),
-        projector_dim=config.projector_embed_dims,
-        qk_norm=config.qk_norm,
-        **options,
-    )
-    grid = (side // model.patch_size) ** 2
-    for encoder, attributes in encoders.items():
-        if attributes["num_tokens"] != grid:
-            raise StoreError(
-                f"{config.model} has {grid} tokens, {encoder} has {attributes['num_tokens']} in {store.path}: choose a "
-                "model with another patch size, or an encoder of that token grid"
-            )
-    return SiT(model)
-
-
-def _codec(store: Store, encoder: str) -> Codec:
-    attributes = store.group(features_group(encoder)).attributes
-    return codec_from_attributes(attributes["codec"], attributes["num_tokens"], attributes["width"])
-
-
-def _store_facts(config: TrainConfig, store: Store) -> StoreFacts:
-    latents = store.group(latents_group(str(config.vae)))
-    groups = [latents.path, *(features_group(encoder) for encoder in config.enc_type)]
-    return StoreFacts(
-        vae=latents.attributes["vae"],
-        latents_scale=tuple(latents.attributes["scale"]),
-        latents_bias=tuple(latents.attributes["bias"]),
-        class_names=store.manifest.class_names,
-        index_digest=store.manifest.index_digest,
-        fingerprints={path: store.group(path).fingerprint for path in groups},
-    )
 
 
 @contextmanager

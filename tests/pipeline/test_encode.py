@@ -20,7 +20,7 @@ from repa_pipe.config import EncodeConfig
 from repa_pipe.errors import SourceError, StoreError
 from repa_pipe.models.encoders import load_encoder
 from repa_pipe.models.vae import load_vae
-from repa_pipe.pipeline import encode
+from repa_pipe.pipeline import encode, encode_plan
 from repa_pipe.pipeline.demo_images import photographs
 from repa_pipe.sources import decode_crop, open_source, records_of
 from repa_pipe.stores import open_store
@@ -200,10 +200,10 @@ def test_an_image_that_vanished_fails_its_shard_alone(images, tmp_path):
     vanishing = tmp_path / "images"
     shutil.copytree(images, vanishing)
     config = config_of(vanishing, tmp_path / "store", encoder=())
-    store = encode.open_or_create(config)
+    store = encode_plan.open_or_create(config)
     (vanishing / "class-0/000.jpg").unlink()
     bar = type("Bar", (), {"update": lambda *_: None, "note": lambda *_: None})()
-    failed = encode.run_inline(config, store, encode.plan(config, store), encode.Monitor(config, store, bar))
+    failed = encode.run_inline(config, store, encode_plan.plan(config, store), encode_plan.Monitor(config, store, bar))
     assert [entry.shard for entry in failed] == [0]
     assert "class-0/000.jpg" in failed[0].cause
     assert open_store(tmp_path / "store").group(LATENTS).missing_shards() == [0]
