@@ -54,7 +54,7 @@ BROKEN = {
     "a pax line without length": header("x", 6, tarfile.XHDTYPE) + padded(b"path=a"),
     "a pax line of length nought": header("x", 9, tarfile.XHDTYPE) + padded(b"0 path=a\n"),
     "a pax size of letters": header("x", 11, tarfile.XHDTYPE) + padded(b"11 size=ab\n"),
-    "a pax header of megabytes": header("x", 2 << 20, tarfile.XHDTYPE) + bytes(2 << 20),
+    "a pax header of megabytes": header("x", 2 << 20, tarfile.XHDTYPE) + b"2097152 path=" + b"a" * 2097138 + b"\n",
 }
 
 
