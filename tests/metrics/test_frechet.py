@@ -61,11 +61,12 @@ def test_fewer_images_than_dimensions_give_a_finite_exact_distance():
     assert distance(a, a) == pytest.approx(0, abs=1e-7)
 
 
-def test_tensors_and_arrays_of_float32_are_taken():
-    a, b = draw(3, 100, 8).astype(np.float32), draw(4, 100, 8).astype(np.float32)
-    statistics = [x for s in (a, b) for x in (s.mean(0), np.cov(s, rowvar=False))]
-    as_tensors = [torch.from_numpy(np.asarray(x)) for x in statistics]
-    assert frechet_distance(*as_tensors) == frechet_distance(*statistics)
+def test_tensors_and_arrays_of_float32_are_computed_in_float64():
+    a, b = draw(3, 100, 8), draw(4, 100, 8)
+    arrays = [x.astype(np.float32) for s in (a, b) for x in (s.mean(0), np.cov(s, rowvar=False))]
+    expected = frechet_distance(*(x.astype(np.float64) for x in arrays))
+    assert frechet_distance(*arrays) == expected
+    assert frechet_distance(*(torch.from_numpy(x) for x in arrays)) == expected
 
 
 @settings(max_examples=25, deadline=None)

@@ -33,11 +33,17 @@ def test_splits_are_scored_apart_and_the_last_may_be_short():
 def test_half_precision_probabilities_are_taken():
     rows = torch.rand(50, 10, generator=torch.Generator().manual_seed(0)).softmax(1)
     assert inception_score(rows.half()) == pytest.approx(inception_score(rows), abs=1e-3)
+    assert inception_score(rows) == inception_score(rows.double())
 
 
 def test_logits_are_refused():
     with pytest.raises(ConfigError, match="softmax"):
         inception_score(np.random.default_rng(0).normal(size=(10, 5)))
+
+
+def test_negative_probabilities_are_refused():
+    with pytest.raises(ConfigError, match="softmax"):
+        inception_score(np.array([[1.5, -0.5], [0.5, 0.5]]))
 
 
 def test_an_empty_split_is_refused():
