@@ -182,6 +182,9 @@ class TrainConfig(Config):
     compile: bool | None = _option("torch.compile the model. Default: on GPUs.", None, harmless=True)
     checkpoint_blocks: bool = _option("Recompute activations in the backward pass: less memory, slower.", False)
     shuffle_window: int | None = _option("Shuffle among this many shards at a time, not fully: for slow disks.", None)
+    direct: bool | None = _option(
+        "Read past the page cache. Default: when the store outgrows this machine's memory.", None, harmless=True
+    )
     seed: int = _option("Of weights, order and noise.", 0)
     checkpointing_steps: int = _option("Steps between checkpoints.", 50_000, harmless=True)
     keep_checkpoints: int = _option("Checkpoints kept besides the last; 0 keeps all.", 0, harmless=True)

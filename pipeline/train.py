@@ -97,6 +97,7 @@ class Trainer:
             rank=ranks.rank,
             world_size=ranks.world_size,
             window=config.shuffle_window,
+            direct=config.direct,
         )
         self._require_parts()
         self.facts = store_facts_of(config, store)

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .reader import ALIGNMENT
+
 
 class BufferPool:
     """Host memory for batches; page-locked when the batches go to a GPU."""
@@ -26,16 +28,19 @@ class BufferPool:
         self._free: dict[int, list[torch.Tensor]] = {}
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """An array of this shape and dtype with undefined contents."""
+        """An array of this shape and dtype with undefined contents, aligned for O_DIRECT."""
         size = math.prod(shape) * dtype.itemsize
         with self._lock:
             free = self._free.setdefault(size, [])
-            memory = free.pop() if free else torch.empty(size, dtype=torch.uint8, pin_memory=self._pin_memory)
+            memory = free.pop() if free else self._allocate(size)
         # numpy and torch views keep this ctypes object alive, and nothing but it
-        lease = (ctypes.c_char * size).from_address(memory.data_ptr())
-        weakref.finalize(lease, self._give_back, memory).atexit = False
+        lease = (ctypes.c_char * size).from_address(memory.data_ptr() + -memory.data_ptr() % ALIGNMENT)
+        weakref.finalize(lease, self._give_back, size, memory).atexit = False
         return np.frombuffer(memoryview(lease), dtype=dtype).reshape(shape)
 
-    def _give_back(self, memory: torch.Tensor) -> None:
+    def _allocate(self, size: int) -> torch.Tensor:
+        return torch.empty(size + ALIGNMENT, dtype=torch.uint8, pin_memory=self._pin_memory)
+
+    def _give_back(self, size: int, memory: torch.Tensor) -> None:
         with self._lock:
-            self._free[memory.numel()].append(memory)
+            self._free[size].append(memory)

@@ -51,6 +51,7 @@ class AlignmentDataset:
         token_scales: whether to read the scales of quantised tokens (a plain cosine does not need them).
         cls_tokens: whether to read class tokens.
         alignment_steps: from this step on no tokens are read; None, they always are.
+        direct: read past the page cache; None, when the groups outgrow this machine's memory.
         prefetch: batches read ahead.
 
     Raises:
@@ -72,6 +73,7 @@ class AlignmentDataset:
         token_scales: bool = False,
         cls_tokens: bool = False,
         alignment_steps: int | None = None,
+        direct: bool | None = None,
         prefetch: int = 2,
     ) -> None:
         self.store, self.seed, self.window, self.prefetch = store, seed, window, prefetch
@@ -88,6 +90,7 @@ class AlignmentDataset:
                 f"batch size {batch_size} is larger than the {len(self.indices)} samples of {store.path}: "
                 "lower --batch-size"
             )
+        self.direct = store.outgrows_memory([self.latents, *self.features]) if direct is None else direct
         self._pool = BufferPool(pin_memory=torch.cuda.is_available())
         self._epoch = 0
         self._ordered: tuple[int, npt.NDArray[np.int64]] | None = None
@@ -117,7 +120,7 @@ class AlignmentDataset:
         features = self.features if tokens else []
         names = self._array_names(features)
         buffers = {name: self._take(name, len(indices)) for name in names}
-        arrays = self.store.read(names, indices, out=buffers)
+        arrays = self.store.read(names, indices, out=buffers, direct=self.direct)
 
         def tensors(array: str) -> list[Any]:
             found = [arrays.get(f"{group}/{array}") for group in features]

@@ -3,6 +3,9 @@
 The format is plain zarr; this reader knows its uncompressed sharded form by heart: shard indices are parsed once
 and kept, and every sample is one `preadv` straight into the batch, from a pool of threads, in order of file and
 offset. `preadv` releases the GIL.
+
+Reads go through the page cache, or past it (O_DIRECT) for stores that memory cannot hold: there the cache only costs
+a copy and pushes out what others need.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from .manifest import Commit
 
 READ_THREADS = 16
 OPEN_FILES = 512  # well under the usual limit of 1,024 descriptors a process
+ALIGNMENT = 4096  # bytes: what O_DIRECT wants of offsets, sizes and buffers
 
+File = tuple[Path, bool]  # path, whether past the page cache
 Job = tuple[int, int, memoryview]  # file descriptor, offset in it, where the bytes go
 
 
@@ -83,14 +88,14 @@ class Descriptors:
     def __init__(self, limit: int = OPEN_FILES) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._open: OrderedDict[Path, int] = OrderedDict()
-        self._users: dict[Path, int] = {}
+        self._open: OrderedDict[File, int] = OrderedDict()
+        self._users: dict[File, int] = {}
 
     @contextmanager
-    def borrow(self, paths: Sequence[Path]) -> Iterator[list[int]]:
+    def borrow(self, paths: Sequence[File]) -> Iterator[list[int]]:
         """File descriptors of `paths`, open until the block ends."""
         with self._lock:
-            borrowed: list[Path] = []
+            borrowed: list[File] = []
             try:
                 for path in paths:
                     self._acquire(path)
@@ -105,15 +110,16 @@ class Descriptors:
             with self._lock:
                 self._release(borrowed)
 
-    def _acquire(self, path: Path) -> None:
-        if path not in self._open:
-            fd = os.open(path, os.O_RDONLY)
+    def _acquire(self, file: File) -> None:
+        if file not in self._open:
+            path, direct = file
+            fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-            self._open[path] = fd
-        self._open.move_to_end(path)
-        self._users[path] = self._users.get(path, 0) + 1
+            self._open[file] = fd
+        self._open.move_to_end(file)
+        self._users[file] = self._users.get(file, 0) + 1
 
-    def _release(self, paths: Sequence[Path]) -> None:
+    def _release(self, paths: Sequence[File]) -> None:
         for path in paths:
             self._users[path] -= 1
         idle = [path for path in self._open if not self._users[path]]
@@ -141,29 +147,56 @@ class ArrayReader:
         """The shard's file."""
         return self.layout.path / shard_file(self.layout.spec, shard)
 
-    def offsets(self, shard: int, fd: int, commit: Commit) -> npt.NDArray[np.int64]:
+    def offsets(self, shard: int, commit: Commit) -> npt.NDArray[np.int64]:
         """Byte offsets of a shard's samples, `[num_samples]`; parsed and checked once."""
         if shard not in self._offsets:
-            self._offsets[shard] = self._parse_index(shard, fd, commit)
+            self._offsets[shard] = self._parse_index(shard, commit)
         return self._offsets[shard]
 
-    def _parse_index(self, shard: int, fd: int, commit: Commit) -> npt.NDArray[np.int64]:
+    def can_bypass_cache(self, shard: int, commit: Commit, buffer: npt.NDArray[Any]) -> bool:
+        """Whether this shard's samples and the buffer lie as O_DIRECT wants them."""
+        offsets = self.offsets(shard, commit)
+        numbers = (self.layout.spec.sample_bytes, buffer.ctypes.data, int(np.bitwise_or.reduce(offsets)))
+        return not any(number % ALIGNMENT for number in numbers)
+
+    def _parse_index(self, shard: int, commit: Commit) -> npt.NDArray[np.int64]:
         path = self.shard_path(shard)
         expected = commit.files[f"{self.layout.spec.name}/{shard_file(self.layout.spec, shard)}"]["bytes"]
-        size = os.fstat(fd).st_size
+        length = 16 * self.layout.shard_size + 4
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            tail = os.pread(file.fileno(), length, max(0, size - length))
         if size != expected:
             raise StoreError(
                 f"{path} has {size:,} bytes, its commit record says {expected:,}: "
                 "run 'repa-pipe store verify --repair', then 'repa-pipe encode' again"
             )
-        length = 16 * self.layout.shard_size + 4
-        tail = os.pread(fd, length, size - length)
         if crc32c_bytes(tail[:-4]) != struct.unpack("<I", tail[-4:])[0]:
             raise StoreError(f"{path}: the shard index fails its checksum: run 'repa-pipe store verify --repair'")
         index = np.frombuffer(tail[:-4], dtype="<u8").reshape(-1, 2)[: commit.num_samples]
         if (index[:, 1] != self.layout.spec.sample_bytes).any():
             raise StoreError(f"{path}: the shard index lacks samples that its commit record has")
         return index[:, 0].astype(np.int64)
+
+
+Request = tuple[ArrayReader, npt.NDArray[Any], dict[int, Commit]]  # array, buffer of the batch, the array's commits
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRead:
+    """What a batch needs of one shard file."""
+
+    file: File
+    places: list[int]  # in the batch
+    offsets: list[int]  # in the file, ascending
+    buffer: npt.NDArray[Any]
+
+    def jobs(self, fd: int) -> Iterator[Job]:
+        """One read a sample."""
+        target = self.buffer.reshape(-1).view(np.uint8).data
+        size = len(target) // len(self.buffer)
+        for place, offset in zip(self.places, self.offsets, strict=True):
+            yield fd, offset, target[place * size : (place + 1) * size]
 
 
 class BatchReader:
@@ -175,41 +208,25 @@ class BatchReader:
         self._pool: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
 
-    def read(
-        self,
-        requests: Sequence[tuple[ArrayReader, npt.NDArray[Any], dict[int, Commit]]],
-        indices: npt.NDArray[np.int64],
-    ) -> None:
-        """Fill each request's buffer `[len(indices), *sample_shape]` with the samples at `indices`."""
-        self._after_fork()
-        wanted = [
-            (reader, int(shard))
-            for reader, _, _ in requests
-            for shard in np.unique(indices // reader.layout.shard_size)
-        ]
-        with self._descriptors.borrow([reader.shard_path(shard) for reader, shard in wanted]) as descriptors:
-            opened = dict(zip(((id(reader), shard) for reader, shard in wanted), descriptors, strict=True))
-            jobs = [job for request in requests for job in self._jobs(*request, indices, opened)]
-            self._run(jobs)
+    def read(self, requests: Sequence[Request], indices: npt.NDArray[np.int64], direct: bool) -> None:
+        """Fill each request's buffer `[len(indices), *sample_shape]` with the samples at `indices`.
 
-    def _jobs(
-        self,
-        reader: ArrayReader,
-        buffer: npt.NDArray[Any],
-        commits: dict[int, Commit],
-        indices: npt.NDArray[np.int64],
-        opened: dict[tuple[int, int], int],
-    ) -> Iterator[Job]:
+        `direct` reads past the page cache wherever samples and buffers are aligned for it.
+        """
+        self._after_fork()
+        reads = [read for request in requests for read in self._shard_reads(request, indices, direct)]
+        with self._descriptors.borrow([read.file for read in reads]) as descriptors:
+            self._run([job for read, fd in zip(reads, descriptors, strict=True) for job in read.jobs(fd)])
+
+    def _shard_reads(self, request: Request, indices: npt.NDArray[np.int64], direct: bool) -> Iterator[ShardRead]:
+        reader, buffer, commits = request
         shards, rows = np.divmod(indices, reader.layout.shard_size)
-        size = reader.layout.spec.sample_bytes
-        target = buffer.reshape(-1).view(np.uint8).data
         for shard in np.unique(shards).tolist():
-            fd = opened[id(reader), shard]
-            offsets = reader.offsets(shard, fd, commits[shard])
             places = np.flatnonzero(shards == shard)
             places = places[np.argsort(rows[places], kind="stable")]
-            for place, offset in zip(places.tolist(), offsets[rows[places]].tolist(), strict=True):
-                yield fd, offset, target[place * size : (place + 1) * size]
+            bypass = direct and reader.can_bypass_cache(shard, commits[shard], buffer)
+            offsets = reader.offsets(shard, commits[shard])[rows[places]]
+            yield ShardRead((reader.shard_path(shard), bypass), places.tolist(), offsets.tolist(), buffer)
 
     def _run(self, jobs: list[Job]) -> None:
         if self._pool is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -151,17 +152,24 @@ class Store:
             valid[[entry.index for entry in self.group(name).quarantined]] = False
         return np.flatnonzero(valid).astype(np.int64)
 
+    def outgrows_memory(self, group_names: Sequence[str]) -> bool:
+        """Whether the groups are larger than what this machine's page cache can hold: 0.7 of its memory."""
+        total = len(self) * sum(self.group(name).spec.sample_bytes for name in group_names)
+        return total > 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
     def read(
         self,
         group_names: Sequence[str],
         indices: Sequence[int] | npt.NDArray[np.integer[Any]],
         out: dict[str, npt.NDArray[Any]] | None = None,
+        direct: bool = False,
     ) -> dict[str, npt.NDArray[Any]]:
         """Read the samples at `indices`, in that order, duplicates welcome.
 
         `group_names` are groups (`features/dinov2-vit-b`: all their arrays), single arrays
         (`features/dinov2-vit-b/tokens`) or `label`. Returns `{path of the array: [len(indices), *sample_shape]}`
-        with the stored dtype; buffers given in `out` are filled and returned.
+        with the stored dtype; buffers given in `out` are filled and returned. `direct` reads past the page cache
+        where samples are multiples of 4,096 bytes and the buffers in `out` start at such.
 
         Raises StoreError for an absent group, a shard without commit, a quarantined sample, or damage;
         IndexError for an index outside [0, N).
@@ -185,7 +193,7 @@ class Store:
                 )
                 requests.append((reader, arrays[key], group.commits))
         if requests and len(rows):
-            self._reader.read(requests, rows)
+            self._reader.read(requests, rows, direct)
         return arrays
 
     def _resolve(self, name: str) -> tuple[Group, dict[str, ArrayReader]]:

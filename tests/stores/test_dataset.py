@@ -1,4 +1,5 @@
 import gc
+import os
 
 import numpy as np
 import pytest
@@ -74,6 +75,43 @@ def test_buffers_come_back_when_their_last_view_is_gone():
     del view
     gc.collect()
     assert pool.take((4, 3), np.dtype(np.float16)).ctypes.data == address
+
+
+@pytest.fixture
+def aligned_store(helpers, tmp_path):
+    """Samples of 4,096 bytes, as O_DIRECT wants them."""
+    from repa_pipe.stores.layout import ArraySpec, GroupSpec
+
+    path = tmp_path / "aligned"
+    manifest = helpers.new_store(path)
+    latents = GroupSpec(
+        path="latents/big",
+        arrays=(ArraySpec(name="moments", sample_shape=(8, 16, 8), dtype="float32"),),
+        attributes={"fingerprint": {}},
+    )
+    return path, helpers.write_group(path, manifest, latents)["moments"]
+
+
+def test_reads_past_the_page_cache_give_the_same_batches(aligned_store, monkeypatch):
+    path, moments = aligned_store
+    opened = []
+    original = os.open
+    monkeypatch.setattr(os, "open", lambda name, flags, *rest: opened.append(flags) or original(name, flags, *rest))
+    dataset = AlignmentDataset(open_store(path), latents="big", batch_size=8, direct=True)
+    for batch in dataset:
+        np.testing.assert_array_equal(batch.moments, moments[batch.indices])
+    assert any(flags & os.O_DIRECT for flags in opened)
+
+
+def test_unaligned_samples_are_read_through_the_page_cache(dataset_of):
+    for batch in dataset_of(direct=True):
+        np.testing.assert_array_equal(batch.patch_tokens[0], dataset_of.contents["features/enc/tokens"][batch.indices])
+
+
+def test_the_page_cache_is_used_while_the_store_fits_in_memory(dataset_of, monkeypatch):
+    assert not dataset_of().direct
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    assert dataset_of().direct
 
 
 def test_tokens_are_not_read_after_alignment_stops(dataset_of):

@@ -1,0 +1,64 @@
+"""Stores of random numbers in true shapes: for speed, values do not matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from repa_pipe.models.encoders import describe_encoder
+from repa_pipe.stores.codecs import make_codec
+from repa_pipe.stores.layout import ArraySpec, GroupSpec, features_group, num_shards
+from repa_pipe.stores.manifest import Manifest
+from repa_pipe.stores.writer import ShardWriter, create_group, create_store
+
+
+def synthetic_store(path: Path, encoder: str, count: int) -> None:
+    """A store of random numbers in the shapes of SD-VAE and the encoder at 256 px."""
+    info = describe_encoder(encoder, 256)
+    codec = make_codec("float16", info.num_tokens, info.width)
+    groups = [
+        GroupSpec(
+            path="latents/sd",
+            arrays=(ArraySpec(name="moments", sample_shape=(8, 32, 32), dtype="float32"),),
+            attributes={"vae": "sd", "fingerprint": {}, "scale": [0.18215] * 4, "bias": [0.0] * 4},
+        ),
+        GroupSpec(
+            path=features_group(encoder),
+            arrays=codec.arrays,
+            attributes={
+                "encoder": encoder,
+                "fingerprint": {},
+                "num_tokens": info.num_tokens,
+                "width": info.width,
+                "codec": codec.attributes,
+            },
+        ),
+    ]
+    manifest = Manifest(
+        num_samples=count,
+        resolution=256,
+        crop="none",
+        shard_size=512,
+        index_digest="",
+        class_names=tuple(map(str, range(1000))),
+        source={},
+    )
+    names = [str(i) for i in range(count)]
+    labels = pa.array([i % 1000 for i in range(count)], pa.int32())
+    create_store(path, manifest, pa.table({"key": names, "label": labels, "num_bytes": [0] * count, "where": names}))
+    rng = np.random.default_rng(0)
+    for spec in groups:
+        create_group(path, manifest, spec)
+        for shard in range(num_shards(count, manifest.shard_size)):
+            with ShardWriter(path, manifest, spec, shard) as writer:
+                for start in range(0, len(writer.samples), 128):
+                    size = min(128, len(writer.samples) - start)
+                    writer.append(
+                        {
+                            array.name: rng.standard_normal((size, *array.sample_shape), np.float32).astype(array.dtype)
+                            for array in spec.arrays
+                        }
+                    )
+                writer.commit(np.zeros(len(writer.samples), np.uint32), ())
