@@ -78,6 +78,8 @@ def _load_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise all sorts of exceptions on damaged data
+        if str(error).startswith("out of memory"):  # an OSError, where the codec itself had none left
+            raise MemoryError(str(error)) from error
         raise BadImageError(f"its {image.format} data is truncated or damaged ({_reason(error)})") from None
 
 
