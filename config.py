@@ -96,6 +96,9 @@ class EncodeConfig(Config):
     kind: ClassVar[str] = "encode"
 
     source: str = _option("Images: a folder of class folders, a zip, tar files, or parquet files (docs/sources.md).")
+    source_kind: str | None = _option(
+        "folder, zip, tar, parquet, or MODULE:CALLABLE for a plug-in. Default: told from --source.", None, harmless=True
+    )
     store: str = _option("The store to make or to go on with.")
     vae: str = _option("VAE: a known name, a hub name, or a local folder in diffusers' format.", "sd-vae-ft-mse")
     encoder: tuple[str, ...] = _option("Frozen encoder; give it several times for several. See docs/encoders.md.", ())

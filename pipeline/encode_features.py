@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -47,13 +46,14 @@ class FeaturesStage:
         )
 
     def __call__(self, crops: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
-        """Encode one batch; StoreError for tokens that are not finite."""
+        """Encode one batch; StoreError for tokens that float16 cannot hold."""
         tokens = self._encoder(crops)
-        if not torch.isfinite(tokens.patch_tokens).all():
-            raise StoreError(
-                f"encoder '{self._encoder.name}' gave tokens that are not finite: try --precision fp32 or bf16"
-            )
         arrays = self._codec.encode(tokens.patch_tokens.float())
         if tokens.cls_token is not None:
-            arrays["cls_token"] = tokens.cls_token.to(torch.float16).cpu().numpy().astype(np.float16, copy=False)
+            cls_token = tokens.cls_token.to(torch.float16)
+            if not torch.isfinite(cls_token).all():
+                raise StoreError(
+                    f"a class token of '{self._encoder.name}' is not finite in float16: try --precision fp32"
+                )
+            arrays["cls_token"] = cls_token.cpu().numpy()
         return arrays

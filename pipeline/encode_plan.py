@@ -37,7 +37,7 @@ def open_or_create(config: EncodeConfig) -> Store:
 
     Raises StoreError when it holds other images, another resolution or another shard size than asked for.
     """
-    source = open_source(config.source)
+    source = open_source(config.source, config.source_kind)
     table = _index(source)
     digest = index_digest(table)
     path = Path(config.store)

@@ -75,7 +75,7 @@ class ShardEncoder:
         if not on_gpu:
             self._use_recorded_threads(groups)
         self._stages = load_stages(config, groups, self._device, precision)
-        self._source: Source = open_source(config.source)
+        self._source: Source = open_source(config.source, config.source_kind)
         self._decoders = ThreadPoolExecutor(config.decode_threads or torch.get_num_threads(), "decode")
         self._device_lock = threading.Lock()
         self.stop = threading.Event()

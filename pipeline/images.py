@@ -99,7 +99,7 @@ def _side(data: bytes, path: str) -> int:
 def _store_images(store: Store, batch_size: int, source: str | None) -> Images:
     there = store.manifest.source
     try:
-        opened = open_source(source or there["path"])
+        opened = open_source(source or there["path"], None if source else there["kind"])
     except SourceError as error:
         raise StoreError(
             f"{store.path}: its images cannot be read again ({error}): say where they are with --source"

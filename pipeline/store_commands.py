@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import StoreError
 from ..sources import index_digest
-from ..stores import Group, open_store
+from ..stores import Group, Store, open_store
 from ..stores.layout import latents_group, num_shards
 from ..stores.verify import drop_bad_shards, verify_store
 from ..stores.writer import set_attributes
@@ -82,9 +83,21 @@ def verify(path: str, repair: bool) -> tuple[str, bool]:
     with progress("verify", 0, "bytes") as bar:
         report = verify_store(Path(path), progress=bar.reach)
     lines = [str(problem) for problem in report.problems]
-    if index_digest(store.samples) != store.manifest.index_digest:
-        lines.append(f"{path}/samples.parquet is not the index that the store was made from")
+    try:
+        if index_digest(store.samples) != store.manifest.index_digest:
+            lines.append(f"{path}/samples.parquet is not the index that the store was made from")
+    except StoreError as error:
+        lines.append(str(error))
+    healthy = not lines
     if repair and report.problems:
         dropped = drop_bad_shards(Path(path), report)
         lines.append(f"dropped {dropped} shards: run 'repa-pipe encode' again to make them anew")
-    return "\n".join(lines or ["every byte is as it was written"]), not lines
+    if healthy:
+        lines.append("every byte of the committed shards is as it was written")
+    lines += [f"not complete yet: {shards} shards of {group} are missing" for group, shards in _missing(store).items()]
+    return "\n".join(lines), healthy
+
+
+def _missing(store: Store) -> dict[str, int]:
+    counts = {name: len(store.group(name).missing_shards()) for name in store.group_names()}
+    return {name: count for name, count in counts.items() if count}

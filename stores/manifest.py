@@ -54,12 +54,17 @@ class Manifest:
         found = attributes.get(ROOT_ATTRIBUTE)
         if not isinstance(found, dict):
             raise StoreError(f"{where} is a zarr group but no repa-pipe store: attribute '{ROOT_ATTRIBUTE}' is absent")
-        if found["format_version"] != FORMAT_VERSION:
+        if found.get("format_version") != FORMAT_VERSION:
             raise StoreError(
-                f"{where} has store format {found['format_version']}, this repa-pipe reads format "
+                f"{where} has store format {found.get('format_version')}, this repa-pipe reads format "
                 f"{FORMAT_VERSION}: install a repa-pipe that reads it"
             )
-        return cls(**found | {"class_names": tuple(found["class_names"])})
+        try:
+            return cls(**found | {"class_names": tuple(found["class_names"])})
+        except (KeyError, TypeError) as error:
+            raise StoreError(
+                f"{where / 'zarr.json'} lacks or has unknown fields ({error}): the store is damaged"
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,8 +133,13 @@ def read_commit(store: Path, group: str, shard: int) -> Commit | None:
         raise StoreError(
             f"{path} is no valid JSON ({error}): delete it and run 'repa-pipe encode' again to redo the shard"
         ) from error
-    found["quarantined"] = tuple(Quarantined(**entry) for entry in found["quarantined"])
-    return Commit(**found)
+    try:
+        found["quarantined"] = tuple(Quarantined(**entry) for entry in found["quarantined"])
+        return Commit(**found)
+    except (KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} has other fields than expected ({error}): delete it and run 'repa-pipe encode' again"
+        ) from error
 
 
 def committed_shards(store: Path, group: str) -> set[int]:

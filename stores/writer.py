@@ -43,7 +43,14 @@ def create_store(path: Path, manifest: Manifest, samples: pa.Table) -> None:
     try:
         root = zarr.create_group(store=str(building), attributes=manifest.as_attributes())
         labels = samples.column("label").to_numpy().astype(np.int32)
-        array = root.create_array(LABEL, shape=labels.shape, dtype="int32", chunks=labels.shape, compressors=None)
+        array = root.create_array(
+            LABEL,
+            shape=labels.shape,
+            dtype="int32",
+            chunks=labels.shape,
+            compressors=None,
+            config={"write_empty_chunks": True},  # labels that are all 0 are labels
+        )
         array[:] = labels
         write_samples(building, samples)
         consolidate(building)

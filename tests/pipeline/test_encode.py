@@ -264,6 +264,14 @@ def test_ray_actors_continue_a_store_to_the_same_bytes(images, encoded, tmp_path
     assert json.loads(done.stdout[done.stdout.index("{") :])["encoded"] == 6
 
 
+def test_a_plug_in_can_be_named(images, encoded, tmp_path):
+    config = config_of(
+        images, tmp_path / "store", encoder=(), source_kind="repa_pipe.sources.image_folder:FolderSource"
+    )
+    encode.run(config)
+    assert open_store(tmp_path / "store").labels.tolist() == open_store(encoded).labels.tolist()
+
+
 def test_a_source_without_images_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError):

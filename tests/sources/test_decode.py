@@ -107,21 +107,6 @@ def test_size_limit_stays_when_pillows_is_switched_off(monkeypatch):
 
 
 OUT_OF_MEMORY = """
-import pathlib, resource, sys
-from repa_pipe.sources import decode_crop
-data = pathlib.Path(sys.argv[1]).read_bytes()
-decode_crop(pathlib.Path(sys.argv[2]).read_bytes(), 32)  # everything is imported now
-pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
-limit = pages * resource.getpagesize() + (150 << 20)
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-try:
-    decode_crop(data, 32)
-except MemoryError:
-    print("MemoryError")
-"""
-
-
-OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from repa_pipe.errors import BadImageError

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import threading
 
@@ -187,3 +188,28 @@ def test_default_shards_cover_every_sample_once(num_samples):
     assert 16 <= size <= 1024
     assert shard_range(count - 1, num_samples, size).stop == num_samples
     assert sum(len(shard_range(shard, num_samples, size)) for shard in range(count)) == num_samples
+
+
+def test_labels_that_are_all_zero_are_there(helpers, tmp_path):
+    helpers.new_store(tmp_path / "store", num_samples=1)
+    assert open_store(tmp_path / "store").labels.tolist() == [0]
+
+
+@pytest.mark.parametrize("field", ["num_samples", "format_version"])
+def test_root_attributes_that_lack_a_field_are_one_line(make_store, field):
+    path, _ = make_store()
+    meta = json.loads((path / "zarr.json").read_text())
+    del meta["attributes"]["repa_pipe"][field]
+    (path / "zarr.json").write_text(json.dumps(meta))
+    with pytest.raises(StoreError, match=r"zarr.json|store format None"):
+        open_store(path)
+
+
+def test_a_commit_record_that_lacks_a_field_is_one_line(make_store):
+    path, _ = make_store()
+    record = path / "commits/features/enc/00001.json"
+    values = json.loads(record.read_text())
+    del values["files"]
+    record.write_text(json.dumps(values))
+    with pytest.raises(StoreError, match=r"00001.json has other fields than expected"):
+        open_store(path).read(["features/enc"], [0])
