@@ -136,10 +136,14 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    if not (folder / CONFIG_FILE).is_file():
+    path = folder / CONFIG_FILE
+    if not path.is_file():
         what = "is no run (it has no" if folder.is_dir() else "does not exist (expected a folder with"
         raise ConfigError(f"{folder} {what} {CONFIG_FILE}): name a folder that 'repa-pipe train' made")
-    config = TrainConfig.from_json(read_config(folder / CONFIG_FILE))
+    try:
+        config = TrainConfig.from_json(read_config(path))
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is no config of this version of repa-pipe ({error}): report with its own") from error
     checkpoints = list_checkpoints(folder)
     return Run(
         name=name,

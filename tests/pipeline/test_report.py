@@ -583,6 +583,10 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     path.with_suffix(".json").write_text('{"config": {}}')
     with pytest.raises(ConfigError, match=r"cfg1\.5\.json does not describe samples"):
         report.run([str(run)], out)
+    for text in ("[]", '{"store": "x", "of_another_version": 1}', "{"):
+        (run / "train.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"train\.json (is no config of this version|cannot be read)"):
+            report.run([str(run)], out)
 
 
 def test_page_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
