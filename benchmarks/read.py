@@ -128,7 +128,10 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     batches = [rng.permutation(args.samples)[:BATCH] for _ in range(args.batches)]
     rates: dict[str, dict[str, list[float]]] = {name: {"cold": [], "warm": []} for name in readers}
+    sample_bytes = sum(open_store(path).group(name).spec.sample_bytes for name in ("latents/sd", f"features/{ENCODER}"))
+    disk: list[Any] = []
     for _ in range(args.rounds):
+        disk.append(fio_samples_a_second(path, sample_bytes))  # in every round: disks drift
         for name, read in readers.items():
             for indices in batches[:2]:
                 drop_cache(folder)
@@ -137,14 +140,12 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             rates[name]["warm"].append(_rate(read, batches))
             got, wanted = read(batches[0]), expected(batches[0])
             assert all(np.array_equal(got[key], wanted[key]) for key in NAMES), name
-    sample_bytes = sum(open_store(path).group(name).spec.sample_bytes for name in ("latents/sd", f"features/{ENCODER}"))
     rows: list[dict[str, Any]] = [
         {"reader": name, **{kind: round(statistics.median(values)) for kind, values in found.items()}}
         for name, found in rates.items()
     ]
-    disk = fio_samples_a_second(path, sample_bytes)
-    if disk is not None:
-        rows.append({"reader": "fio, 16 threads, O_DIRECT", "cold": round(disk), "warm": None})
+    if None not in disk:
+        rows.append({"reader": "fio, 16 threads, O_DIRECT", "cold": round(statistics.median(disk)), "warm": None})
     return rows
 
 
