@@ -25,7 +25,7 @@ from ..errors import BadImageError, StoreError
 from ..sources import Record, Source, decode_crop, open_source, records_of
 from ..stores import Store, open_store
 from ..stores.checksum import crc32c_bytes
-from ..stores.layout import GroupSpec
+from ..stores.layout import GroupSpec, features_group, latents_group
 from ..stores.manifest import Quarantined, read_commit
 from ..stores.writer import ShardWriter
 from .device import choose_device
@@ -200,8 +200,6 @@ def _records(store: Store, rows: range) -> list[Record]:
 
 def load_stages(config: EncodeConfig, groups: tuple[str, ...], device: torch.device, precision: str) -> list[Stage]:
     """Load the models whose groups are in `groups`."""
-    from ..stores.layout import features_group, latents_group
-
     stages: list[Stage] = []
     if latents_group(config.vae) in groups:
         stages.append(LatentsStage(config, device, precision))

@@ -24,7 +24,14 @@ from ..models.ema import Ema
 from ..models.sit import load_sit_state
 from ..stores import AlignmentDataset, Batch, Store, open_store
 from ..stores.files import write_json
-from .checkpoints import StoreFacts, drop_old_checkpoints, list_checkpoints, load_checkpoint, save_checkpoint
+from .checkpoints import (
+    StoreFacts,
+    checkpoint_path,
+    drop_old_checkpoints,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from .device import DTYPES, choose_device
 from .distributed import Ranks, join_ranks
 from .feed import device_batches
@@ -217,7 +224,7 @@ class Trainer:
 
     def save(self, watch: Watch | None) -> None:
         """Write a checkpoint of this step and what was measured up to it."""
-        if watch is None or list_checkpoints(self.run_dir)[-1:] == [self.run_dir / f"checkpoints/{self.step:07d}.pt"]:
+        if watch is None or checkpoint_path(self.run_dir, self.step).exists():
             return
         watch.write()
         save_checkpoint(

@@ -6,7 +6,6 @@ Everything here is a plain value; no file is opened.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,6 @@ QUARANTINE_FILE = "quarantine.parquet"
 COMMITS = "commits"
 LABEL = "label"
 CRC32C = "crc32c"
-FLIPPED = "_flipped"
 
 MAX_SHARD_SIZE = 1024
 MIN_SHARD_SIZE = 16
@@ -92,8 +90,3 @@ def features_group(encoder: str) -> str:
 def _as_name(model: str) -> str:
     """A model's name as one folder name: hub names and paths hold slashes."""
     return model.strip("/").replace("/", "--")
-
-
-def views(names: Iterator[str] | tuple[str, ...], flipped: bool) -> tuple[str, ...]:
-    """Array names with, where flipped views are stored, their second view."""
-    return tuple(name + suffix for name in names for suffix in (("", FLIPPED) if flipped else ("",)))
