@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -25,10 +24,9 @@ import numpy as np
 from synthetic import LATENTS_GROUP, features_template, new_store
 
 from repa_pipe.stores import open_store
-from repa_pipe.stores.checksum import crc32c_bytes
 from repa_pipe.stores.layout import GroupSpec, num_shards, shard_file, shard_range
 from repa_pipe.stores.manifest import Manifest, new_commit, write_commit
-from repa_pipe.stores.writer import MISSING_CHUNK, create_group
+from repa_pipe.stores.writer import create_group, shard_index
 
 ENCODER = "dinov2-vit-b"
 NAMES = ["latents/sd", f"features/{ENCODER}"]
@@ -61,12 +59,9 @@ def sparse_store(path: Path, count: int) -> None:
 def write_shard(path: Path, manifest: Manifest, spec: GroupSpec, shard: int) -> None:
     """What ShardWriter leaves behind, with holes for samples and without waiting for the disk."""
     samples = len(shard_range(shard, manifest.num_samples, manifest.shard_size))
-    files = {"crc32c/c/0/0": {"bytes": 0, "crc32c": 0}}
+    files = {}
     for array in spec.arrays:
-        index = np.full((manifest.shard_size, 2), MISSING_CHUNK, "<u8")
-        index[:samples, 0] = np.arange(samples, dtype=np.uint64) * array.sample_bytes
-        index[:samples, 1] = array.sample_bytes
-        tail = index.tobytes() + struct.pack("<I", crc32c_bytes(index.tobytes()))
+        tail = shard_index(samples, array.sample_bytes, manifest.shard_size)
         file = path / spec.path / array.name / shard_file(array, shard)
         file.parent.mkdir(parents=True)
         with file.open("wb") as out:

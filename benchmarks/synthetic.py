@@ -50,13 +50,18 @@ def synthetic_store(path: Path, encoder: str, count: int, codec_name: str = "flo
     """A store of random numbers in the shapes of SD-VAE and the encoder at 256 px."""
     manifest, rng = new_store(path, count), np.random.default_rng(0)
     for spec in (LATENTS_GROUP, features_template(encoder, codec_name)):
-        create_group(path, manifest, spec)
-        for shard in range(num_shards(count, manifest.shard_size)):
-            with ShardWriter(path, manifest, spec, shard) as writer:
-                for start in range(0, len(writer.samples), 128):
-                    size = min(128, len(writer.samples) - start)
-                    writer.append({array.name: _random(rng, size, array) for array in spec.arrays})
-                writer.commit(np.zeros(len(writer.samples), np.uint32), ())
+        fill_group(path, manifest, spec, rng)
+
+
+def fill_group(path: Path, manifest: Manifest, spec: GroupSpec, rng: np.random.Generator) -> None:
+    """Create a group and write all its shards."""
+    create_group(path, manifest, spec)
+    for shard in range(num_shards(manifest.num_samples, manifest.shard_size)):
+        with ShardWriter(path, manifest, spec, shard) as writer:
+            for start in range(0, len(writer.samples), 128):
+                size = min(128, len(writer.samples) - start)
+                writer.append({array.name: _random(rng, size, array) for array in spec.arrays})
+            writer.commit(np.zeros(len(writer.samples), np.uint32), ())
 
 
 def _random(rng: np.random.Generator, count: int, array: ArraySpec) -> np.ndarray[Any, Any]:

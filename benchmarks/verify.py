@@ -17,13 +17,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
+from synthetic import fill_group, new_store
 
-from repa_pipe.stores.layout import ArraySpec, GroupSpec, num_shards
-from repa_pipe.stores.manifest import Manifest
+from repa_pipe.stores.layout import ArraySpec, GroupSpec
 from repa_pipe.stores.verify import verify_store
 from repa_pipe.stores.verify_shard import READ_BYTES
-from repa_pipe.stores.writer import ShardWriter, create_group, create_store
 
 RUNS = 5
 FLOAT16 = (
@@ -39,32 +37,8 @@ INT4 = (
 
 def write_store(path: Path, arrays: tuple[ArraySpec, ...], num_bytes: int) -> None:
     spec = GroupSpec(path="features/benchmark", arrays=arrays, attributes={"fingerprint": {}})
-    count = num_bytes // spec.sample_bytes
-    manifest = Manifest(
-        num_samples=count,
-        resolution=256,
-        crop="none",
-        shard_size=512,
-        index_digest="",
-        class_names=("one", "two"),
-        source={},
-    )
-    keys = [str(i) for i in range(count)]
-    labels = pa.array([i % 2 for i in range(count)], pa.int32())
-    create_store(path, manifest, pa.table({"key": keys, "label": labels, "num_bytes": labels, "where": keys}))
-    create_group(path, manifest, spec)
-    rng = np.random.default_rng(0)
-    for shard in range(num_shards(count, manifest.shard_size)):
-        with ShardWriter(path, manifest, spec, shard) as writer:
-            for start in range(0, len(writer.samples), 64):
-                rows = min(64, len(writer.samples) - start)
-                writer.append(
-                    {
-                        a.name: np.frombuffer(rng.bytes(rows * a.sample_bytes), a.dtype).reshape(rows, *a.sample_shape)
-                        for a in arrays
-                    }
-                )
-            writer.commit(np.zeros(len(writer.samples), np.uint32), ())
+    manifest = new_store(path, num_bytes // spec.sample_bytes)
+    fill_group(path, manifest, spec, np.random.default_rng(0))
 
 
 def read_file(file: Path) -> int:

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from repa_pipe.config import TrainConfig
 from repa_pipe.pipeline.checkpoints import load_checkpoint
@@ -11,7 +13,7 @@ from repa_pipe.pipeline.checkpoints import load_checkpoint
 
 @pytest.fixture
 def config_of(make_store, tmp_path):
-    path, _ = make_store()
+    path, contents = make_store()
 
     def config(**changes):
         options = {
@@ -30,7 +32,19 @@ def config_of(make_store, tmp_path):
         }
         return TrainConfig(**options | changes)
 
+    config.contents = contents
     return config
+
+
+@pytest.fixture
+def reference(tmp_path):
+    """A folder of eight images of noise, to evaluate against."""
+    folder = tmp_path / "reference" / "class"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return str(folder.parent)
 
 
 def _weights_of(result):

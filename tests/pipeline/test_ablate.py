@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from repa_pipe import cli
 from repa_pipe.config import AblateConfig
@@ -58,16 +57,6 @@ def call_in_this_process(words, log):
     except RepaPipeError as error:
         return f"exit code 2: {error}"
     return ""
-
-
-@pytest.fixture
-def reference(tmp_path):
-    folder = tmp_path / "reference" / "class"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-    return folder.parent
 
 
 @pytest.fixture

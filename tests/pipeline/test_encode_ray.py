@@ -10,8 +10,8 @@ import pytest
 from repa_pipe.config import EncodeConfig
 from repa_pipe.errors import SourceError, WeightsError
 from repa_pipe.pipeline import encode_ray
-from repa_pipe.pipeline.encode_ray import ActorShape, actor_shape
 from repa_pipe.pipeline.encode_shard import ShardResult
+from repa_pipe.pipeline.ray_session import ActorShape, actor_shape
 
 
 class TaskError(Exception):

@@ -5,12 +5,11 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from repa_pipe import cli
-from repa_pipe.config import EvaluateConfig, SampleConfig, TrainConfig
+from repa_pipe.config import EvaluateConfig, SampleConfig
 from repa_pipe.errors import CheckpointError
 from repa_pipe.metrics import Features
 from repa_pipe.pipeline import evaluate, evaluate_run, report, sample, train
@@ -25,36 +24,11 @@ class MeanColours:
 
 
 @pytest.fixture
-def run(make_store, tmp_path, monkeypatch):
+def run(config_of, tmp_path, monkeypatch):
     """A run of 4 steps with checkpoints at 2 and 4."""
     monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColours())
-    store, _ = make_store()
-    config = TrainConfig(
-        store=str(store),
-        output_dir=str(tmp_path),
-        exp_name="run",
-        model="SiT-T/2",
-        encoder_depth=2,
-        projector_embed_dims=32,
-        learning_rate=1e-2,
-        ema_decay=0.5,
-        batch_size=4,
-        max_train_steps=4,
-        checkpointing_steps=2,
-        log_steps=1,
-        device="cpu",
-    )
-    return train.run(config).run
-
-
-@pytest.fixture
-def reference(tmp_path):
-    folder = tmp_path / "reference" / "class"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(8):
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-    return str(folder.parent)
+    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "batch_size": 4, "mixed_precision": "bf16", "log_steps": 1}
+    return train.run(config_of(output_dir=str(tmp_path), max_train_steps=4, checkpointing_steps=2, **options)).run
 
 
 def configs(run, reference):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from repa_pipe.config import ProbeConfig, TrainConfig
+from repa_pipe.config import ProbeConfig
 from repa_pipe.errors import CheckpointError, ConfigError, StoreError
 from repa_pipe.metrics import cknna
 from repa_pipe.pipeline import probe, train
@@ -19,33 +19,20 @@ from repa_pipe.stores import open_store
 
 
 @pytest.fixture
-def trained(make_store, tmp_path):
+def trained(config_of, tmp_path):
     """The folder of a run with checkpoints at steps 1 and 2, and the contents of its store."""
-    store, contents = make_store()
-    config = TrainConfig(
-        store=str(store),
-        output_dir=str(tmp_path),
-        exp_name="run",
-        model="SiT-T/2",
-        encoder_depth=2,
-        projector_embed_dims=32,
-        learning_rate=1e-2,
-        ema_decay=0.5,
-        batch_size=4,
-        max_train_steps=2,
-        checkpointing_steps=1,
-        device="cpu",
-    )
-    return train.run(config).run, contents
+    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "batch_size": 4, "mixed_precision": "bf16", "log_steps": 100}
+    result = train.run(config_of(output_dir=str(tmp_path), max_train_steps=2, checkpointing_steps=1, **options))
+    return result.run, config_of.contents
 
 
-def config_of(run, **options):
+def probing(run, **options):
     return ProbeConfig(checkpoint=run, device="cpu", **{"block": (2, 6), "batch_size": 16} | options)
 
 
 def test_every_checkpoint_block_and_time_is_a_row(trained):
     run, _ = trained
-    result = probe.run(config_of(run, time=(0.1, 0.9)))
+    result = probe.run(probing(run, time=(0.1, 0.9)))
     assert [(row["step"], row["time"], row["block"]) for row in result.rows] == [
         (step, time, block) for step in (1, 2) for time in (0.1, 0.9) for block in (2, 6)
     ]
@@ -63,7 +50,7 @@ def test_every_checkpoint_block_and_time_is_a_row(trained):
 
 def test_a_row_is_the_definition_spelled_out(trained):
     run, contents = trained
-    config = config_of(run, block=(3,), time=(0.25,), seed=5)
+    config = probing(run, block=(3,), time=(0.25,), seed=5)
     result = probe.run(config)
     model = load_model(list_checkpoints(Path(run))[-1], ema=True).model
     moments, tokens = contents["latents/tiny/moments"], contents["features/enc/tokens"]
@@ -92,11 +79,11 @@ def test_finished_checkpoints_are_not_probed_again(trained, monkeypatch):
 
     monkeypatch.setattr(ProbedImages, "of_blocks", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        probe.run(config_of(run))
-    rows = probe.run(config_of(run)).rows
+        probe.run(probing(run))
+    rows = probe.run(probing(run)).rows
     assert probed == [1, 2, 2]
     assert [row["step"] for row in rows] == [1, 1, 2, 2]
-    probe.run(config_of(run, seed=1))
+    probe.run(probing(run, seed=1))
     assert probed[3:] == [1, 2]
 
 
@@ -105,7 +92,7 @@ def test_classes_that_stand_in_the_latents_are_found_and_noise_hides_them(traine
     run, _ = trained
     model = load_model(list_checkpoints(Path(run))[-1], ema=True)
     with open_store(tmp_path / "store") as store:
-        config = config_of(run, num_images=50, test_share=0.4)
+        config = probing(run, num_images=50, test_share=0.4)
         images = ProbedImages(store, "tiny", ["enc"], config)
 
         def coloured(_names, rows):
@@ -124,7 +111,7 @@ def test_the_images_are_split_and_drawn_by_the_seed(trained):
     run, _ = trained
     with open_store(Path(run).parent / "store") as store:
         first, again, other = (
-            ProbedImages(store, "tiny", ["enc"], config_of(run, num_images=20, seed=seed)) for seed in (0, 0, 1)
+            ProbedImages(store, "tiny", ["enc"], probing(run, num_images=20, seed=seed)) for seed in (0, 0, 1)
         )
     assert first.rows.tolist() == again.rows.tolist() != other.rows.tolist()
     assert len(set(first.rows.tolist())) == 20
@@ -135,10 +122,10 @@ def test_the_images_are_split_and_drawn_by_the_seed(trained):
 def test_what_is_not_there_is_named(trained, tmp_path):
     run, _ = trained
     with pytest.raises(ConfigError, match=r"blocks \[7\]: give numbers from 1 to 6"):
-        probe.run(config_of(run, block=(7,)))
+        probe.run(probing(run, block=(7,)))
     with pytest.raises(StoreError, match="has no 'features/clip'"):
-        probe.run(config_of(run, encoder=("clip",)))
+        probe.run(probing(run, encoder=("clip",)))
     with pytest.raises(CheckpointError, match="no checkpoint in"):
-        probe.run(config_of(str(tmp_path / "nowhere")))
+        probe.run(probing(str(tmp_path / "nowhere")))
     with pytest.raises(ConfigError, match="--time is"):
-        config_of(run, time=(1.5,))
+        probing(run, time=(1.5,))

@@ -14,29 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from repa_pipe.config import SampleConfig, TrainConfig
+from repa_pipe.config import SampleConfig
 from repa_pipe.errors import CheckpointError, ConfigError
 from repa_pipe.pipeline import sample, sample_blocks, train
 from repa_pipe.pipeline.sampler import Sampler
 
 
 @pytest.fixture
-def checkpoint(make_store, tmp_path):
-    path, _ = make_store()
-    config = TrainConfig(
-        store=str(path),
-        output_dir=str(tmp_path / "runs"),
-        exp_name="run",
-        model="SiT-T/2",
-        encoder_depth=2,
-        projector_embed_dims=32,
-        learning_rate=1e-2,
-        ema_decay=0.5,
-        batch_size=8,
-        max_train_steps=4,
-        device="cpu",
-    )
-    return train.run(config).run
+def checkpoint(config_of):
+    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "mixed_precision": "bf16", "log_steps": 100}
+    return train.run(config_of(max_train_steps=4, checkpointing_steps=50_000, **options)).run
 
 
 def images_of(checkpoint, tmp_path, name, **options):

@@ -15,6 +15,7 @@ import pytest
 from repa_pipe.errors import StoreError
 from repa_pipe.stores import AlignmentDataset, open_store
 from repa_pipe.stores.verify import verify_store
+from repa_pipe.stores.writer import set_attributes
 
 GROUPS = ["latents/tiny", "features/enc", "label"]
 ROWS = [49, 0, 3, 3, 17]
@@ -119,6 +120,14 @@ def test_a_cache_of_an_earlier_store_is_refused(served, helpers, tmp_path):
         open_store(url, cache=tmp_path / "cache")
 
 
+def test_a_cache_of_a_group_that_was_encoded_with_other_weights_is_refused(served, tmp_path):
+    path, url, _ = served
+    open_store(url, cache=tmp_path / "cache").close()
+    set_attributes(path, "features/enc", {"fingerprint": {"name": "other"}})
+    with pytest.raises(StoreError, match="holds samples of an earlier store"):
+        open_store(url, cache=tmp_path / "cache")
+
+
 def test_a_dataset_reads_from_a_url(served):
     path, url, _ = served
     options = {"latents": "tiny", "encoders": ["enc"], "batch_size": 8}
@@ -214,7 +223,7 @@ def test_a_fork_is_told_to_open_the_store_itself(served):
     with open_store(url) as store:
         store.read(["features/enc"], [0])
         ours, theirs = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=_read_in_child, args=(store, theirs))
+        child = multiprocessing.get_context("fork").Process(target=_read_in_child, args=(store, theirs), daemon=True)
         child.start()
         assert ours.poll(20)
         assert "was opened before a fork" in ours.recv()
