@@ -5,6 +5,11 @@ line and exits with code 2.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's exception says, for a message of ours; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class RepaPipeError(Exception):
     """Anything that the user can mend."""
 

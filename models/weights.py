@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from ..errors import WeightsError
+from ..errors import WeightsError, first_line
 from .torchscript import is_torchscript, read_torchscript
 
 
@@ -169,8 +169,8 @@ def _read_torch(path: Path) -> dict[str, object]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"weights file {path} is not a whole torch file ({_first_line(error)}): it may be truncated or "
-            "something else than weights; download it again"
+            f"weights file {path} is not a whole torch file ({first_line(error).split('. ')[0]}): it may be truncated "
+            "or something else than weights; download it again"
         ) from error
     except Exception as error:  # pickle's own error, and whatever a damaged pickle raises
         raise WeightsError(_pickle_message(path, error)) from error
@@ -198,10 +198,6 @@ def _pickle_message(path: Path, error: Exception) -> str:
             "were not loaded: expected tensors by name; save it again as safetensors, or get the published file"
         )
     return f"weights file {path} is no weights file: expected safetensors or a torch file of tensors by name"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
 
 
 def _some(content: Mapping[str, object]) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 from .ablate_run import Job, Outcome, run_job
 from .progress import say
 from .ray_session import ray_session
@@ -33,7 +33,7 @@ def run_jobs_on_ray(
                 try:
                     done(ray.get(ref))
                 except ray.exceptions.RayError as error:
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    reason = first_line(error)
                     lost[job.name] += 1
                     if lost[job.name] == TRIES:
                         done(Outcome(job.name, "worker", reason))

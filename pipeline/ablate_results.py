@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..stores.files import temporary_path, write_json
+from ..stores.files import write_json, written_whole
 from .ablate_run import Outcome
 from .report_comparison import settings_that_differ
 from .report_runs import Run, read_runs
@@ -32,9 +32,8 @@ def write_results(out: Path, folders: Sequence[Path], outcomes: Sequence[Outcome
     failed = [{"run": one.name, "stage": one.stage, "error": one.error} for one in outcomes if one.error]
     write_json(out / FILE, {"runs": rows, "over_seeds": means, "failed": failed})
     parquet = (out / FILE).with_suffix(".parquet")
-    temporary = temporary_path(parquet)
-    pq.write_table(pa.Table.from_pylist(rows), temporary)
-    temporary.replace(parquet)
+    with written_whole(parquet) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
     return rows, means
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..diffusion.loss import alignment_loss, nt_xent_loss, spatial_zscore
 from ..stores import Batch, Store
-from ..stores.codecs import Codec, codec_from_attributes
 from ..stores.layout import features_group
+from .stored_tokens import codec_of
 
 LOSSES = {"cosine": alignment_loss, "nt_xent": nt_xent_loss}
 
@@ -18,7 +18,7 @@ class Alignment:
 
     def __init__(self, config: TrainConfig, store: Store) -> None:
         self._config = config
-        self._codecs = [_codec_of(store, encoder) for encoder in config.enc_type]
+        self._codecs = [codec_of(store, features_group(encoder)) for encoder in config.enc_type]
         self.loss = LOSSES[config.alignment_loss]
 
     def coefficient(self, step: int) -> float:
@@ -39,8 +39,3 @@ class Alignment:
         ]
         gamma = self._config.spatial_norm
         return tokens if gamma is None else [spatial_zscore(each, gamma) for each in tokens]
-
-
-def _codec_of(store: Store, encoder: str) -> Codec:
-    attributes = store.group(features_group(encoder)).attributes
-    return codec_from_attributes(attributes["codec"], attributes["num_tokens"], attributes["width"])

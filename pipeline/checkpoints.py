@@ -7,7 +7,6 @@ published names, `sit` the SiTConfig, `store` what the run was trained from (sca
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..models.entangled import make_sit
 from ..models.sit import SiT, SiTConfig, load_sit_state
 from ..models.weights import harmless_globals, read_weights_file, tensors_under
-from ..stores.files import move_into_place, sync_folder, temporary_path
+from ..stores.files import written_whole
 from .published import LATENTS_SCALE, PUBLISHED, find_published, is_published, published_model
 
 FOLDER = "checkpoints"
@@ -67,22 +66,14 @@ def broken_path(run: Path, step: int) -> Path:
 
 def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
     """Write a checkpoint under its final name only when it is on disk; CheckpointError when it can't be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
     try:
-        with temporary.open("wb") as file:
+        with written_whole(path, durable=True) as temporary, temporary.open("wb") as file:
             torch.save(values, file)
-            file.flush()
-            os.fsync(file.fileno())
-        move_into_place(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(
             f"{path} could not be written ({error}): earlier checkpoints are whole; make room and start the same "
             "command again"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -93,8 +84,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {path}") from error
     except Exception as error:  # a damaged zip, pickle or file: torch raises many kinds
-        reason = str(error).strip().split("\n", 1)[0]
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason})") from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint ({first_line(error)})") from error
     if not isinstance(values, dict) or not ({"ema", "model"} <= values.keys() or is_published(values)):
         raise CheckpointError(f"{path} is no training checkpoint: it lacks 'model' and 'ema'")
     return values

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -27,7 +27,7 @@ def choose_device(asked: str | None) -> torch.device:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device is {name!r}, which this machine does not have: {_first_line(error)}") from error
+        raise ConfigError(f"--device is {name!r}, which this machine does not have: {first_line(error)}") from error
     return device
 
 
@@ -45,7 +45,7 @@ def out_of_memory_names(flags: str) -> Iterator[None]:
         plain = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
         if plain and "can't allocate memory" not in str(error):
             raise
-        raise ConfigError(f"out of memory ({_first_line(error)}): {flags}") from error
+        raise ConfigError(f"out of memory ({first_line(error)}): {flags}") from error
 
 
 def _keep_freed_memory() -> None:
@@ -68,7 +68,3 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions, for a fingerprint."""
     return {package: importlib.metadata.version(package) for package in packages}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,12 +17,11 @@ from ..stores import Store
 from .encode_monitor import Monitor
 from .encode_plan import HOPELESS, TRIES, FailedShard, Work, groups_of, prepare_groups
 from .encode_shard import ShardEncoder, ShardResult
-from .ray_session import ray_session
+from .ray_session import cluster_shape, ray_session
 
 IN_FLIGHT = 2  # shards an actor: one is decoded or written while the other is in the models
 START_TRIES = 5
 LOOK_AT_CLUSTER_S = 5.0
-CPUS_AN_ACTOR = 2  # where there are no GPUs to count by
 
 
 class ShardActor:
@@ -40,32 +38,6 @@ class ShardActor:
     def run(self, shard: int, groups: tuple[str, ...]) -> ShardResult:
         """Encode and commit one shard."""
         return self._encoder.run(shard, groups)
-
-
-class ActorShape(NamedTuple):
-    """How many actors a cluster takes, and what each of them reserves."""
-
-    actors: int
-    cpus: int
-    gpus: int
-
-
-def actor_shape(nodes: Sequence[Mapping[str, float]], config: EncodeConfig) -> ActorShape:
-    """One actor a GPU, else one a 2 CPUs, or `--actors`; small enough for the smallest node that can have one.
-
-    `nodes` are the resources of the nodes that are alive. `--device cuda` asks for GPUs even where none is up yet:
-    a cluster that starts its nodes on demand has to be asked.
-    """
-    wants_gpu = config.device is not None and config.device.startswith("cuda")
-    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1 and config.device != "cpu"]
-    if wants_gpu or with_gpu:
-        count = sum(int(node["GPU"]) for node in with_gpu)
-        cpus = min((int(node.get("CPU", 0) // node["GPU"]) for node in with_gpu), default=1)
-        return ActorShape(config.actors or max(1, count), max(1, cpus), 1)
-    with_cpu = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
-    share = sum(with_cpu) // config.actors if config.actors else CPUS_AN_ACTOR
-    cpus = max(1, min(share, *with_cpu))
-    return ActorShape(config.actors or sum(node // cpus for node in with_cpu), cpus, 0)
 
 
 def run_on_ray(config: EncodeConfig, store: Store, work: Work, monitor: Monitor) -> list[FailedShard]:
@@ -135,8 +107,7 @@ class _Queue:
         if not waiting or (self._pending and time.monotonic() - self._looked < LOOK_AT_CLUSTER_S):
             return
         self._looked = time.monotonic()
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        shape = actor_shape(nodes, self._config)
+        shape = cluster_shape(self._config)
         for _ in range(min(shape.actors - len(self._load) - starting, waiting)):
             actor: Any = (
                 self._ray.remote(ShardActor)

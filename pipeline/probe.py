@@ -19,7 +19,7 @@ from ..config import ProbeConfig, read_config
 from ..errors import StoreError
 from ..metrics import cknna, linear_probe
 from ..stores import Store, open_store
-from ..stores.files import temporary_path, write_json
+from ..stores.files import write_json, written_whole
 from .checkpoints import FOLDER, TrainedModel, list_checkpoints, load_model, resolve_checkpoint
 from .device import choose_device
 from .plots import Line, line_figure, write_page
@@ -132,9 +132,8 @@ def _write(result: ProbeResult, settings: dict[str, Any], title: str) -> None:
     values = {"rows": result.rows, "encoder_accuracy": result.encoders, "settings": settings, "cknna_topk": TOPK}
     write_json(Path(result.json), values)
     parquet = Path(result.parquet)
-    temporary = temporary_path(parquet)
-    pq.write_table(pa.Table.from_pylist(result.rows), temporary)
-    temporary.replace(parquet)
+    with written_whole(parquet) as temporary:
+        pq.write_table(pa.Table.from_pylist(result.rows), temporary)
     write_page(Path(result.page), f"{title}: probes", figures(result, title))
 
 

@@ -17,12 +17,12 @@ from ..config import TrainConfig
 from ..errors import CheckpointError, WeightsError
 from ..models.sit import SiT, load_sit_state
 from ..models.sit_inference import infer_sit_config
-from ..stores.files import temporary_path
+from ..stores.files import written_whole
 from .cache import VARIABLE, cache_folder
 from .progress import say
 
 VAE = "sd-vae-ft-ema"  # what the published generator decodes with
-LATENTS_SCALE = 0.18215
+LATENTS_SCALE = 0.18215  # of Stability's VAEs, as the published trainer has it; bias 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +52,14 @@ def find_published(name: str) -> Path:
     if path.exists():
         return path
     say(f"downloading {name} from {entry.url} to {path}")
-    temporary = temporary_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(entry.url, str(temporary), hash_prefix=entry.sha256)
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            torch.hub.download_url_to_file(entry.url, str(temporary), hash_prefix=entry.sha256)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"{name} is not at {path} and could not be downloaded ({error}): get {entry.url} where there is a network "
             f"and put it there (${VARIABLE} names another folder), or give its path as --checkpoint"
         ) from None
-    finally:
-        if path.parent.is_dir():
-            temporary.unlink(missing_ok=True)
     return path
 
 

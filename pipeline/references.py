@@ -18,7 +18,7 @@ from ..config import EvaluateConfig
 from ..errors import ConfigError
 from ..metrics import Detector, Gaussian, load_statistics
 from ..stores.checksum import crc32c
-from ..stores.files import temporary_path
+from ..stores.files import written_whole
 from .cache import VARIABLE, cache_folder
 from .extraction import Extracted, extract
 from .images import Images, open_images, read_npz_header
@@ -76,16 +76,11 @@ def _write(path: Path, key: dict[str, Any], found: Extracted) -> None:
     if found.features is not None:
         tensors["features"] = found.features
     metadata = {"key": json.dumps(key), "crc32c": json.dumps(_checksums(tensors))}
-    temporary = temporary_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata)
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            save_file(tensors, temporary, metadata)
     except OSError as error:
         say(f"the reference's features are not kept: {path} cannot be written ({error}); ${VARIABLE} names a folder")
-    finally:
-        if path.parent.is_dir():
-            temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path, key: dict[str, Any]) -> Extracted | None:

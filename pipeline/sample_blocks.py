@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import SampleConfig
 from ..errors import ConfigError
-from ..stores.files import temporary_path, write_json
+from ..stores.files import write_json, written_whole
 from .images import Block, save_grid, write_npz
 from .sampler import Sampler
 
@@ -66,11 +66,8 @@ def block_path(folder: Path, block: range) -> Path:
 
 def _write_block(folder: Path, block: range, images: Block) -> None:
     """Write a block whole or not at all."""
-    path = block_path(folder, block)
-    temporary = temporary_path(path)
-    with temporary.open("wb") as file:
+    with written_whole(block_path(folder, block)) as temporary, temporary.open("wb") as file:
         np.save(file, images)
-    temporary.replace(path)
 
 
 def make_blocks(

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 
 from ..config import SampleConfig
-from ..errors import CheckpointError, RepaPipeError
+from ..errors import CheckpointError, RepaPipeError, first_line
 from .checkpoints import load_model
 from .device import choose_device
 from .progress import say
-from .ray_session import num_actors, ray_session, share_of_an_actor
+from .ray_session import cluster_shape, ray_session
 from .sample_blocks import make_blocks
 from .sampler import Sampler
 
@@ -61,15 +61,15 @@ def make_blocks_on_ray(
         waiting = deque(list(todo[i : i + AT_ONCE]) for i in range(0, len(todo), AT_ONCE))
         pending: dict[Any, tuple[Any, list[range]]] = {}  # ref → actor, its blocks; none: it loads the model
         facts: tuple[npt.NDArray[np.int64], int] | None = None
-        deaths = 0
+        deaths, shape = 0, cluster_shape(config)
 
         def start() -> None:
-            options = share_of_an_actor(config) | {"max_restarts": 0, "max_task_retries": 0}
+            options = {"num_cpus": shape.cpus, "num_gpus": shape.gpus, "max_restarts": 0, "max_task_retries": 0}
             arguments = config, str(checkpoint.resolve()), str(folder.resolve()), torch.get_num_threads()
             actor: Any = ray.remote(SampleActor).options(**options).remote(*arguments)
             pending[actor.load.remote()] = actor, []
 
-        for _ in range(max(1, min(num_actors(config.actors), len(waiting)))):
+        for _ in range(max(1, min(shape.actors, len(waiting)))):
             start()
         while waiting or facts is None or any(blocks for _, blocks in pending.values()):
             for ref in ray.wait(list(pending), num_returns=1)[0]:
@@ -83,9 +83,9 @@ def make_blocks_on_ray(
                         raise cause from None
                     if deaths >= TRIES:
                         raise CheckpointError(
-                            f"{deaths} Ray actors in a row failed while they sampled: {_first_line(cause or error)}"
+                            f"{deaths} Ray actors in a row failed while they sampled: {first_line(cause or error)}"
                         ) from error
-                    say(f"a Ray actor failed ({_first_line(cause or error)}): another one takes its blocks")
+                    say(f"a Ray actor failed ({first_line(cause or error)}): another one takes its blocks")
                     waiting += [blocks] if blocks else []
                     ray.kill(actor)
                     start()
@@ -99,7 +99,3 @@ def make_blocks_on_ray(
                     following = waiting.popleft()
                     pending[actor.make.remote(following)] = actor, following
         return facts
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -27,9 +27,9 @@ from ..stores.manifest import Manifest
 from ..stores.writer import ShardWriter, create_store
 from .encode_plan import CROP, prepare_groups
 from .progress import progress
+from .published import LATENTS_SCALE
 
 IMAGES, MOMENTS, LABELS = "images", "vae-sd", "dataset.json"
-LATENTS_SCALE = 0.18215  # of Stability's VAEs, as the published trainer has it; bias 0
 
 
 def import_repa(folder: str, store_path: str, vae: str) -> str:

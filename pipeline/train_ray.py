@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
-from ..errors import CheckpointError, ConfigError, RepaPipeError
+from ..errors import CheckpointError, ConfigError, RepaPipeError, first_line
 from ..stores import open_store
 from .checkpoints import list_checkpoints
 from .ray_session import ray_session
@@ -73,5 +73,6 @@ def _cause(error: BaseException) -> BaseException:
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, RepaPipeError):
             return cause
-    reason = str(error).strip().split("\n", 1)[0]
-    return CheckpointError(f"training on Ray failed ({reason}): the same command goes on from the last checkpoint")
+    return CheckpointError(
+        f"training on Ray failed ({first_line(error)}): the same command goes on from the last checkpoint"
+    )

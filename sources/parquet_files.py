@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import BadImageError, SourceError
+from ..errors import BadImageError, SourceError, first_line
 from .files import check_one_split, folder_of, list_files
 from .index import UNKNOWN_SIZE, Record, build_index, names_of_labels
 from .parquet_schema import image_columns, row_group_lengths
@@ -71,7 +71,7 @@ class ParquetSource(Source):
         try:
             return pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
-            raise SourceError(f"{path} is not a readable parquet file ({_first_line(error)})") from None
+            raise SourceError(f"{path} is not a readable parquet file ({first_line(error)})") from None
 
     def _list_file(self, name: str) -> tuple[list[Record], tuple[str, ...] | None]:
         path = f"{self._folder}/{name}"
@@ -81,7 +81,7 @@ class ParquetSource(Source):
             try:
                 table = file.read(columns=wanted, use_threads=False)
             except (OSError, pa.ArrowException) as error:
-                raise SourceError(f"{path} is damaged ({_first_line(error)}): fetch it again") from None
+                raise SourceError(f"{path} is damaged ({first_line(error)}): fetch it again") from None
             sizes = row_group_lengths(path, file.metadata, f"{columns.image}.bytes")
         labels = table[columns.label].to_pylist()
         if None in labels:
@@ -101,9 +101,5 @@ class ParquetSource(Source):
             try:
                 table = file.read_row_group(number, columns=[f"{columns.image}.bytes"], use_threads=False)
             except (OSError, IndexError, pa.ArrowException) as error:
-                raise SourceError(f"{self._folder}/{name} is damaged or has changed ({_first_line(error)})") from None
+                raise SourceError(f"{self._folder}/{name} is damaged or has changed ({first_line(error)})") from None
         return pc.struct_field(table[columns.image], "bytes")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

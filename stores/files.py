@@ -8,6 +8,8 @@ import os
 import shutil
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,11 @@ def temporary_path(path: Path) -> Path:
 
 def sync_folder(folder: Path) -> None:
     """Make a rename in this folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        _sync(folder)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that know no such thing: SMB, some FUSE
             raise
-    finally:
-        os.close(fd)
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
@@ -44,20 +43,37 @@ def move_into_place(temporary: Path, path: Path) -> None:
             raise
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file: temporary name, fsync, rename, fsync of the folder."""
+@contextmanager
+def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary path to write to, which becomes `path` when the block ends and is gone when it fails.
+
+    With `durable` a power cut can take neither the contents nor the name afterwards.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        if durable:
+            _sync(temporary)
         move_into_place(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a small file whole or not at all."""
+    with written_whole(path, durable) as temporary:
+        temporary.write_bytes(data)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

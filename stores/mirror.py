@@ -58,7 +58,7 @@ class Mirror:
         """Have these files in the folder, if they exist at the URL."""
         absent = [name for name in names if not (self.folder / name).exists()]
         for name, data in self.files.get(absent).items():
-            write_atomically(self.folder / name, data)
+            self._write(name, data)
 
     def fetch_commits(self, group: str, total: int) -> None:
         """Have the commit records of a group of `total` shards."""
@@ -86,7 +86,10 @@ class Mirror:
             if path.exists() and not _same_store(json.loads(path.read_bytes()), value):
                 raise StoreError(f"{self.folder} holds samples of an earlier store at {url}: delete that folder")
         for name, value in found.items():
-            write_atomically(self.folder / name, json.dumps(value).encode())
+            self._write(name, json.dumps(value).encode())
+
+    def _write(self, name: str, data: bytes) -> None:
+        write_atomically(self.folder / name, data, durable=self.cache is not None)
 
 
 def _same_store(there: dict[str, Any], now: dict[str, Any]) -> bool:

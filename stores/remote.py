@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from ..errors import StoreError
+from ..errors import StoreError, first_line
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -50,7 +50,7 @@ class RemoteFiles:
         try:
             self._backend = obstore.store.from_url(self.url, **options)
         except (obstore.exceptions.BaseError, ValueError) as error:
-            raise StoreError(f"{url} cannot be opened ({_first_line(error)})") from error
+            raise StoreError(f"{url} cannot be opened ({first_line(error)})") from error
 
     def zarr_store(self) -> ZarrStore:
         """zarr's view of the files, for what is read through zarr-python."""
@@ -103,10 +103,6 @@ class RemoteFiles:
                 return pool.submit(asyncio.run, work).result()
         except (obstore.exceptions.BaseError, OSError) as error:
             raise StoreError(
-                f"{self.url} cannot be read ({_first_line(error)}): check the URL, the network, and the credentials in "
+                f"{self.url} cannot be read ({first_line(error)}): check the URL, the network, and the credentials in "
                 "the environment (docs/stores.md)"
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

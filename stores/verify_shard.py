@@ -10,7 +10,6 @@ import errno
 import functools
 import operator
 import os
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,7 +24,7 @@ from .layout import CRC32C, shard_file, shard_range
 from .manifest import Commit, read_commit
 from .reader import ArrayLayout
 from .store import Group, Store
-from .writer import MISSING_CHUNK
+from .writer import shard_index
 
 READ_BYTES = 1 << 21  # a read is still in the processor's cache when its checksum is taken
 
@@ -157,7 +156,7 @@ class ShardReading:
         for place in wrong:
             self._add("the bytes differ from their checksum", name, self.samples[place])
         index = next(_blocks(fd, data_bytes, recorded["bytes"], recorded["bytes"]))
-        if index.tobytes() != _expected_index(len(rows), row_bytes, layout.shard_size):
+        if index.tobytes() != shard_index(len(rows), row_bytes, layout.shard_size):
             self._add("the index at the end of the file is damaged", name)
         elif not wrong and crc32c(index, _join(rows, row_bytes)) != recorded["crc32c"]:
             self._add("the file differs from its checksum in the commit record", name)
@@ -184,14 +183,6 @@ def _blocks(fd: int, start: int, stop: int, step: int) -> Iterator[npt.NDArray[n
                 raise OSError(errno.EIO, "it became shorter while it was read")
             got += more
         yield block
-
-
-def _expected_index(num_samples: int, row_bytes: int, shard_size: int) -> bytes:
-    """The index of a shard whose samples stand one behind the other: what a complete shard of ours ends with."""
-    index = np.full((shard_size, 2), MISSING_CHUNK, dtype="<u8")
-    index[:num_samples, 0] = np.arange(num_samples, dtype=np.uint64) * row_bytes
-    index[:num_samples, 1] = row_bytes
-    return index.tobytes() + struct.pack("<I", crc32c(index))
 
 
 def _join(rows: npt.NDArray[np.uint32], row_bytes: int) -> int:

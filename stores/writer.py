@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import StoreError
-from .checksum import crc32c, crc32c_bytes, crc32c_rows
+from .checksum import crc32c, crc32c_rows
 from .files import TEMPORARY, move_into_place, sync_folder, temporary_path, write_atomically, write_json
 from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, shard_file, shard_range
 from .manifest import Commit, Manifest, Quarantined, new_commit, read_commit, write_commit, write_samples
@@ -133,6 +133,14 @@ def _rename_group(building: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def shard_index(num_samples: int, sample_bytes: int, shard_size: int) -> bytes:
+    """What ends a shard's file: offset and size of every sample, one behind the other, and a checksum of these."""
+    index = np.full((shard_size, 2), MISSING_CHUNK, dtype="<u8")
+    index[:num_samples, 0] = np.arange(num_samples, dtype=np.uint64) * sample_bytes
+    index[:num_samples, 1] = sample_bytes
+    return index.tobytes() + struct.pack("<I", crc32c(index))
+
+
 class ShardFile:
     """One shard file of one array, written as a stream of samples: zarr v3 sharding, inner chunk = one sample."""
 
@@ -158,12 +166,8 @@ class ShardFile:
 
     def finish(self) -> dict[str, int]:
         """Write the index, make the file durable under its own name; its size and checksum."""
-        index = np.full((self.shard_size, 2), MISSING_CHUNK, dtype="<u8")
         size = self.array.sample_bytes
-        index[: self.num_samples, 0] = np.arange(self.num_samples, dtype=np.uint64) * size
-        index[: self.num_samples, 1] = size
-        encoded = index.tobytes()
-        tail = encoded + struct.pack("<I", crc32c_bytes(encoded))
+        tail = shard_index(self.num_samples, size, self.shard_size)
         self._write(memoryview(tail))
         os.fsync(self._file.fileno())
         self._file.close()
