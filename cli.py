@@ -29,6 +29,7 @@ from .config import (
     flag,
 )
 from .errors import RepaPipeError
+from .pipeline.memory import share_one_arena
 
 INTERRUPTED = 130
 Command = Callable[..., Any]
@@ -366,6 +367,7 @@ def store_import_repa(folder: str, path: str, vae: str) -> None:
 
 def main() -> None:
     """Entry point: one line for our errors, no traceback."""
+    share_one_arena()
     try:
         cli(prog_name="repa-pipe", standalone_mode=False)
     except click.ClickException as error:

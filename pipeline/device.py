@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from ..errors import ConfigError, first_line
+from .memory import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -20,7 +19,7 @@ def choose_device(asked: str | None) -> torch.device:
     """The device asked for, else cuda where there is one; ConfigError when it is not there."""
     name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     try:
         device = torch.device(name)
         if name == "cuda":  # each process of a machine takes a GPU of its own
@@ -46,23 +45,6 @@ def out_of_memory_names(flags: str) -> Iterator[None]:
         if plain and "can't allocate memory" not in str(error):
             raise
         raise ConfigError(f"out of memory ({first_line(error)}): {flags}") from error
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks for the next tensor instead of handing them back to the system.
-
-    By default every activation above some megabytes is fresh memory, zeroed by the kernel page by page: half the
-    time of a VAE on a CPU. Elsewhere than on glibc nothing happens.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-            mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-            mallopt(_M_ARENA_MAX, 1)  # the arenas of other threads cannot hold large blocks
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ..stores import Store
 from .encode_monitor import Monitor
 from .encode_plan import HOPELESS, TRIES, FailedShard, Work, groups_of, prepare_groups
 from .encode_shard import ShardEncoder, ShardResult
+from .memory import ONE_ARENA_ENVIRONMENT
 from .ray_session import cluster_shape, ray_session
 
 IN_FLIGHT = 2  # shards an actor: one is decoded or written while the other is in the models
@@ -117,6 +118,7 @@ class _Queue:
                     max_task_retries=0,
                     num_cpus=shape.cpus,
                     num_gpus=shape.gpus,
+                    runtime_env=None if shape.gpus else {"env_vars": ONE_ARENA_ENVIRONMENT},
                 )
                 .remote(self._config, self._groups)
             )

@@ -98,7 +98,7 @@ class ShardEncoder:
         self._batch_size = config.batch_size or self._fitting_batch_size(groups)
         self._source: Source = open_source(config.source, config.source_kind)
         self._decoders = ThreadPoolExecutor(config.decode_threads or torch.get_num_threads(), "decode")
-        self._device_lock = threading.Lock()
+        self._models_thread = ThreadPoolExecutor(1, "models")  # one, as each has its own OpenMP threads
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.stop = threading.Event()
 
@@ -210,11 +210,7 @@ class ShardEncoder:
         blank = np.zeros((side, side, 3), dtype=np.uint8)
         crops = np.stack([blank if item.crop is None else item.crop for item in batch])
         broken = np.array([item.crop is None for item in batch])
-        with self._device_lock:
-            start = time.monotonic()
-            images = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2)
-            outputs = [stage(images) for stage in stages]
-            busy = time.monotonic() - start
+        outputs, busy = self._models_thread.submit(self._run_models, crops, stages).result()
         for writer, arrays in zip(writers, outputs, strict=True):
             for name, array in arrays.items():
                 if broken.any():
@@ -222,6 +218,14 @@ class ShardEncoder:
                     arrays[name][broken] = 0
             writer.append(arrays)
         return busy
+
+    def _run_models(
+        self, crops: npt.NDArray[np.uint8], stages: list[Stage]
+    ) -> tuple[list[dict[str, npt.NDArray[Any]]], float]:
+        """The stages' arrays of a batch, and the seconds that they took."""
+        start = time.monotonic()
+        images = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2)
+        return [stage(images) for stage in stages], time.monotonic() - start
 
     def _require_same_images(
         self, store: Store, shard: int, checksums: npt.NDArray[np.uint32], records: list[Record]
