@@ -12,8 +12,9 @@ float32. In every round, in turn:
     published  every image decoded, cropped and saved as PNG, one after the other; then read, encoded at batch 1 and
                saved as .npy, one after the other (a quarter of the images)
 
-Rates of encode run from the first image that is read to the last commit; start-up (imports, weights, Ray) is stated
-apart. Medians over rounds; ratios are medians of the rounds' ratios.
+Rates of encode run from the first commit (of each actor) to the last, as the loop's are of a warm loop; the rest is
+stated apart as start-up: imports, weights, Ray, the first batches. Medians over rounds; ratios are medians of the
+rounds' ratios.
 
 --linear: 32 px images through a stage that costs nothing (means of the crop), inline, each size in its own process.
 """
@@ -99,14 +100,15 @@ def published_way(paths: list[Path], models: Callable[[torch.Tensor], object], f
 
 
 def command_rate(config: EncodeConfig) -> tuple[float, float]:
-    """Images a second of `repa-pipe encode`, and the seconds of its start-up."""
+    """Images a second of `repa-pipe encode` once every worker has committed a shard, and the seconds until then."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "repa_pipe.cli", *config.command().split()[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    subprocess.run(command, capture_output=True, check=True)
     seconds = time.perf_counter() - start
-    summary = json.loads(done.stdout[done.stdout.index("{") :])
-    rate = sum(summary["worker_rates"])
-    return rate, seconds - summary["encoded"] / rate
+    commits = sorted(path.stat().st_mtime for path in Path(config.store, "commits", GROUPS[-1]).iterdir())
+    warm = config.actors or 1
+    steady = commits[-1] - commits[warm - 1]
+    return (len(commits) - warm) * SHARD / steady, seconds - steady
 
 
 def throughput(count: int, rounds: int) -> dict[str, object]:
