@@ -147,7 +147,8 @@ class EncodeConfig(Config):
 
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""
-        self.require("://" not in self.store, "store", "encode into a folder, then copy it to the object store")
+        read_only = self.store.startswith(("http://", "https://"))
+        self.require(not read_only, "store", "a folder or a bucket (s3://, gs://, az://): web servers take no files")
         self.require(self.resolution in RESOLUTIONS, "resolution", "choose 256 or 512")
         self.require(self.shard_size is None or self.shard_size >= 1, "shard_size", "give at least 1")
         self.require(self.batch_size is None or self.batch_size >= 1, "batch_size", "give at least 1")

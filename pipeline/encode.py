@@ -16,7 +16,7 @@ from typing import Any
 from ..config import EncodeConfig
 from ..stores import Group, Store, open_store
 from ..stores.files import remove_abandoned, remove_leftovers
-from ..stores.layout import COMMITS, features_group
+from ..stores.layout import COMMITS, QUARANTINE_FILE, features_group
 from ..stores.manifest import write_quarantine
 from .encode_monitor import Monitor
 from .encode_plan import (
@@ -62,21 +62,23 @@ def run(config: EncodeConfig) -> EncodeResult:
     group of other weights, and when more than `--max-bad` of the images are broken.
     """
     start = time.monotonic()
-    store = open_or_create(config)
-    work = plan(config, store)
-    _check_named_weights(config, store, groups_of(work))
     monitor, failed = None, []
-    if work:
-        images = sum(shard_images(store, shard) for shard, _ in work)
-        with progress("encode", images, "images") as bar:
-            monitor = Monitor(config, store, bar)
-            if config.ray or config.ray_address:
-                failed = run_on_ray(config, store, work, monitor)
-            else:
-                failed = run_inline(config, store, work, monitor)
-    else:
-        say(f"{config.store} is complete: {len(store):,} samples of {', '.join(wanted_groups(config))}; nothing to do")
-    return _finish(config, monitor, failed, time.monotonic() - start)
+    with open_or_create(config) as store:
+        work = plan(config, store)
+        _check_named_weights(config, store, groups_of(work))
+        if work:
+            images = sum(shard_images(store, shard) for shard, _ in work)
+            with progress("encode", images, "images") as bar:
+                monitor = Monitor(config, store, bar)
+                if config.ray or config.ray_address:
+                    failed = run_on_ray(config, store, work, monitor)
+                else:
+                    failed = run_inline(config, store, work, monitor)
+        else:
+            groups = ", ".join(wanted_groups(config))
+            say(f"{config.store} is complete: {len(store):,} samples of {groups}; nothing to do")
+    with open_store(config.store) as store:  # anew: the commits have changed
+        return _finish(config, store, monitor, failed, time.monotonic() - start)
 
 
 def _check_named_weights(config: EncodeConfig, store: Store, loaded_anyway: tuple[str, ...]) -> None:
@@ -84,26 +86,28 @@ def _check_named_weights(config: EncodeConfig, store: Store, loaded_anyway: tupl
     named = [features_group(encoder) for encoder in config.encoder if config.weights_of(encoder)]
     finished = tuple(group for group in named if group in store.group_names() and group not in loaded_anyway)
     if finished:
-        prepare_groups(store, ShardEncoder(config, finished).specs())
+        with ShardEncoder(config, finished) as encoder:
+            prepare_groups(store, encoder.specs())
 
 
 def run_inline(config: EncodeConfig, store: Store, work: Work, monitor: Monitor) -> list[FailedShard]:
     """Run the shards in this process: one is decoded and written while the other is in the models."""
-    encoder = ShardEncoder(config, groups_of(work))
-    prepare_groups(store, encoder.specs())
-    pool = ThreadPoolExecutor(2, thread_name_prefix="shard")
+    with ShardEncoder(config, groups_of(work)) as encoder:
+        prepare_groups(store, encoder.specs())
+        pool = ThreadPoolExecutor(2, thread_name_prefix="shard")
 
-    def submit(shard: int, groups: tuple[str, ...]) -> Future[ShardResult]:
-        return pool.submit(encoder.run, shard, groups, monitor.images)
+        def submit(shard: int, groups: tuple[str, ...]) -> Future[ShardResult]:
+            return pool.submit(encoder.run, shard, groups, monitor.images)
 
-    try:
-        failed = drive(work, submit, monitor, config.shard_timeout)
-    except BaseException as error:
-        encoder.stop.set()
-        pool.shutdown(wait=not isinstance(error, KeyboardInterrupt))  # a batch may take longer than one likes to wait
-        raise
-    pool.shutdown()
-    return failed
+        try:
+            failed = drive(work, submit, monitor, config.shard_timeout)
+        except BaseException as error:
+            encoder.stop.set()
+            # a batch may take longer than one likes to wait
+            pool.shutdown(wait=not isinstance(error, KeyboardInterrupt))
+            raise
+        pool.shutdown()
+        return failed
 
 
 def drive(
@@ -147,13 +151,16 @@ def drive(
     return failed
 
 
-def _finish(config: EncodeConfig, monitor: Monitor | None, failed: list[FailedShard], seconds: float) -> EncodeResult:
-    store = open_store(config.store)  # anew: the commits have changed
+def _finish(
+    config: EncodeConfig, store: Store, monitor: Monitor | None, failed: list[FailedShard], seconds: float
+) -> EncodeResult:
     groups = [store.group(name) for name in wanted_groups(config) if name in store.group_names()]
     quarantined = {entry.index: entry for group in groups for entry in group.quarantined}
     if not failed:
         _tidy(store, groups)
-        write_quarantine(store.path, [quarantined[index] for index in sorted(quarantined)])
+        if quarantined:
+            write_quarantine(store.path, [quarantined[index] for index in sorted(quarantined)])
+            store.upload_file(QUARANTINE_FILE)
     return EncodeResult(
         store=config.store,
         groups={

@@ -12,7 +12,8 @@ from ..sources import Source, index_digest, open_source
 from ..stores import Group, Store, open_store
 from ..stores.layout import GroupSpec, default_shard_size, features_group, latents_group, num_shards
 from ..stores.manifest import Manifest
-from ..stores.writer import create_group, create_store
+from ..stores.upload import create_store_at, store_exists
+from ..stores.writer import create_group
 from .progress import progress
 
 CROP = "adm-center-crop"
@@ -44,8 +45,7 @@ def open_or_create(config: EncodeConfig) -> Store:
     source = open_source(config.source, config.source_kind)
     table = _index(source)
     digest = index_digest(table)
-    path = Path(config.store)
-    if not (path / "zarr.json").exists():
+    if not store_exists(config.store):
         manifest = Manifest(
             num_samples=len(table),
             resolution=config.resolution,
@@ -55,8 +55,8 @@ def open_or_create(config: EncodeConfig) -> Store:
             class_names=source.class_names,
             source=source.describe(),
         )
-        create_store(path, manifest, table)
-    store = open_store(path)
+        create_store_at(config.store, manifest, table)
+    store = open_store(config.store)
     pairs = [
         ("images (digest of keys, labels, sizes)", store.manifest.index_digest[:12], digest[:12]),
         ("number of images", len(store), len(table)),
@@ -65,7 +65,7 @@ def open_or_create(config: EncodeConfig) -> Store:
     ]
     different = [f"{name} {there} there, {asked} asked for" for name, there, asked in pairs if there != asked]
     if different:
-        raise StoreError(f"{path} was made from something else: {'; '.join(different)}: name another --store")
+        raise StoreError(f"{config.store} was made from something else: {'; '.join(different)}: name another --store")
     return store
 
 
@@ -105,6 +105,7 @@ def prepare_groups(store: Store, specs: list[GroupSpec]) -> None:
     for spec in specs:
         if spec.path not in store.group_names():
             create_group(store.path, store.manifest, spec)
+            store.upload_group(spec.path)
         _require_same_fingerprint(store.path, Group(store.path, spec.path, store.manifest), spec)
 
 

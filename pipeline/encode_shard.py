@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from ..stores import Store, open_store
 from ..stores.checksum import crc32c_bytes
 from ..stores.layout import FLIPPED, GroupSpec, features_group, latents_group
 from ..stores.manifest import Quarantined, read_commit
+from ..stores.upload import store_exists
 from ..stores.writer import ShardWriter
 from .device import choose_device
 from .encode_batch import CPU_BATCH, fits_on_gpu, largest_batch
@@ -51,13 +52,14 @@ class WithFlips:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
+        self._names = [array.name for array in stage.spec.arrays]
         flipped = tuple(dataclasses.replace(array, name=array.name + FLIPPED) for array in stage.spec.arrays)
         self.spec = dataclasses.replace(stage.spec, arrays=stage.spec.arrays + flipped)
 
     def __call__(self, crops: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
         """Encode one batch, then its mirror images."""
         flipped = self._stage(crops.flip(-1))
-        return self._stage(crops) | {name + FLIPPED: array for name, array in flipped.items()}
+        return self._stage(crops) | {name + FLIPPED: flipped[name] for name in self._names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,15 @@ class ShardEncoder:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.stop = threading.Event()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._store is not None:
+            self._store.close()
+
     def specs(self) -> list[GroupSpec]:
         """The templates of the groups that this encoder fills; known once the weights are."""
         return [self._with_circumstances(stage.spec) for stage in self._stages]
@@ -120,7 +131,7 @@ class ShardEncoder:
         return known if known and fits(known) else largest_batch(fits)
 
     def _has_store(self) -> bool:
-        return (Path(self._config.store) / "zarr.json").exists()
+        return store_exists(self._config.store)
 
     def _use_recorded_threads(self, groups: tuple[str, ...]) -> None:
         """Use as many threads as the groups were begun with: on a CPU, the last bits depend on it."""
@@ -164,9 +175,10 @@ class ShardEncoder:
                 if on_images:
                     on_images(len(batch))
             sums = np.array(checksums, dtype=np.uint32)
+            store.require_commits(shard)
             self._require_same_images(store, shard, sums, records)
             for writer in writers:
-                writer.commit(sums, tuple(bad))
+                store.upload_shard(writer.commit(sums, tuple(bad)))
         seconds = time.monotonic() - begun
         return ShardResult(shard, len(records), len(bad), self._name, seconds, busy)
 
@@ -212,9 +224,9 @@ class ShardEncoder:
         broken = np.array([item.crop is None for item in batch])
         outputs, busy = self._models_thread.submit(self._run_models, crops, stages).result()
         for writer, arrays in zip(writers, outputs, strict=True):
-            for name, array in arrays.items():
-                if broken.any():
-                    arrays[name] = array.copy()
+            if broken.any():
+                for name in (array.name for array in writer.spec.arrays):
+                    arrays[name] = arrays[name].copy()
                     arrays[name][broken] = 0
             writer.append(arrays)
         return busy

@@ -59,6 +59,7 @@ def _groups_table(store: Store, groups: list[Group]) -> Table:
         (
             Cell(group.path),
             Cell(group.attributes.get("codec", {}).get("name", "none")),
+            Cell(_cosine(group), numeric=True),
             Cell(", ".join(_array(array.name, array.sample_shape, array.dtype) for array in group.arrays)),
             Cell(f"{len(group.commits):,} of {total:,}", numeric=True),
             Cell(f"{len(group.quarantined):,}", numeric=True),
@@ -67,8 +68,10 @@ def _groups_table(store: Store, groups: list[Group]) -> Table:
         )
         for group in groups
     )
-    header = ("Group", "Codec", "Arrays of a sample", "Shards", "Quarantined", "A sample", "On disk")
-    return Table("Groups of the store", tuple(Cell(text, numeric=i > 2) for i, text in enumerate(header)), rows)
+    header = ("Group", "Codec", "Cosine", "Arrays of a sample", "Shards", "Quarantined", "A sample", "On disk")
+    return Table(
+        "Groups of the store", tuple(Cell(text, numeric=i == 2 or i > 3) for i, text in enumerate(header)), rows
+    )
 
 
 def _fingerprints_table(groups: list[Group]) -> Table:
@@ -78,6 +81,12 @@ def _fingerprints_table(groups: list[Group]) -> Table:
 
 def _array(name: str, shape: tuple[int, ...], dtype: str) -> str:
     return f"{name} {' × '.join(map(str, shape))} {dtype}"
+
+
+def _cosine(group: Group) -> str:
+    """Mean and least cosine of the codec: 0.99997 (least 0.99981)."""
+    cosine = group.token_cosine
+    return "" if cosine is None else f"{cosine[0]:.5f} (least {cosine[1]:.5f})"
 
 
 def _size(group: Group) -> int:

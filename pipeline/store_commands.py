@@ -35,11 +35,13 @@ def info(path: str) -> str:
 def _describe(group: Group, total: int) -> list[str]:
     files = [file["bytes"] for commit in group.commits.values() for file in commit.files.values()]
     arrays = ", ".join(f"{array.name} {list(array.sample_shape)} {array.dtype}" for array in group.arrays)
+    cosine = group.token_cosine
+    codec = "" if cosine is None else f"; cosine of the codec {cosine[0]:.5f}, at least {cosine[1]:.5f}"
     weights = str(group.fingerprint.get("weights_sha256", "?"))[:12]
     return [
         f"  {group.path}: {len(group.commits)} of {total} shards, {sum(files) / 2**20:,.1f} MiB, "
         f"{len(group.quarantined)} images quarantined",
-        f"    {arrays} a sample; weights sha256 {weights}…",
+        f"    {arrays} a sample; weights sha256 {weights}…{codec}",
     ]
 
 
@@ -75,31 +77,32 @@ def stats(path: str, vae: str, write: bool) -> str:
     With `write` the measured values replace those in the group's attributes. Raises StoreError for an absent or
     incomplete group.
     """
-    store = open_store(path)
-    group = store.group(latents_group(vae))
-    rows = store.valid_indices([group.path])
-    name = f"{group.path}/moments"
-    sums = np.zeros((2, group.readers["moments"].layout.spec.sample_shape[0] // 2))
-    count = 0
-    with progress("read moments", len(rows), "images") as bar:
-        for start in range(0, len(rows), STATS_BATCH):
-            moments = store.read([name], rows[start : start + STATS_BATCH])[name].astype(np.float64)
-            mean, std = np.split(moments, 2, axis=1)
-            sums += [mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]
-            count += mean[:, 0].size
-            bar.update(len(moments))
-    mean, square = sums / count
-    scale = 1 / np.sqrt(square - mean**2)
-    bias = -mean * scale
-    if write:
-        set_attributes(store.path, group.path, {"scale": scale.tolist(), "bias": bias.tolist()})
-    lines = [f"{group.path}: measured on {len(rows):,} images{', written' if write else ''}"]
-    recorded = zip(group.attributes["scale"], group.attributes["bias"], scale, bias, strict=True)
-    lines += [
-        f"  channel {channel}: scale {new_scale:.5f} (recorded {old_scale:.5f}), bias {new_bias:+.5f} ({old_bias:+.5f})"
-        for channel, (old_scale, old_bias, new_scale, new_bias) in enumerate(recorded)
-    ]
-    return "\n".join(lines)
+    with open_store(path) as store:
+        group = store.group(latents_group(vae))
+        rows = store.valid_indices([group.path])
+        name = f"{group.path}/moments"
+        sums = np.zeros((2, group.readers["moments"].layout.spec.sample_shape[0] // 2))
+        count = 0
+        with progress("read moments", len(rows), "images") as bar:
+            for start in range(0, len(rows), STATS_BATCH):
+                moments = store.read([name], rows[start : start + STATS_BATCH])[name].astype(np.float64)
+                mean, std = np.split(moments, 2, axis=1)
+                sums += [mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]
+                count += mean[:, 0].size
+                bar.update(len(moments))
+        mean, square = sums / count
+        scale = 1 / np.sqrt(square - mean**2)
+        bias = -mean * scale
+        if write:
+            set_attributes(store.path, group.path, {"scale": scale.tolist(), "bias": bias.tolist()})
+            store.upload_group(group.path)
+        lines = [f"{group.path}: measured on {len(rows):,} images{', written' if write else ''}"]
+        recorded = zip(group.attributes["scale"], group.attributes["bias"], scale, bias, strict=True)
+        lines += [
+            f"  channel {channel}: scale {a:.5f} (recorded {old_a:.5f}), bias {b:+.5f} ({old_b:+.5f})"
+            for channel, (old_a, old_b, a, b) in enumerate(recorded)
+        ]
+        return "\n".join(lines)
 
 
 def verify(path: str, repair: bool) -> tuple[str, bool]:

@@ -24,7 +24,8 @@ from ..stores import Store, open_store
 from ..stores.checksum import crc32c_bytes
 from ..stores.layout import ArraySpec, GroupSpec, default_shard_size, latents_group, shard_range
 from ..stores.manifest import Manifest
-from ..stores.writer import ShardWriter, create_store
+from ..stores.upload import create_store_at, store_exists
+from ..stores.writer import ShardWriter
 from .encode_plan import CROP, prepare_groups
 from .progress import progress
 from .published import LATENTS_SCALE
@@ -47,7 +48,7 @@ def import_repa(folder: str, store_path: str, vae: str) -> str:
     _require_pairs(index, files, root)
     shape = _load(files[0]).shape
     side = _side(source, index)
-    store = _open_or_create(Path(store_path), source, index, side)
+    store = _open_or_create(store_path, source, index, side)
     spec = GroupSpec(
         path=latents_group(vae),
         arrays=(ArraySpec(name="moments", sample_shape=shape, dtype="float32"),),
@@ -71,7 +72,7 @@ def import_repa(folder: str, store_path: str, vae: str) -> str:
                 for array in moments:
                     writer.append({"moments": array[None]})
                     bar.update()
-                writer.commit(np.fromiter(checksums, np.uint32), ())
+                store.upload_shard(writer.commit(np.fromiter(checksums, np.uint32), ()))
     return (
         f"{store_path}: {len(store):,} images, {spec.path} {list(shape)}; add encoders with "
         f"'repa-pipe encode --source {root / IMAGES} --store {store_path} --vae {vae} --encoder NAME'"
@@ -116,8 +117,8 @@ def _side(source: Source, index: Index) -> int:
         return image.width
 
 
-def _open_or_create(path: Path, source: Source, index: pa.Table, side: int) -> Store:
-    if not (path / "zarr.json").exists():
+def _open_or_create(path: str, source: Source, index: pa.Table, side: int) -> Store:
+    if not store_exists(path):
         manifest = Manifest(
             num_samples=len(index),
             resolution=side,
@@ -127,7 +128,7 @@ def _open_or_create(path: Path, source: Source, index: pa.Table, side: int) -> S
             class_names=source.class_names,
             source=source.describe(),
         )
-        create_store(path, manifest, index)
+        create_store_at(path, manifest, index)
     store = open_store(path)
     if store.manifest.index_digest != index_digest(index):
         raise SourceError(f"{path} was made from other images than {source.path}: name another store")

@@ -16,6 +16,7 @@ QUARANTINE_FILE = "quarantine.parquet"
 COMMITS = "commits"
 LABEL = "label"
 CRC32C = "crc32c"
+TOKEN_COSINE = "token_cosine"  # no array: what the commit records say of the codec
 FLIPPED = "_flipped"  # suffix of the arrays that hold the mirrored images'
 
 MAX_SHARD_SIZE = 1024

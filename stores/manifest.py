@@ -89,6 +89,7 @@ class Commit:
     quarantined: tuple[Quarantined, ...]
     writer: dict[str, Any]
     time: str
+    token_cosine: dict[str, float] | None = None  # "mean", "least", "tokens": of how many it was measured
 
     @property
     def source_checksums(self) -> npt.NDArray[np.uint32]:
@@ -102,8 +103,10 @@ def new_commit(
     files: dict[str, dict[str, int]],
     source_checksums: npt.NDArray[np.uint32],
     quarantined: tuple[Quarantined, ...],
+    *,
+    token_cosines: npt.NDArray[np.float32] | None = None,
 ) -> Commit:
-    """A commit of this process, now."""
+    """A commit of this process, now. `token_cosines` `[n]`: of the tokens that the codec was tried on."""
     from .. import __version__
 
     return Commit(
@@ -115,7 +118,13 @@ def new_commit(
         quarantined=quarantined,
         writer={"host": socket.gethostname(), "pid": os.getpid(), "repa_pipe": __version__},
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        token_cosine=None if token_cosines is None or not len(token_cosines) else _summary(token_cosines),
     )
+
+
+def _summary(cosines: npt.NDArray[np.float32]) -> dict[str, float]:
+    cosines = cosines.clip(max=1).astype(np.float64)  # float32's rounding may exceed 1
+    return {"mean": round(cosines.mean(), 7), "least": round(cosines.min(), 7), "tokens": len(cosines)}
 
 
 def write_commit(store: Path, commit: Commit) -> None:
@@ -177,9 +186,7 @@ def read_samples(store: Path) -> pa.Table:
 
 
 def write_quarantine(store: Path, quarantined: list[Quarantined]) -> None:
-    """Write the list of images that could not be encoded; none, no file."""
-    if not quarantined:
-        return
+    """Write the list of images that could not be encoded."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([asdict(entry) for entry in quarantined]), sink)
     write_atomically(store / QUARANTINE_FILE, sink.getvalue().to_pybytes())

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import StoreError
-from .files import temporary_path, write_atomically
-from .layout import ROOT_ATTRIBUTE, commit_file
+from .files import remove_abandoned, temporary_path, write_atomically
+from .layout import CRC32C, ROOT_ATTRIBUTE, commit_file
 from .reader import ArrayReader, BatchReader, Request
 from .remote import Range, RemoteFiles
 
@@ -45,7 +45,7 @@ class Mirror:
     def __init__(self, url: str, cache: Path | None) -> None:
         self.files = RemoteFiles(url)
         self.cache = cache
-        self._temporary = tempfile.TemporaryDirectory(prefix="repa-pipe-") if cache is None else None
+        self._temporary = _temporary_folder() if cache is None else None
         base = Path(self._temporary.name) if self._temporary else Path(str(cache)).expanduser()
         self.folder = base / sha256(self.files.url.encode()).hexdigest()[:16]
         try:
@@ -63,6 +63,12 @@ class Mirror:
     def fetch_commits(self, group: str, total: int) -> None:
         """Have the commit records of a group of `total` shards."""
         self.fetch([commit_file(group, shard) for shard in range(total)])
+
+    def fetch_shard(self, shard: int) -> None:
+        """Have what is known by now of a shard: the metadata of all groups, and its commit records."""
+        self._write_metadata()
+        groups = [path.parent.parent for path in self.folder.glob(f"*/*/{CRC32C}/zarr.json")]
+        self.fetch([commit_file(str(group.relative_to(self.folder)), shard) for group in groups])
 
     def close(self) -> None:
         """Remove the folder, unless it is to be kept."""
@@ -90,6 +96,13 @@ class Mirror:
 
     def _write(self, name: str, data: bytes) -> None:
         write_atomically(self.folder / name, data, durable=self.cache is not None)
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder named as temporary files are, so that what killed processes left can be told and goes first."""
+    name = Path(tempfile.gettempdir()) / "repa-pipe"
+    remove_abandoned(name.parent, name.name)
+    return tempfile.TemporaryDirectory(prefix=temporary_path(name).name)
 
 
 def _same_store(there: dict[str, Any], now: dict[str, Any]) -> bool:

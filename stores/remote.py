@@ -1,4 +1,4 @@
-"""The files of a store behind a URL (s3://, gs://, az://, http://, https://), through zarr's ObjectStore.
+"""The files of a store behind a URL (s3://, gs://, az://, http://, https://), through zarr's ObjectStore and obstore.
 
 Credentials and endpoints come from the environment, as object_store reads it: AWS_ACCESS_KEY_ID, AWS_REGION,
 AWS_ENDPOINT, AWS_SKIP_SIGNATURE for public buckets, GOOGLE_APPLICATION_CREDENTIALS, ….
@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError, first_line
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
     from zarr.core.buffer import Buffer
 
+UPLOADS = 8  # files at a time; obstore sends the parts of a large one side by side
 CONCURRENCY = 64  # requests in flight; each takes tens of milliseconds, whatever it carries
 RETRIES = 6  # with growing pauses: about half a minute in all
 RETRY_FOR = datetime.timedelta(seconds=60)
@@ -32,7 +34,7 @@ def is_url(path: str) -> bool:
 
 
 class RemoteFiles:
-    """Reads whole files and parts of files below a URL, many at a time.
+    """Reads and writes files below a URL, many at a time.
 
     Raises StoreError when the package that speaks to object stores is not installed, or the URL is of no known kind.
     """
@@ -73,7 +75,7 @@ class RemoteFiles:
 
             return await asyncio.gather(*map(one, keys))
 
-        found = zip(keys, self._run(fetch()), strict=True)
+        found = zip(keys, self._run(fetch(), "read"), strict=True)
         return {key: buffer.to_bytes() for key, buffer in found if buffer is not None}
 
     def get_ranges(self, ranges: Sequence[Range]) -> list[memoryview]:
@@ -84,14 +86,32 @@ class RemoteFiles:
 
         wanted = [(key, RangeByteRequest(start, start + size)) for key, start, size in ranges]
         with zarr.config.set({"async.concurrency": CONCURRENCY}):
-            found = self._run(self.zarr_store().get_partial_values(default_buffer_prototype(), wanted))
+            found = self._run(self.zarr_store().get_partial_values(default_buffer_prototype(), wanted), "read")
         parts = [memoryview(b"" if buffer is None else buffer.as_numpy_array()) for buffer in found]
         for (key, start, size), part in zip(ranges, parts, strict=True):
             if part.nbytes != size:
                 raise StoreError(f"{self.url}/{key}: bytes {start:,} to {start + size:,} are not there: it is damaged")
         return parts
 
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def put(self, files: Mapping[str, Path]) -> None:
+        """Upload local files, large ones in parts; each appears whole or not at all.
+
+        Raises StoreError when the server cannot be reached or does not take them.
+        """
+        import obstore
+
+        async def upload() -> None:
+            slots = asyncio.Semaphore(UPLOADS)
+
+            async def one(key: str, path: Path) -> None:
+                async with slots:
+                    await obstore.put_async(self._backend, key, path)
+
+            await asyncio.gather(*(one(key, path) for key, path in files.items()))
+
+        self._run(upload(), "written")
+
+    def _run(self, work: Coroutine[Any, Any, Any], purpose: str) -> Any:
         """Wait for `work` in a thread of its own: the caller's may have an event loop that runs, as in notebooks."""
         import obstore
 
@@ -103,6 +123,6 @@ class RemoteFiles:
                 return pool.submit(asyncio.run, work).result()
         except (obstore.exceptions.BaseError, OSError) as error:
             raise StoreError(
-                f"{self.url} cannot be read ({first_line(error)}): check the URL, the network, and the credentials in "
-                "the environment (docs/stores.md)"
+                f"{self.url} cannot be {purpose} ({first_line(error)}): check the URL, the network, and the "
+                "credentials in the environment (docs/stores.md)"
             ) from error

@@ -21,6 +21,7 @@ from .manifest import Commit, Manifest, Quarantined, committed_shards, read_comm
 from .mirror import Mirror, RemoteReader
 from .reader import ArrayReader, BatchReader, Request, read_layout
 from .remote import is_url
+from .upload import put_group, put_shard
 from .zarr_path import read_through_zarr
 
 
@@ -68,6 +69,15 @@ class Group:
     def quarantined(self) -> list[Quarantined]:
         """Images of this group that could not be encoded."""
         return [entry for commit in self.commits.values() for entry in commit.quarantined]
+
+    @property
+    def token_cosine(self) -> tuple[float, float] | None:
+        """Mean and least cosine between the encoder's tokens and the stored ones, as `encode` measured; else None."""
+        found = [commit.token_cosine for commit in self.commits.values() if commit.token_cosine]
+        if not found:
+            return None
+        total = sum(cosine["mean"] * cosine["tokens"] for cosine in found)
+        return total / sum(cosine["tokens"] for cosine in found), min(cosine["least"] for cosine in found)
 
     def require_complete(self) -> None:
         """Raise StoreError unless every shard is committed: a shard that is not there would read as zeros."""
@@ -143,6 +153,26 @@ class Store:
                 self._mirror.fetch_commits(name, num_shards(len(self), self.manifest.shard_size))
             self._groups[name] = Group(self.path, name, self.manifest, self.location)
         return self._groups[name]
+
+    def require_commits(self, shard: int) -> None:
+        """Have the shard's commit records, of all groups, in `path`, where they are already unless it mirrors a URL."""
+        if self._mirror is not None:
+            self._mirror.fetch_shard(shard)
+
+    def upload_group(self, name: str) -> None:
+        """Put a group whose metadata were made in `path` to the URL that it mirrors, if it does."""
+        if self._mirror is not None:
+            put_group(self._mirror, name)
+
+    def upload_shard(self, commit: Commit) -> None:
+        """Put a shard that was written and committed in `path` to the URL that it mirrors, if it does."""
+        if self._mirror is not None:
+            put_shard(self._mirror, commit)
+
+    def upload_file(self, name: str) -> None:
+        """Put a file that was written in `path` to the URL that it mirrors, if it does."""
+        if self._mirror is not None:
+            self._mirror.files.put({name: self.path / name})
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from ..errors import StoreError
 from .checksum import crc32c, crc32c_rows
 from .files import TEMPORARY, move_into_place, sync_folder, temporary_path, write_atomically, write_json
-from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, shard_file, shard_range
+from .layout import CRC32C, LABEL, TOKEN_COSINE, ArraySpec, GroupSpec, shard_file, shard_range
 from .manifest import Commit, Manifest, Quarantined, new_commit, read_commit, write_commit, write_samples
 
 MISSING_CHUNK = 2**64 - 1  # zarr's mark in a shard index for a chunk that is not there
@@ -204,6 +204,7 @@ class ShardWriter:
         self.samples = shard_range(shard, manifest.num_samples, manifest.shard_size)
         self._files: dict[str, ShardFile] = {}
         self._row_checksums: list[npt.NDArray[np.uint32]] = []
+        self._cosines: list[npt.NDArray[np.float32]] = []
 
     def __enter__(self) -> Self:
         for array in self.spec.arrays:
@@ -218,9 +219,13 @@ class ShardWriter:
             file.abort()
 
     def append(self, blocks: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Append the next samples: for every array of the group a block `[B, *sample_shape]`."""
+        """Append the next samples: for every array of the group a block `[B, *sample_shape]`.
+
+        A block `token_cosine` `[n]` is no array: its mean and least value stand in the commit record.
+        """
         for name, file in self._files.items():
             file.append(blocks[name])
+        self._cosines.append(blocks.get(TOKEN_COSINE, np.empty(0, np.float32)))
         self._row_checksums.append(np.stack([crc32c_rows(blocks[name]) for name in self._files], axis=1))
 
     def commit(self, source_checksums: npt.NDArray[np.uint32], quarantined: tuple[Quarantined, ...]) -> Commit:
@@ -243,7 +248,8 @@ class ShardWriter:
             str(file.path.relative_to(self.store / self.spec.path)): file.finish() for file in self._files.values()
         }
         files |= self._write_row_checksums()
-        commit = new_commit(self.spec.path, self.shard, files, source_checksums, quarantined)
+        cosines = np.concatenate(self._cosines)
+        commit = new_commit(self.spec.path, self.shard, files, source_checksums, quarantined, token_cosines=cosines)
         write_commit(self.store, commit)
         return commit
 

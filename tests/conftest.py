@@ -123,3 +123,28 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, np.ndarray
         return path, contents
 
     return make
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty bucket, s3://stores, behind S3's protocol, for this process and those that it starts."""
+    boto3 = pytest.importorskip("boto3")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    resource = boto3.resource("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    stores = resource.create_bucket(Bucket="stores")
+    yield stores
+    stores.objects.delete()  # the server's memory is the process's
+    stores.delete()
+    server.stop()

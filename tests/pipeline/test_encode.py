@@ -21,7 +21,7 @@ from repa_pipe.config import EncodeConfig
 from repa_pipe.errors import SourceError, StoreError
 from repa_pipe.models.encoders import load_encoder
 from repa_pipe.models.vae import load_vae
-from repa_pipe.pipeline import encode, encode_monitor, encode_plan
+from repa_pipe.pipeline import encode, encode_monitor, encode_plan, store_commands
 from repa_pipe.pipeline.demo_images import photographs
 from repa_pipe.pipeline.encode_batch import CPU_BATCH
 from repa_pipe.pipeline.encode_shard import ShardEncoder
@@ -279,21 +279,29 @@ def test_compiled_encoders_say_so_and_differ_in_rounding_alone(encoded, images, 
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
-def test_quantised_tokens_keep_their_direction(images, tmp_path, codec):
+def test_quantised_tokens_keep_their_direction_and_the_record_says_how_well(images, tmp_path, codec):
     from repa_pipe.stores.codecs import codec_from_attributes
 
     encode.run(config_of(images, tmp_path / "store", codec=codec))
     store = open_store(tmp_path / "store")
     attributes = store.group(FEATURES).attributes
-    stored = store.read([FEATURES], range(3))
+    stored = store.read([FEATURES], range(4))
     restored = codec_from_attributes(attributes["codec"], attributes["num_tokens"], attributes["width"]).decode(
         torch.from_numpy(stored[f"{FEATURES}/tokens"]), torch.from_numpy(stored[f"{FEATURES}/token_scale"])
     )
     source = open_source(str(images))
-    crops = [decode_crop(source.read(record), 256) for record in records_of(source.index().slice(0, 3))]
+    crops = [decode_crop(source.read(record), 256) for record in records_of(source.index().slice(0, 4))]
     online = load_encoder("efficientnet-lite0")(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)).patch_tokens
     cosine = torch.nn.functional.cosine_similarity(restored, online, dim=-1)
     assert cosine.min() > {"int8": 0.999, "int4": 0.97}[codec]
+    recorded = store.group(FEATURES).commits[0].token_cosine
+    assert recorded["tokens"] == cosine.numel()
+    assert recorded["mean"] == pytest.approx(cosine.mean().item(), abs=2e-6)
+    assert recorded["least"] == pytest.approx(cosine.min().item(), abs=1e-5)
+    mean, least = store.group(FEATURES).token_cosine
+    assert f"cosine of the codec {mean:.5f}, at least {least:.5f}" in store_commands.info(str(tmp_path / "store"))
+    assert mean == pytest.approx(recorded["mean"], abs=1e-3)
+    assert least <= recorded["least"]
 
 
 def command(config):

@@ -104,7 +104,9 @@ def write_store(path: Path, photographs: Path) -> None:
         for shard in range(3):
             with ShardWriter(path, manifest, spec, shard) as writer:
                 rows = slice(writer.samples.start, writer.samples.stop)
-                writer.append({name: array[rows] for name, array in arrays[spec.path].items()})
+                blocks = {name: array[rows] for name, array in arrays[spec.path].items()}
+                measured = {"token_cosine": np.array([1.0, 0.6], np.float32)} if spec.path.startswith("f") else {}
+                writer.append(blocks | measured)
                 writer.commit(np.array([crc32c_bytes(one) for one in data[rows]], np.uint32), ())
 
 
@@ -497,9 +499,9 @@ def test_equal_tokens_have_equal_colours_whatever_their_lengths(page: Page) -> N
 
 def test_store_facts_are_counted_from_commits(page: Page, store: Path) -> None:
     header, latents, features = page.table("Groups of the store")
-    assert header[:4] == ["Group", "Codec", "Arrays of a sample", "Shards"]
-    assert latents[:5] == [f"latents/{VAE}", "none", "moments 8 × 8 × 8 float32", "3 of 3", "0"]
-    assert features[1] == "int8"
+    assert header[:5] == ["Group", "Codec", "Cosine", "Arrays of a sample", "Shards"]
+    assert latents[:6] == [f"latents/{VAE}", "none", "", "moments 8 × 8 × 8 float32", "3 of 3", "0"]
+    assert features[1:3] == ["int8", "0.80000 (least 0.60000)"]
     with open_store(store) as opened:
         commits = opened.group(f"features/{ENCODER}").commits.values()
     size = sum(file["bytes"] for commit in commits for file in commit.files.values())

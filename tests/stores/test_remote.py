@@ -179,35 +179,15 @@ def test_a_store_can_be_sent_to_another_process(served, make_store):
             assert_same(copy.read(GROUPS, ROWS), store.read(GROUPS, ROWS))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_store_in_a_bucket_reads_as_on_disk(make_store, monkeypatch):
-    boto3 = pytest.importorskip("boto3")
-    from moto.server import ThreadedMotoServer
-
+def test_a_store_in_a_bucket_reads_as_on_disk(make_store, bucket):
     path, _ = make_store()
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "id",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    try:
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="stores")
-        for file in path.rglob("*"):
-            if file.is_file():
-                client.upload_file(str(file), "stores", f"small/{file.relative_to(path)}")
-        with open_store("s3://stores/small") as remote, open_store(path) as local:
-            assert_same(remote.read(GROUPS, ROWS), local.read(GROUPS, ROWS))
-        with pytest.raises(StoreError, match="no store at s3://stores/other"):
-            open_store("s3://stores/other")
-    finally:
-        server.stop()
+    for file in path.rglob("*"):
+        if file.is_file():
+            bucket.upload_file(str(file), f"small/{file.relative_to(path)}")
+    with open_store("s3://stores/small") as remote, open_store(path) as local:
+        assert_same(remote.read(GROUPS, ROWS), local.read(GROUPS, ROWS))
+    with pytest.raises(StoreError, match="no store at s3://stores/other"):
+        open_store("s3://stores/other")
 
 
 def _read_in_child(store, connection):
