@@ -30,6 +30,10 @@ class StoreError(RepaPipeError, RuntimeError):
     """A store that is missing, incomplete, damaged, or made from something else than asked for."""
 
 
+class RemoteError(StoreError):
+    """A store behind a URL whose server cannot be reached, or refuses; it may be well again in a while."""
+
+
 class WeightsError(RepaPipeError, RuntimeError):
     """A weights file that cannot be had, or does not fit the model that it was named for."""
 

@@ -20,11 +20,11 @@ from ..stores.layout import COMMITS, QUARANTINE_FILE, features_group
 from ..stores.manifest import write_quarantine
 from .encode_monitor import Monitor
 from .encode_plan import (
-    HOPELESS,
     TRIES,
     FailedShard,
     Work,
     groups_of,
+    is_hopeless,
     open_or_create,
     plan,
     prepare_groups,
@@ -135,7 +135,7 @@ def drive(
             error = future.exception()
             if error is None:
                 monitor.shard(future.result())
-            elif isinstance(error, (*HOPELESS, StoppedError)):
+            elif is_hopeless(error) or isinstance(error, StoppedError):
                 raise error
             elif tried < TRIES:
                 waiting.append((shard, groups, tried + 1))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import EncodeConfig
-from ..errors import ConfigError, StoreError, WeightsError
+from ..errors import ConfigError, RemoteError, StoreError, WeightsError
 from ..sources import Source, index_digest, open_source
 from ..stores import Group, Store, open_store
 from ..stores.layout import GroupSpec, default_shard_size, features_group, latents_group, num_shards
@@ -18,9 +18,13 @@ from .progress import progress
 
 CROP = "adm-center-crop"
 TRIES = 3
-HOPELESS = (ConfigError, StoreError, WeightsError)  # what would be the same for every shard: ends the run
 
 Work = list[tuple[int, tuple[str, ...]]]  # shard, groups that lack it
+
+
+def is_hopeless(error: BaseException) -> bool:
+    """Whether it would be the same for every shard, so that the run ends; a bucket that is out of reach may return."""
+    return isinstance(error, ConfigError | StoreError | WeightsError) and not isinstance(error, RemoteError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ..config import EncodeConfig
 from ..errors import StoreError
 from ..stores import Store
 from .encode_monitor import Monitor
-from .encode_plan import HOPELESS, TRIES, FailedShard, Work, groups_of, prepare_groups
+from .encode_plan import TRIES, FailedShard, Work, groups_of, is_hopeless, prepare_groups
 from .encode_shard import ShardEncoder, ShardResult
 from .memory import ONE_ARENA_ENVIRONMENT
 from .ray_session import cluster_shape, ray_session
@@ -130,7 +130,7 @@ class _Queue:
             result = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            if flight.entry is None or isinstance(cause, HOPELESS):
+            if flight.entry is None or is_hopeless(cause):
                 raise cause from None
             self._free(flight)
             self._again(flight.entry, cause)

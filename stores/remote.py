@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import StoreError, first_line
+from ..errors import RemoteError, StoreError, first_line
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -61,7 +61,7 @@ class RemoteFiles:
         return ObjectStore(self._backend, read_only=True)
 
     def get(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """Whole files; those that do not exist are left out. StoreError when the server cannot be asked."""
+        """Whole files; those that do not exist are left out. RemoteError when the server cannot be asked."""
         store = self.zarr_store()
 
         async def fetch() -> list[Buffer | None]:
@@ -96,7 +96,7 @@ class RemoteFiles:
     def put(self, files: Mapping[str, Path]) -> None:
         """Upload local files, large ones in parts; each appears whole or not at all.
 
-        Raises StoreError when the server cannot be reached or does not take them.
+        Raises RemoteError when the server cannot be reached or does not take them.
         """
         import obstore
 
@@ -122,7 +122,7 @@ class RemoteFiles:
             with ThreadPoolExecutor(1) as pool:
                 return pool.submit(asyncio.run, work).result()
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise StoreError(
+            raise RemoteError(
                 f"{self.url} cannot be {purpose} ({first_line(error)}): check the URL, the network, and the "
                 "credentials in the environment (docs/stores.md)"
             ) from error

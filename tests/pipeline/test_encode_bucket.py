@@ -1,6 +1,7 @@
 """Encoding into a bucket leaves the objects that encoding into a folder leaves as files."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from repa_pipe.config import EncodeConfig
-from repa_pipe.errors import ConfigError, StoreError
+from repa_pipe.errors import ConfigError, RemoteError, StoreError
 from repa_pipe.pipeline import encode, store_commands
 from repa_pipe.pipeline.encode_shard import ShardEncoder
 from repa_pipe.stores import open_store
@@ -82,20 +83,32 @@ def test_a_bucket_holds_what_a_folder_would(images, expected, bucket, capsys):
         assert store.read([LATENTS, FEATURES], [0, 5])[f"{FEATURES}/tokens"].any()
 
 
-def test_a_run_that_the_network_ends_goes_on_to_the_same_objects(images, expected, bucket, monkeypatch):
+def failing_put(first, last):
+    """`RemoteFiles.put`, which fails from the `first` commit record on and before the `last`."""
     put, records = RemoteFiles.put, []
 
-    def fail_at_the_fourth_record(self, files):
+    def put_or_fail(self, files):
         records.extend(name for name in files if name.startswith("commits/"))
-        if len(records) >= 4:
-            raise StoreError("the network is gone")
+        if first <= len(records) < last:
+            raise RemoteError("the network is gone")
         put(self, files)
 
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match="network"):
-        patch.setattr(RemoteFiles, "put", fail_at_the_fourth_record)
-        encode.run(config_of(images, URL))
+    return put_or_fail
+
+
+def test_a_shard_that_could_not_be_uploaded_is_tried_again(images, expected, bucket, monkeypatch):
+    monkeypatch.setattr(RemoteFiles, "put", failing_put(4, 5))
+    assert encode.run(config_of(images, URL)).failed == []
+    assert_same_store(in_bucket(bucket), expected)
+
+
+def test_a_run_that_the_network_ends_goes_on_to_the_same_objects(images, expected, bucket, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteFiles, "put", failing_put(4, math.inf))
+        failed = encode.run(config_of(images, URL)).failed
+    assert {one.cause for one in failed} == {"RemoteError: the network is gone"}
     assert sum(name.startswith("commits/") for name in in_bucket(bucket)) == 3
-    assert encode.run(config_of(images, URL)).encoded > 0
+    assert encode.run(config_of(images, URL)).failed == []
     assert_same_store(in_bucket(bucket), expected)
 
 
