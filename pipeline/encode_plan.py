@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..config import EncodeConfig
@@ -91,10 +90,10 @@ def plan(config: EncodeConfig, store: Store) -> Work:
             store.group(name).attributes.get("codec", {}).get("name", config.codec) if name in there else config.codec
         )
         if codec != config.codec:
-            raise StoreError(f"{store.path}: {name} is stored as {codec}, --codec {config.codec} was asked for")
+            raise StoreError(f"{store.location}: {name} is stored as {codec}, --codec {config.codec} was asked for")
         if name in there and store.group(name).spec.has_flips != config.flip:
             stored, asked = ("with", "--no-flip") if not config.flip else ("without", "--flip")
-            raise StoreError(f"{store.path}: {name} is stored {stored} flipped views, {asked} was asked for")
+            raise StoreError(f"{store.location}: {name} is stored {stored} flipped views, {asked} was asked for")
     total = num_shards(len(store), store.manifest.shard_size)
     missing = {
         name: set(store.group(name).missing_shards() if name in there else range(total))
@@ -110,7 +109,7 @@ def prepare_groups(store: Store, specs: list[GroupSpec]) -> None:
         if spec.path not in store.group_names():
             create_group(store.path, store.manifest, spec)
             store.upload_group(spec.path)
-        _require_same_fingerprint(store.path, Group(store.path, spec.path, store.manifest), spec)
+        _require_same_fingerprint(store.location, Group(store.path, spec.path, store.manifest), spec)
 
 
 def groups_of(work: Work) -> tuple[str, ...]:
@@ -123,7 +122,7 @@ def shard_images(store: Store, shard: int) -> int:
     return min(store.manifest.shard_size, len(store) - shard * store.manifest.shard_size)
 
 
-def _require_same_fingerprint(path: Path, group: Group, spec: GroupSpec) -> None:
+def _require_same_fingerprint(location: str, group: Group, spec: GroupSpec) -> None:
     there, asked = group.fingerprint, spec.attributes["fingerprint"]
     different = [
         f"{name}: {there.get(name)!r} there, {asked.get(name)!r} asked for"
@@ -132,6 +131,6 @@ def _require_same_fingerprint(path: Path, group: Group, spec: GroupSpec) -> None
     ]
     if different:
         raise StoreError(
-            f"{path}: {spec.path} was encoded with something else ({'; '.join(different)}): "
-            f"use the same, or delete {path / spec.path} and {path / 'commits' / spec.path}"
+            f"{location}: {spec.path} was encoded with something else ({'; '.join(different)}): "
+            f"use the same, or delete {location}/{spec.path} and {location}/commits/{spec.path}"
         )

@@ -160,6 +160,8 @@ class ShardEncoder:
             writers = [
                 stack.enter_context(ShardWriter(store.path, store.manifest, stage.spec, shard)) for stage in stages
             ]
+            if on_images:  # a shard that fails is counted when it is tried again
+                stack.push(lambda kind, *_: on_images(-len(checksums)) if kind else None)
             records = _records(store, writers[0].samples)
             for batch in self._decoded_batches(records):
                 start = writers[0].samples.start + len(checksums)
@@ -170,8 +172,8 @@ class ShardEncoder:
                     for i, item in enumerate(batch)
                     if item.crop is None
                 ]
-                checksums += [item.checksum for item in batch]
                 busy += self._encode_batch(batch, stages, writers)
+                checksums += [item.checksum for item in batch]
                 if on_images:
                     on_images(len(batch))
             sums = np.array(checksums, dtype=np.uint32)

@@ -117,7 +117,7 @@ def _store_images(store: Store, batch_size: int, source: str | None) -> Images:
         opened = open_source(source or there["path"], None if source else there["kind"])
     except SourceError as error:
         raise StoreError(
-            f"{store.path}: its images cannot be read again ({error}): say where they are with --source"
+            f"{store.location}: its images cannot be read again ({error}): say where they are with --source"
         ) from error
     groups = [name for name in store.group_names() if not store.group(name).missing_shards()]
     index = store.samples.take(store.valid_indices(groups))
@@ -130,7 +130,7 @@ def _store_images(store: Store, batch_size: int, source: str | None) -> Images:
             digest.update(commit.source_crc32c.encode())
         return digest.hexdigest()
 
-    description = f"{store.path} (images from {opened.path})"
+    description = f"{store.location} (images from {opened.path})"
     return Images(description, len(index), side, _decoded(opened, index, side, batch_size), content)
 
 

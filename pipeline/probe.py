@@ -86,7 +86,7 @@ def run(config: ProbeConfig) -> ProbeResult:
 def _encoders_of(store: Store) -> tuple[str, ...]:
     names = tuple(name.split("/", 1)[1] for name in store.group_names() if name.startswith("features/"))
     if not names:
-        raise StoreError(f"{store.path} has no encoder to compare with: run 'repa-pipe encode … --encoder' first")
+        raise StoreError(f"{store.location} has no encoder to compare with: run 'repa-pipe encode … --encoder' first")
     return names
 
 

@@ -30,8 +30,8 @@ def cls_dim(config: TrainConfig, store: Store) -> int:
         group = store.group(features_group(encoder))
         if CLS_TOKEN not in group.readers:
             raise StoreError(
-                f"{encoder} has no class token in {store.path}, which --cls-coeff needs: take an encoder that has one "
-                "(docs/encoders.md), or --cls-coeff 0"
+                f"{encoder} has no class token in {store.location}, which --cls-coeff needs: take an encoder that "
+                "has one (docs/encoders.md), or --cls-coeff 0"
             )
     return store.group(features_group(config.enc_type[0])).readers[CLS_TOKEN].layout.spec.sample_shape[0]
 

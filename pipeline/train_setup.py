@@ -39,7 +39,7 @@ def resolve(config: TrainConfig, store: Store) -> TrainConfig:
 def _only(store: Store, kind: str, option: str) -> str:
     names = [name.split("/", 1)[1] for name in store.group_names() if name.startswith(f"{kind}/")]
     if len(names) != 1:
-        there = f"{store.path} has {', '.join(names)}" if names else f"{store.path} has no {kind}"
+        there = f"{store.location} has {', '.join(names)}" if names else f"{store.location} has no {kind}"
         raise ConfigError(f"{option} is not given and {there}: name one (or 'repa-pipe encode' it first)")
     return names[0]
 
@@ -91,8 +91,8 @@ def build_model(config: TrainConfig, store: Store) -> SiT:
     for encoder, attributes in encoders.items():
         if attributes["num_tokens"] != grid:
             raise StoreError(
-                f"{config.model} has {grid} tokens, {encoder} has {attributes['num_tokens']} in {store.path}: choose a "
-                "model with another patch size, or an encoder of that token grid"
+                f"{config.model} has {grid} tokens, {encoder} has {attributes['num_tokens']} in {store.location}: "
+                "choose a model with another patch size, or an encoder of that token grid"
             )
     return make_sit(model)
 

@@ -94,7 +94,7 @@ class AlignmentDataset:
             raise ConfigError(f"batch size {batch_size} does not divide among {world_size} ranks")
         if batch_size > len(self.indices):
             raise ConfigError(
-                f"batch size {batch_size} is larger than the {len(self.indices)} samples of {store.path}: "
+                f"batch size {batch_size} is larger than the {len(self.indices)} samples of {store.location}: "
                 "lower --batch-size"
             )
         self.direct = store.outgrows_memory([self.latents, *self.features]) if direct is None else direct
@@ -108,7 +108,7 @@ class AlignmentDataset:
         for name in (self.latents, *self.features):
             if not self.store.group(name).spec.has_flips:
                 raise StoreError(
-                    f"{self.store.path}: {name} has no flipped views: make a store with 'repa-pipe encode --flip'"
+                    f"{self.store.location}: {name} has no flipped views: make a store with 'repa-pipe encode --flip'"
                 )
 
     @property

@@ -1,5 +1,6 @@
 """Encoding into a bucket leaves the objects that encoding into a folder leaves as files."""
 
+import dataclasses
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from PIL import Image
 from repa_pipe.config import EncodeConfig
 from repa_pipe.errors import ConfigError, RemoteError, StoreError
 from repa_pipe.pipeline import encode, store_commands
+from repa_pipe.pipeline.encode_plan import open_or_create, prepare_groups
 from repa_pipe.pipeline.encode_shard import ShardEncoder
 from repa_pipe.stores import open_store
 from repa_pipe.stores.remote import RemoteFiles
@@ -84,12 +86,13 @@ def test_a_bucket_holds_what_a_folder_would(images, expected, bucket, capsys):
 
 
 def failing_put(first, last):
-    """`RemoteFiles.put`, which fails from the `first` commit record on and before the `last`."""
+    """`RemoteFiles.put`, which fails for the `first` commit record and all after it before the `last`."""
     put, records = RemoteFiles.put, []
 
     def put_or_fail(self, files):
-        records.extend(name for name in files if name.startswith("commits/"))
-        if first <= len(records) < last:
+        found = [name for name in files if name.startswith("commits/")]
+        records.extend(found)
+        if found and first <= len(records) < last:
             raise RemoteError("the network is gone")
         put(self, files)
 
@@ -98,7 +101,8 @@ def failing_put(first, last):
 
 def test_a_shard_that_could_not_be_uploaded_is_tried_again(images, expected, bucket, monkeypatch):
     monkeypatch.setattr(RemoteFiles, "put", failing_put(4, 5))
-    assert encode.run(config_of(images, URL)).failed == []
+    result = encode.run(config_of(images, URL))
+    assert (result.failed, result.encoded) == ([], 8)
     assert_same_store(in_bucket(bucket), expected)
 
 
@@ -152,6 +156,23 @@ def test_measured_scales_are_written_to_the_bucket(images, bucket):
     before = scale_in(bucket)
     store_commands.stats(URL, "tiny-kl-f8", write=True)
     assert scale_in(bucket) != before
+
+
+def test_other_groups_than_the_bucket_has_are_refused_by_its_url(images, bucket):
+    encode.run(config_of(images, URL))
+    with pytest.raises(StoreError, match=f"^{URL}: {FEATURES} is stored as float16"):
+        encode.run(config_of(images, URL, codec="int8"))
+    with (
+        open_or_create(config_of(images, URL)) as store,
+        pytest.raises(StoreError, match=f"delete {URL}/{FEATURES} and {URL}/commits/{FEATURES}"),
+    ):
+        prepare_groups(store, [renamed_weights()])
+
+
+def renamed_weights():
+    with open_store(URL) as store:
+        spec = store.group(FEATURES).spec
+    return dataclasses.replace(spec, attributes=spec.attributes | {"fingerprint": {"weights_sha256": "other"}})
 
 
 def test_web_servers_and_missing_buckets_are_refused(images, bucket):
