@@ -141,7 +141,9 @@ def _figure(column: str, sources: Sequence[tuple[int, Run, Any]], steps: Any) ->
     for position, run, source in sources:
         stroke = stroke_of(position)
         colour = stroke.colour
-        if smoothing_window(len(source.data["step"])) > 1:
+        if len(source.data["step"]) == 1:  # a line of one point is none
+            plot.scatter("step", column, source=source, name=run.name, color=colour, size=8)
+        elif smoothing_window(len(source.data["step"])) > 1:
             plot.line("step", column, source=source, name=run.name, line_color=colour, line_alpha=0.3)
         smoothed, dash = f"{column}_smooth", list(stroke.dash)
         strong.append(

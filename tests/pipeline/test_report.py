@@ -533,6 +533,15 @@ def test_curves_are_thinned_and_share_one_legend(page: Page) -> None:
     assert "moving averages over up to 13 points" in page.text
 
 
+def test_a_run_that_has_logged_once_is_drawn_as_points(tmp_path: Path, store: Path) -> None:
+    run = write_run(tmp_path / "short", store, log_rows(1, 40, 2.0))
+    page = Page(report.run([str(run)], str(tmp_path / "page.html")))
+    models = list(bokeh_models(page))
+    assert [one["name"] for one in models].count("Scatter") >= 2  # a figure each for both losses
+    (item,) = [one["attributes"] for one in models if one["name"] == "LegendItem"]
+    assert len(item["renderers"]) == 4
+
+
 def test_commands_are_derived_from_the_configs_when_none_are_given() -> None:
     config = TrainConfig(store="a store", enc_type=("a", "b"), qk_norm=True, allow_tf32=False, seed=3)
     assert train_command(config).split(" \\\n  ") == [
