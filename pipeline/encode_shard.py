@@ -177,7 +177,7 @@ class ShardEncoder:
                 if on_images:
                     on_images(len(batch))
             sums = np.array(checksums, dtype=np.uint32)
-            store.require_commits(shard)
+            store.fetch_commits(shard)
             self._require_same_images(store, shard, sums, records)
             for writer in writers:
                 store.upload_shard(writer.commit(sums, tuple(bad)))

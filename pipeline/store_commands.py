@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import StoreError
 from ..sources import index_digest
@@ -80,29 +81,36 @@ def stats(path: str, vae: str, write: bool) -> str:
     with open_store(path) as store:
         group = store.group(latents_group(vae))
         rows = store.valid_indices([group.path])
-        name = f"{group.path}/moments"
-        sums = np.zeros((2, group.readers["moments"].layout.spec.sample_shape[0] // 2))
-        count = 0
-        with progress("read moments", len(rows), "images") as bar:
-            for start in range(0, len(rows), STATS_BATCH):
-                moments = store.read([name], rows[start : start + STATS_BATCH])[name].astype(np.float64)
-                mean, std = np.split(moments, 2, axis=1)
-                sums += [mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]
-                count += mean[:, 0].size
-                bar.update(len(moments))
-        mean, square = sums / count
-        scale = 1 / np.sqrt(square - mean**2)
-        bias = -mean * scale
+        scale, bias = _scale_and_bias(store, group, rows)
         if write:
             set_attributes(store.path, group.path, {"scale": scale.tolist(), "bias": bias.tolist()})
             store.upload_group(group.path)
-        lines = [f"{group.path}: measured on {len(rows):,} images{', written' if write else ''}"]
-        recorded = zip(group.attributes["scale"], group.attributes["bias"], scale, bias, strict=True)
-        lines += [
-            f"  channel {channel}: scale {a:.5f} (recorded {old_a:.5f}), bias {b:+.5f} ({old_b:+.5f})"
-            for channel, (old_a, old_b, a, b) in enumerate(recorded)
-        ]
-        return "\n".join(lines)
+    lines = [f"{group.path}: measured on {len(rows):,} images{', written' if write else ''}"]
+    recorded = zip(group.attributes["scale"], group.attributes["bias"], scale, bias, strict=True)
+    lines += [
+        f"  channel {channel}: scale {a:.5f} (recorded {old_a:.5f}), bias {b:+.5f} ({old_b:+.5f})"
+        for channel, (old_a, old_b, a, b) in enumerate(recorded)
+    ]
+    return "\n".join(lines)
+
+
+def _scale_and_bias(
+    store: Store, group: Group, rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of every channel `[C]`, from the samples at `rows`."""
+    name = f"{group.path}/moments"
+    sums = np.zeros((2, group.readers["moments"].layout.spec.sample_shape[0] // 2))
+    count = 0
+    with progress("read moments", len(rows), "images") as bar:
+        for start in range(0, len(rows), STATS_BATCH):
+            moments = store.read([name], rows[start : start + STATS_BATCH])[name].astype(np.float64)
+            mean, std = np.split(moments, 2, axis=1)
+            sums += [mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]
+            count += mean[:, 0].size
+            bar.update(len(moments))
+    mean, square = sums / count
+    scale = 1 / np.sqrt(square - mean**2)
+    return scale, -mean * scale
 
 
 def verify(path: str, repair: bool) -> tuple[str, bool]:

@@ -154,8 +154,8 @@ class Store:
             self._groups[name] = Group(self.path, name, self.manifest, self.location)
         return self._groups[name]
 
-    def require_commits(self, shard: int) -> None:
-        """Have the shard's commit records, of all groups, in `path`, where they are already unless it mirrors a URL."""
+    def fetch_commits(self, shard: int) -> None:
+        """Have the shard's commit records, of all groups, in `path`: they are there unless it mirrors a URL."""
         if self._mirror is not None:
             self._mirror.fetch_shard(shard)
 
