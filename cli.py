@@ -29,7 +29,7 @@ from .config import (
     flag,
 )
 from .errors import RepaPipeError
-from .pipeline.memory import share_one_arena
+from .pipeline.runtime.memory import share_one_arena
 
 INTERRUPTED = 130
 Command = Callable[..., Any]
@@ -190,7 +190,7 @@ def _evaluate_images(config: EvaluateConfig) -> None:
 
 
 def _evaluate_run(sampling: SampleConfig, judging: EvaluateConfig) -> None:
-    from .pipeline import evaluate_run as stage
+    from .pipeline import evaluate_checkpoints as stage
 
     result = stage.run(sampling, judging)
     names = list(result.rows[-1]["metrics"])
@@ -290,7 +290,7 @@ def store() -> None:
 @click.argument("path")
 def store_info(path: str) -> None:
     """Show what a store holds, from which weights and images, and how complete it is."""
-    from .pipeline import store_commands
+    from .pipeline.store_tools import inspection as store_commands
 
     click.echo(store_commands.info(path))
 
@@ -302,7 +302,7 @@ def store_info(path: str) -> None:
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=0), help="Lines at most; 0 for all.")
 def store_ls(path: str, class_name: str | None, quarantined: bool, limit: int) -> None:
     """List samples: number, class, bytes of the image, key."""
-    from .pipeline import store_commands
+    from .pipeline.store_tools import inspection as store_commands
 
     click.echo(store_commands.list_samples(path, class_name, quarantined, limit))
 
@@ -315,7 +315,7 @@ def store_ls(path: str, class_name: str | None, quarantined: bool, limit: int) -
 )
 def store_stats(path: str, vae: str, write: bool) -> None:
     """Measure the scale and bias of the latents, channel by channel."""
-    from .pipeline import store_commands
+    from .pipeline.store_tools import inspection as store_commands
 
     click.echo(store_commands.stats(path, vae, write))
 
@@ -325,7 +325,7 @@ def store_stats(path: str, vae: str, write: bool) -> None:
 @click.option("--repair", is_flag=True, help="Drop bad shards, so that 'encode' makes them again.")
 def store_verify(path: str, repair: bool) -> None:
     """Read everything back and compare with the recorded checksums."""
-    from .pipeline import store_commands
+    from .pipeline.store_tools import inspection as store_commands
 
     text, healthy = store_commands.verify(path, repair)
     click.echo(text)
@@ -349,7 +349,7 @@ def store_verify(path: str, repair: bool) -> None:
 @click.option("--source", default=None, help="Where the images lie now (repa). Default: where they were encoded from.")
 def store_export(path: str, out: str, layout: str, groups: tuple[str, ...], source: str | None) -> None:
     """Copy a store's samples into another layout. The same command continues."""
-    from .pipeline import store_export
+    from .pipeline.store_tools import export as store_export
 
     click.echo(store_export.export(path, out, layout, groups, source))
 
@@ -360,7 +360,7 @@ def store_export(path: str, out: str, layout: str, groups: tuple[str, ...], sour
 @click.option("--vae", default="sd-vae-ft-mse", show_default=True, help="The VAE that made the moments.")
 def store_import_repa(folder: str, path: str, vae: str) -> None:
     """Take over images/ and vae-sd/ of REPA's preprocessing. The same command continues."""
-    from .pipeline import store_import
+    from .pipeline.store_tools import import_repa as store_import
 
     click.echo(store_import.import_repa(folder, path, vae))
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from repa_pipe.config import EncodeConfig, TrainConfig
 from repa_pipe.pipeline import encode, train
+from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.demo import ENCODER, PROJ_COEFF, TRAINING, VAE
-from repa_pipe.pipeline.demo_images import make_crops
-from repa_pipe.pipeline.metrics_log import read_metrics
+from repa_pipe.sources.demo_images import make_crops
 
 
 def curve(run: str, window: int) -> tuple[np.ndarray, np.ndarray]:

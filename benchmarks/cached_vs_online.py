@@ -25,11 +25,11 @@ from repa_pipe.config import EncodeConfig, TrainConfig
 from repa_pipe.models.encoders import load_encoder
 from repa_pipe.pipeline import encode
 from repa_pipe.pipeline.demo import ENCODER, MODEL, VAE
-from repa_pipe.pipeline.demo_images import make_crops
-from repa_pipe.pipeline.distributed import Ranks
+from repa_pipe.pipeline.runtime.distributed import Ranks
 from repa_pipe.pipeline.train import Trainer
-from repa_pipe.pipeline.train_setup import resolve
+from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.sources import decode_crop, open_source, records_of
+from repa_pipe.sources.demo_images import make_crops
 from repa_pipe.stores import Batch, Store, open_store
 
 LOSSES = ("denoising_loss", "alignment_loss")

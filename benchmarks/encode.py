@@ -41,10 +41,11 @@ import torch
 from PIL import Image
 
 from repa_pipe.config import EncodeConfig
-from repa_pipe.pipeline import encode, encode_shard
-from repa_pipe.pipeline.demo_images import photographs
-from repa_pipe.pipeline.device import choose_device
+from repa_pipe.pipeline import encode
+from repa_pipe.pipeline.encoding import shard as encode_shard
+from repa_pipe.pipeline.runtime.device import choose_device
 from repa_pipe.sources import decode_crop
+from repa_pipe.sources.demo_images import photographs
 from repa_pipe.stores.layout import ArraySpec, GroupSpec, features_group, latents_group
 
 VAE, ENCODER = "tiny-kl-f8", "efficientnet-lite0"

@@ -36,10 +36,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from repa_pipe.config import SampleConfig, TrainConfig
 from repa_pipe.models.sit import SiT, sit_config
 from repa_pipe.models.vae import describe_vae, load_vae
-from repa_pipe.pipeline.checkpoints import StoreFacts, TrainedModel
-from repa_pipe.pipeline.device import DTYPES, choose_device
-from repa_pipe.pipeline.sample_blocks import Blocks, make_blocks
-from repa_pipe.pipeline.sampler import Sampler
+from repa_pipe.pipeline.artifacts.checkpoints import StoreFacts, TrainedModel
+from repa_pipe.pipeline.runtime.device import DTYPES, choose_device
+from repa_pipe.pipeline.sampling.blocks import Blocks, make_blocks
+from repa_pipe.pipeline.sampling.sampler import Sampler
 
 
 def random_model(name: str, side: int, channels: int) -> SiT:

@@ -35,10 +35,10 @@ from synthetic import synthetic_store
 from torch.utils.flop_counter import FlopCounterMode
 
 from repa_pipe.config import TrainConfig
-from repa_pipe.pipeline.distributed import Ranks
-from repa_pipe.pipeline.feed import device_batches
+from repa_pipe.pipeline.runtime.distributed import Ranks
 from repa_pipe.pipeline.train import Trainer
-from repa_pipe.pipeline.train_setup import resolve
+from repa_pipe.pipeline.training.prefetch import device_batches
+from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.stores import Batch, open_store
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .encoder_registry import find_entry
-from .encoder_weights import create_on_meta
-from .sit import SIT_PRESETS, SiT
+from .encoders.registry import find_entry
+from .encoders.weights import create_on_meta
+from .sit.model import SIT_PRESETS, SiT
 from .vae import create_vae_on_meta
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, WeightsError
-from .weights import WeightsSource, download_weights, read_checkpoint, weights_sha256
+from .weight_files import WeightsSource, download_weights, read_checkpoint, weights_sha256
 
 _SHIPPED = Path(__file__).parent / "weights"
 _SHIPPED_NAMES = ("tiny-kl-f8",)

@@ -17,14 +17,15 @@ from ..config import AblateConfig, TrainConfig
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
 from ..stores.layout import features_group, latents_group
-from . import ablate_results, report
-from .ablate_results import Row, write_results
-from .ablate_run import STAGES, Job, Outcome, run_job
-from .progress import say
-from .report_tables import count_text, list_text
-from .sweep import Sweep, read_sweep
-from .train_guards import CONFIG_FILE
-from .train_setup import resolve
+from . import report
+from .ablation import results as ablate_results
+from .ablation.job import STAGES, Job, Outcome, run_job
+from .ablation.results import Row, write_results
+from .ablation.sweep import Sweep, read_sweep
+from .reporting.tables import count_text, list_text
+from .runtime.progress import say
+from .training.guards import CONFIG_FILE
+from .training.setup import resolve
 
 PAGE = "report.html"
 
@@ -126,7 +127,7 @@ def _drive(config: AblateConfig, sweep: Sweep, jobs: Sequence[Job], done: Callab
         if job not in todo:
             done(Outcome(job.name))
     if todo and _wants_ray(config):
-        from .ablate_ray import run_jobs_on_ray
+        from .ablation.on_ray import run_jobs_on_ray
 
         run_jobs_on_ray(todo, sweep.resources, config.ray_address, done)
         return

@@ -18,12 +18,12 @@ from ..config import AblateConfig, EncodeConfig
 from ..errors import RepaPipeError
 from ..models.encoders import load_encoder
 from ..sources import decode_crop, open_source, records_of
+from ..sources.demo_images import make_crops
 from ..stores import open_store
 from ..stores.layout import features_group
 from . import ablate, encode
-from .demo_images import make_crops
-from .metrics_log import read_metrics
-from .progress import say
+from .artifacts.metrics_log import read_metrics
+from .runtime.progress import say
 
 VAE = "tiny-kl-f8"
 ENCODER = "efficientnet-lite0"

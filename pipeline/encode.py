@@ -18,8 +18,10 @@ from ..stores import Group, Store, open_store
 from ..stores.files import remove_abandoned, remove_leftovers
 from ..stores.layout import COMMITS, QUARANTINE_FILE, features_group
 from ..stores.manifest import write_quarantine
-from .encode_monitor import Monitor
-from .encode_plan import (
+from .encoding.monitor import Monitor
+from .encoding.on_ray import run_on_ray
+from .encoding.shard import ShardEncoder, ShardResult, StoppedError
+from .encoding.work import (
     TRIES,
     FailedShard,
     Work,
@@ -31,9 +33,7 @@ from .encode_plan import (
     shard_images,
     wanted_groups,
 )
-from .encode_ray import run_on_ray
-from .encode_shard import ShardEncoder, ShardResult, StoppedError
-from .progress import progress, say
+from .runtime.progress import progress, say
 
 
 @dataclass(frozen=True, slots=True)

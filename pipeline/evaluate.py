@@ -14,10 +14,10 @@ import torch
 from ..config import EvaluateConfig, read_config
 from ..metrics import Detector, Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
 from ..stores.files import write_json
-from .device import choose_device, float64_device
-from .extraction import INCEPTION, Extracted, extract, load_detector
-from .images import open_images
-from .references import load_reference
+from .artifacts.images import open_images
+from .evaluation.features import INCEPTION, Extracted, extract, load_detector
+from .evaluation.reference_cache import load_reference
+from .runtime.device import choose_device, float64_device
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,14 @@ from ..config import EncodeConfig, PlanConfig
 from ..errors import ConfigError
 from ..models.encoders import describe_encoder
 from ..models.sit import SIT_PRESETS
+from ..models.throughput import READING, encoder_seconds, step_seconds, vae_seconds
 from ..models.vae import describe_vae
 from ..sources import open_source
 from ..stores.codecs import make_codec
 from ..stores.layout import features_group, latents_group
-from .device import choose_device
-from .encode_batch import CPU_BATCH
-from .encode_shard import load_stages
-from .plan_table import READING, encoder_seconds, step_seconds, vae_seconds
+from .encoding.batch_size import CPU_BATCH
+from .encoding.shard import load_stages
+from .runtime.device import choose_device
 
 IMAGENET = 1_281_167  # images of its training set
 LITTLE = 0.10  # a gain in speed below this share of a step is called little

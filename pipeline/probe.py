@@ -20,10 +20,10 @@ from ..errors import StoreError
 from ..metrics import cknna, linear_probe
 from ..stores import Store, open_store
 from ..stores.files import write_json, written_whole
-from .checkpoints import FOLDER, TrainedModel, list_checkpoints, load_model, resolve_checkpoint
-from .device import choose_device
-from .plots import Line, line_figure, write_page
-from .probe_features import ProbedImages
+from .artifacts.checkpoints import FOLDER, TrainedModel, list_checkpoints, load_model, resolve_checkpoint
+from .evaluation.probe_features import ProbedImages
+from .reporting.plots import Line, line_figure, write_page
+from .runtime.device import choose_device
 
 TOPK = 10
 MAX_LINES = 8  # checkpoints in a figure over depth

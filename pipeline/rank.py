@@ -19,10 +19,10 @@ from ..errors import ConfigError, StoreError
 from ..metrics.spatial import cds, lds, rmsc
 from ..stores import Store, open_store
 from ..stores.files import write_json
-from .plots import dot_figure, write_page
-from .progress import progress, say
-from .report_store import complete_groups
-from .stored_tokens import codec_of, read_tokens
+from ..stores.tokens import codec_of, read_tokens
+from .reporting.plots import dot_figure, write_page
+from .reporting.store import complete_groups
+from .runtime.progress import progress, say
 
 METRICS: dict[str, Callable[[Tensor], Tensor]] = {"lds": lds, "cds": cds, "rmsc": rmsc}
 TITLES = {

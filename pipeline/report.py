@@ -17,16 +17,16 @@ from .. import __version__
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
 from ..stores.files import write_atomically
-from .plots import stroke_of
-from .report_comparison import comparison, headline, losses_at_steps, shared_settings, timing
-from .report_curves import draw_curves
-from .report_distances import draw_distances
-from .report_gallery import make_gallery
-from .report_metrics import distance_fact, metrics_table
-from .report_runs import Run, read_runs, train_command
-from .report_samples import latest_samples, sample_groups
-from .report_store import describe_store, store_name
-from .report_tables import count_text
+from .reporting.comparison import comparison, headline, losses_at_steps, shared_settings, timing
+from .reporting.curves import draw_curves
+from .reporting.distances import draw_distances
+from .reporting.gallery import make_gallery
+from .reporting.metrics import distance_fact, metrics_table
+from .reporting.plots import stroke_of
+from .reporting.runs import Run, read_runs, train_command
+from .reporting.samples import latest_samples, sample_groups
+from .reporting.store import describe_store, store_name
+from .reporting.tables import count_text
 
 ASSETS = "assets"
 
@@ -121,7 +121,7 @@ def _render(page: dict[str, Any]) -> str:
     from bokeh.resources import Resources
     from jinja2 import Environment, StrictUndefined
 
-    assets = files(__package__) / ASSETS
+    assets = files(f"{__package__}.reporting") / ASSETS
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string((assets / "report.html").read_text(encoding="utf-8"))
     style, script = ((assets / f"report.{ending}").read_text(encoding="utf-8") for ending in ("css", "js"))

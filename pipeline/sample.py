@@ -18,14 +18,14 @@ import torch
 from ..config import SampleConfig, read_config
 from ..errors import ConfigError
 from ..stores.files import write_json
-from .checkpoints import FOLDER, load_model, resolve_checkpoint
-from .device import choose_device
-from .distributed import Ranks, join_ranks
-from .images import write_png_folder
-from .progress import progress, say
-from .sample_blocks import Blocks, make_blocks
-from .sample_ray import make_blocks_on_ray
-from .sampler import Sampler
+from .artifacts.checkpoints import FOLDER, load_model, resolve_checkpoint
+from .artifacts.images import write_png_folder
+from .runtime.device import choose_device
+from .runtime.distributed import Ranks, join_ranks
+from .runtime.progress import progress, say
+from .sampling.blocks import Blocks, make_blocks
+from .sampling.on_ray import make_blocks_on_ray
+from .sampling.sampler import Sampler
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,7 @@ from ..models.ema import Ema
 from ..models.sit import load_sit_state
 from ..stores import Batch, Store, open_store
 from ..stores.files import write_json
-from .alignment import Alignment
-from .checkpoints import (
+from .artifacts.checkpoints import (
     StoreFacts,
     TrainedModel,
     broken_path,
@@ -33,20 +32,21 @@ from .checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from .device import DTYPES, choose_device, out_of_memory_names
-from .distributed import Ranks, join_ranks
-from .feed import device_batches
-from .health import Health, stop_run
-from .metrics_log import Watch
-from .objective import Inputs
-from .parallel import collect, optimizer_shards_of, shard, shards_of, sharing_gradients, whole, wrap
-from .progress import progress, say
-from .reg import make_objective
-from .train_guards import CONFIG_FILE, full_disk_is_named, interruptible, require_same_run, require_same_store
-from .train_setup import build_model, open_dataset, resolve, store_facts_of
+from .artifacts.metrics_log import Watch
+from .runtime.device import DTYPES, choose_device, out_of_memory_names
+from .runtime.distributed import Ranks, join_ranks
+from .runtime.progress import progress, say
+from .training.guards import CONFIG_FILE, full_disk_is_named, interruptible, require_same_run, require_same_store
+from .training.nonfinite import Health, stop_run
+from .training.objective import Inputs
+from .training.parallel import collect, optimizer_shards_of, shard, shards_of, sharing_gradients, whole, wrap
+from .training.prefetch import device_batches
+from .training.setup import build_model, open_dataset, resolve, store_facts_of
+from .training.terms.alignment import Alignment
+from .training.terms.class_token import make_objective
 
 if TYPE_CHECKING:
-    from .sample_grid import SampleGrid
+    from .training.sample_grid import SampleGrid
 
 MEMORY_FLAGS = (
     "raise --microbatches, which leaves the result as it is, or take --checkpoint-blocks, or lower --batch-size"
@@ -70,7 +70,7 @@ def run(config: TrainConfig) -> TrainResult:
     Raises ConfigError, StoreError, CheckpointError for what cannot work, naming the flag to change.
     """
     if config.ray:
-        from .train_ray import run_on_ray
+        from .training.on_ray import run_on_ray
 
         return run_on_ray(config)
     start = time.monotonic()
@@ -192,7 +192,7 @@ class Trainer:
     def _sample_grid(self) -> SampleGrid | None:
         if not self.config.sampling_steps or not self.ranks.is_first:
             return None
-        from .sample_grid import SampleGrid  # imports a VAE, which training itself does without
+        from .training.sample_grid import SampleGrid  # imports a VAE, which training itself does without
 
         trained = TrainedModel(self.ema.model, self.facts, self.config, self.step)
         return SampleGrid(trained, self.run_dir, self.device)

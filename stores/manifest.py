@@ -23,13 +23,7 @@ import pyarrow.parquet as pq
 from ..errors import StoreError
 from .checksum import crc32c_bytes
 from .files import write_atomically, write_json
-from .layout import (
-    FORMAT_VERSION,
-    QUARANTINE_FILE,
-    ROOT_ATTRIBUTE,
-    SAMPLES_FILE,
-    commit_file,
-)
+from .layout import FORMAT_VERSION, QUARANTINE_FILE, ROOT_ATTRIBUTE, SAMPLES_FILE, commit_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

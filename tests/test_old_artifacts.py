@@ -17,9 +17,11 @@ import torch
 from repa_pipe import cli
 from repa_pipe.config import AblateConfig, EncodeConfig, EvaluateConfig, ProbeConfig, SampleConfig, TrainConfig
 from repa_pipe.models.sit import SIT_PRESETS, SiTConfig
-from repa_pipe.pipeline import ablate, ablate_run, encode, evaluate, evaluate_run, probe, report, sample, train
-from repa_pipe.pipeline.checkpoints import list_checkpoints, load_checkpoint
-from repa_pipe.pipeline.metrics_log import read_metrics
+from repa_pipe.pipeline import ablate, encode, evaluate, probe, report, sample, train
+from repa_pipe.pipeline import evaluate_checkpoints as evaluate_run
+from repa_pipe.pipeline.ablation import job as ablate_run
+from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints, load_checkpoint
+from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.stores import open_store
 
 ARCHIVE = Path(__file__).parent / "data/made-by-0.1.0.tar.xz"

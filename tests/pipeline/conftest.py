@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from repa_pipe.config import TrainConfig
-from repa_pipe.pipeline.checkpoints import load_checkpoint
+from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from repa_pipe import cli
 from repa_pipe.config import AblateConfig
 from repa_pipe.errors import ConfigError, RepaPipeError, StoreError
 from repa_pipe.metrics import Features
-from repa_pipe.pipeline import ablate, ablate_run, evaluate
-from repa_pipe.pipeline.checkpoints import list_checkpoints
+from repa_pipe.pipeline import ablate, evaluate
+from repa_pipe.pipeline.ablation import job as ablate_run
+from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints
 
 TRAIN = """
 [train]
@@ -162,7 +163,7 @@ def test_what_the_store_lacks_is_said_before_anything_starts(config_of, calls, t
 
 def test_a_run_that_somebody_still_works_on_is_waited_for(tmp_path, capsys):
     script = (
-        "import sys, time; from pathlib import Path; from repa_pipe.pipeline.ablate_run import _alone\n"
+        "import sys, time; from pathlib import Path; from repa_pipe.pipeline.ablation.job import _alone\n"
         "with _alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(2)"
     )
     other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run")], stdout=subprocess.PIPE)

@@ -21,11 +21,14 @@ from repa_pipe.config import EncodeConfig
 from repa_pipe.errors import SourceError, StoreError
 from repa_pipe.models.encoders import load_encoder
 from repa_pipe.models.vae import load_vae
-from repa_pipe.pipeline import encode, encode_monitor, encode_plan, store_commands
-from repa_pipe.pipeline.demo_images import photographs
-from repa_pipe.pipeline.encode_batch import CPU_BATCH
-from repa_pipe.pipeline.encode_shard import ShardEncoder
+from repa_pipe.pipeline import encode
+from repa_pipe.pipeline.encoding import monitor as encode_monitor
+from repa_pipe.pipeline.encoding import work as encode_plan
+from repa_pipe.pipeline.encoding.batch_size import CPU_BATCH
+from repa_pipe.pipeline.encoding.shard import ShardEncoder
+from repa_pipe.pipeline.store_tools import inspection as store_commands
 from repa_pipe.sources import decode_crop, open_source, records_of
+from repa_pipe.sources.demo_images import photographs
 from repa_pipe.stores import open_store
 
 LATENTS = "latents/tiny-kl-f8"

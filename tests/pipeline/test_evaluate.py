@@ -8,9 +8,9 @@ from repa_pipe.config import EvaluateConfig
 from repa_pipe.errors import ConfigError
 from repa_pipe.metrics import Features
 from repa_pipe.pipeline import evaluate
-from repa_pipe.pipeline.demo_images import photographs
-from repa_pipe.pipeline.images import open_images, write_npz
+from repa_pipe.pipeline.artifacts.images import open_images, write_npz
 from repa_pipe.sources import center_crop
+from repa_pipe.sources.demo_images import photographs
 
 DETECTOR = "efficientnet-lite0"
 

@@ -5,8 +5,10 @@ import pytest
 
 from repa_pipe.config import PlanConfig
 from repa_pipe.errors import ConfigError
+from repa_pipe.models import throughput as plan_table
 from repa_pipe.models.flops import encoder_flops
-from repa_pipe.pipeline import encode_batch, plan, plan_table
+from repa_pipe.pipeline import plan
+from repa_pipe.pipeline.encoding import batch_size as encode_batch
 
 
 def plan_of(**options):

@@ -12,9 +12,9 @@ from repa_pipe.config import ProbeConfig
 from repa_pipe.errors import CheckpointError, ConfigError, StoreError
 from repa_pipe.metrics import cknna
 from repa_pipe.pipeline import probe, train
-from repa_pipe.pipeline.checkpoints import list_checkpoints, load_model
-from repa_pipe.pipeline.probe_features import ProbedImages
-from repa_pipe.pipeline.sampler import image_generator
+from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints, load_model
+from repa_pipe.pipeline.evaluation.probe_features import ProbedImages
+from repa_pipe.pipeline.sampling.sampler import image_generator
 from repa_pipe.stores import open_store
 
 

@@ -25,11 +25,11 @@ from repa_pipe.config import SampleConfig, TrainConfig
 from repa_pipe.errors import ConfigError, StoreError
 from repa_pipe.models.vae import load_vae
 from repa_pipe.pipeline import report
-from repa_pipe.pipeline.plots import COLOURS, stroke_of
-from repa_pipe.pipeline.report_curves import MAX_POINTS, bucket_ends, smooth, thin
-from repa_pipe.pipeline.report_pictures import psnr, tokens_to_colours
-from repa_pipe.pipeline.report_runs import train_command
-from repa_pipe.pipeline.report_tables import bytes_text, number_text, seconds_text
+from repa_pipe.pipeline.reporting.curves import MAX_POINTS, bucket_ends, smooth, thin
+from repa_pipe.pipeline.reporting.pictures import psnr, tokens_to_colours
+from repa_pipe.pipeline.reporting.plots import COLOURS, stroke_of
+from repa_pipe.pipeline.reporting.runs import train_command
+from repa_pipe.pipeline.reporting.tables import bytes_text, number_text, seconds_text
 from repa_pipe.sources import decode_crop, index_digest, open_source, records_of
 from repa_pipe.stores import open_store
 from repa_pipe.stores.checksum import crc32c_bytes
@@ -706,7 +706,7 @@ def test_smoothing_keeps_a_line_and_calms_noise() -> None:
 
 def test_lines_of_twenty_runs_differ_and_show_on_both_backgrounds() -> None:
     assert len({stroke_of(i) for i in range(20)}) == 20
-    style = (Path(report.__file__).parent / "assets" / "report.css").read_text()
+    style = (Path(report.__file__).parent / "reporting" / "assets" / "report.css").read_text()
     backgrounds = re.findall(r"--page: (#\w{6})", style)
     assert len(set(backgrounds)) == 2
 

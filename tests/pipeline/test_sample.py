@@ -16,8 +16,9 @@ from PIL import Image
 
 from repa_pipe.config import SampleConfig
 from repa_pipe.errors import CheckpointError, ConfigError
-from repa_pipe.pipeline import sample, sample_blocks, train
-from repa_pipe.pipeline.sampler import Sampler
+from repa_pipe.pipeline import sample, train
+from repa_pipe.pipeline.sampling import blocks as sample_blocks
+from repa_pipe.pipeline.sampling.sampler import Sampler
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from repa_pipe.errors import CheckpointError, ConfigError, StoreError, WeightsError
-from repa_pipe.pipeline import metrics_log, train
-from repa_pipe.pipeline.checkpoints import list_checkpoints, load_checkpoint
-from repa_pipe.pipeline.distributed import Ranks
-from repa_pipe.pipeline.metrics_log import read_metrics
-from repa_pipe.pipeline.objective import Objective
-from repa_pipe.pipeline.train_setup import resolve
+from repa_pipe.pipeline import train
+from repa_pipe.pipeline.artifacts import metrics_log
+from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints, load_checkpoint
+from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
+from repa_pipe.pipeline.runtime.distributed import Ranks
+from repa_pipe.pipeline.training.objective import Objective
+from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.stores import open_store
 
 

@@ -10,7 +10,7 @@ from repa_pipe import cli
 from repa_pipe.config import TrainConfig
 from repa_pipe.models.encoders import describe_encoder
 from repa_pipe.models.sit import sit_config
-from repa_pipe.pipeline.sweep import read_sweep
+from repa_pipe.pipeline.ablation.sweep import read_sweep
 
 RUNS = Path(__file__).parents[2] / "runs"
 RECIPES = {path.name: path for path in sorted(RUNS.glob("*.sh"))}

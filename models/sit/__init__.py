@@ -1,0 +1,44 @@
+"""SiT, the diffusion transformer that is trained: its sizes, layers, weights, and REG's variant of it.
+
+Anything above the libraries may import this package; it imports nothing but `errors`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import SIT_PRESETS, SiTConfig, sit_config
+    from .entangled import EntangledSiT, make_sit
+    from .infer_config import infer_sit_config
+    from .model import SiT, drop_labels, load_sit_state
+
+_MODULE_OF = {
+    "SIT_PRESETS": "config",
+    "SiTConfig": "config",
+    "sit_config": "config",
+    "EntangledSiT": "entangled",
+    "make_sit": "entangled",
+    "infer_sit_config": "infer_config",
+    "SiT": "model",
+    "drop_labels": "model",
+    "load_sit_state": "model",
+}
+__all__ = [
+    "SIT_PRESETS",
+    "EntangledSiT",
+    "SiT",
+    "SiTConfig",
+    "drop_labels",
+    "infer_sit_config",
+    "load_sit_state",
+    "make_sit",
+    "sit_config",
+]
+
+
+def __getattr__(name: str) -> Any:  # lazy: importing the package does not import torch
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,164 @@
+"""The sizes of a SiT: what can be chosen, what fits together, and the published presets."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+from ...errors import ConfigError
+
+PROJECTORS = ("mlp", "conv")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiTConfig:
+    """The sizes of a SiT; raises ConfigError, which names the field, for sizes that fit no model."""
+
+    input_size: int  # latents are [in_channels, input_size, input_size]
+    patch_size: int  # side of the square of latents that becomes one token
+    in_channels: int
+    hidden_size: int
+    depth: int  # blocks
+    num_heads: int
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    class_dropout_prob: float = 0.1  # above 0, the model also knows the null label
+    encoder_depth: int = 8  # the projectors read the tokens that leave this block, counted from 1
+    z_dims: tuple[int, ...] = (768,)  # width of each encoder's patch tokens: a projector each; () for none
+    projector_dim: int = 2048
+    qk_norm: bool = False
+    cls_dim: int | None = None  # width of the class token that is denoised with the latents (REG); None for none
+    projector: str = "mlp"  # or "conv": one 3x3 convolution over the grid of tokens (iREPA)
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.z_dims, tuple), f"z_dims is {self.z_dims!r}: give a tuple of widths")
+        whole = {field.name: getattr(self, field.name) for field in fields(self) if field.type is int}
+        whole |= {"cls_dim": self.cls_dim} if self.cls_dim is not None else {}
+        whole |= {f"z_dims[{number}]": width for number, width in enumerate(self.z_dims)}
+        for name, value in whole.items():
+            _require(
+                isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+                f"{name} is {value!r}: give a whole number of at least 1",
+            )
+        for name, low, high in (("mlp_ratio", 0.01, math.inf), ("class_dropout_prob", 0.0, 1.0)):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int | float) and low <= value <= high,
+                f"{name} is {value!r}: give a number from {low} to {high}",
+            )
+        _require(isinstance(self.qk_norm, bool), f"qk_norm is {self.qk_norm!r}: give True or False")
+        _require(self.projector in PROJECTORS, f"projector is {self.projector!r}: give one of {', '.join(PROJECTORS)}")
+        for name, divisor in (("input_size", "patch_size"), ("hidden_size", "num_heads")):
+            size, part = getattr(self, name), getattr(self, divisor)
+            _require(size % part == 0, f"{name} {size} is no multiple of {divisor} {part}")
+        _require(
+            self.hidden_size % 4 == 0,
+            f"hidden_size is {self.hidden_size}: the position embedding needs a multiple of 4",
+        )
+        _require(
+            self.cls_dim is None or self.projector == "mlp",
+            "projector is 'conv' and cls_dim is given: a class token has no place in the grid that is convolved",
+        )
+        _require(
+            self.encoder_depth <= self.depth,
+            f"encoder_depth is {self.encoder_depth}, but the model has only {self.depth} blocks (depth)",
+        )
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for no class; raises ConfigError if the model knows none."""
+        _require(
+            self.class_dropout_prob > 0,
+            "class_dropout_prob is 0, so the model has no null label, which guidance and label dropout need",
+        )
+        return self.num_classes
+
+    def to_dict(self) -> dict[str, Any]:
+        """As values that JSON can hold."""
+        return asdict(self) | {"z_dims": list(self.z_dims)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SiTConfig":
+        """From what `to_dict` gave; raises ConfigError for names that are missing or are no field."""
+        names = [field.name for field in fields(cls)]
+        unknown = sorted(values.keys() - set(names))
+        _require(not unknown, f"SiTConfig has no field {', '.join(unknown)}: its fields are {', '.join(names)}")
+        given = dict(values)
+        if isinstance(given.get("z_dims"), list):
+            given["z_dims"] = tuple(given["z_dims"])
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise ConfigError(f"SiTConfig: {error}") from error
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _preset(patch_size: int, sizes: tuple[int, int, int, int]) -> "partial[SiTConfig]":
+    hidden_size, depth, num_heads, encoder_depth = sizes
+    return partial(
+        SiTConfig,
+        patch_size=patch_size,
+        hidden_size=hidden_size,
+        depth=depth,
+        num_heads=num_heads,
+        encoder_depth=encoder_depth,
+    )
+
+
+# Hidden size, depth, heads and encoder depth by family. S, B, L and XL are SiT's own (arXiv 2401.08740); REPA aligns
+# after block 8 in L and XL and after block 4 in B, and S, which is as deep as B, does as B. T is ours alone: small
+# enough to try things on a CPU.
+_FAMILIES = {
+    "T": (192, 6, 3, 2),
+    "S": (384, 12, 6, 4),
+    "B": (768, 12, 12, 4),
+    "L": (1024, 24, 16, 8),
+    "XL": (1152, 28, 16, 8),
+}
+
+# SIT_PRESETS["SiT-XL/2"](input_size=32, in_channels=4, ...) is a SiTConfig; further fields override the preset's.
+SIT_PRESETS = {
+    f"SiT-{family}/{patch_size}": _preset(patch_size, sizes)
+    for family, sizes in _FAMILIES.items()
+    for patch_size in (2, 4, 8)
+}
+
+
+def sit_config(
+    name: str,
+    *,
+    input_size: int,
+    in_channels: int,
+    num_classes: int = 1000,
+    z_dims: tuple[int, ...] = (768,),
+    encoder_depth: int | None = None,
+    class_dropout_prob: float = 0.1,
+    projector_dim: int = 2048,
+    qk_norm: bool = False,
+    projector: str = "mlp",
+    cls_dim: int | None = None,
+) -> SiTConfig:
+    """The named preset for latents of this size; `encoder_depth` None takes the one REPA publishes for it.
+
+    Raises ConfigError for a name that is no preset.
+    """
+    _require(name in SIT_PRESETS, f"model {name!r} is none of {', '.join(SIT_PRESETS)}")
+    preset = SIT_PRESETS[name]
+    if encoder_depth is not None:
+        preset = partial(preset, encoder_depth=encoder_depth)
+    return preset(
+        input_size=input_size,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        z_dims=z_dims,
+        class_dropout_prob=class_dropout_prob,
+        projector_dim=projector_dim,
+        qk_norm=qk_norm,
+        projector=projector,
+        cls_dim=cls_dim,
+    )

@@ -1,0 +1,86 @@
+"""REG: a SiT that denoises an encoder's class token together with the latents (arXiv 2507.01467).
+
+The noised class token stands before the patches as one more token; the velocity of both comes out. Everything else is
+SiT's, so samplers and guidance need not know: the state that they carry is one vector a sample, latents and class
+token in a row. Names of tensors are those of the published program (github.com/Martinser/REG).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .config import SiTConfig
+from .layers import FinalLayer
+from .model import SiT
+
+
+class EntangledSiT(SiT):
+    """A SiT whose x_t and velocity are [B, C * H * W + cls_dim], and whose projected tokens begin with the class token.
+
+    Projected tokens are [B, 1 + N, z_dim].
+    """
+
+    def __init__(self, config: SiTConfig) -> None:
+        super().__init__(config)
+        assert config.cls_dim is not None
+        width = config.hidden_size
+        self.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, 1, width), self.pos_embed], dim=1), requires_grad=False)
+        self.cls_projectors2 = nn.Linear(config.cls_dim, width)
+        nn.init.xavier_uniform_(self.cls_projectors2.weight)
+        nn.init.zeros_(self.cls_projectors2.bias)
+        self.wg_norm = nn.LayerNorm(width, eps=1e-6)
+        self.final_layer = EntangledFinalLayer(config)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """One vector."""
+        assert self.config.cls_dim is not None
+        return (self._latents_size + self.config.cls_dim,)
+
+    def latents_of(self, state: Tensor) -> Tensor:
+        """The latents [B, C, H, W]."""
+        return self.unpack(state)[0]
+
+    def pack(self, latents: Tensor, cls_token: Tensor) -> Tensor:
+        """Latents [B, C, H, W] and class tokens [B, cls_dim] as one state [B, C * H * W + cls_dim]."""
+        return torch.cat([latents.flatten(1), cls_token], dim=1)
+
+    def unpack(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What `pack` packed; velocities are packed alike."""
+        latents, cls_token = state.split([self._latents_size, state.shape[1] - self._latents_size], dim=1)
+        return latents.unflatten(1, super().state_shape), cls_token
+
+    @property
+    def _latents_size(self) -> int:
+        config = self.config
+        return config.in_channels * config.input_size**2
+
+    def _embed(self, x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        latents, cls_token = self.unpack(x_t)
+        first = self.wg_norm(self.cls_projectors2(cls_token)).unsqueeze(1)
+        tokens = torch.cat([first, self.x_embedder(latents)], dim=1) + self.pos_embed
+        return tokens, self.t_embedder(t, tokens.dtype) + self.y_embedder(labels)
+
+    def _velocity(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        patches, cls_velocity = self.final_layer(tokens, condition)
+        return self.pack(self._unpatchify(patches), cls_velocity)
+
+
+class EntangledFinalLayer(FinalLayer):
+    """Tokens [B, 1 + N, D] to patches of the velocity and the class token's velocity [B, cls_dim]; zero at first."""
+
+    def __init__(self, config: SiTConfig) -> None:
+        super().__init__(config)
+        assert config.cls_dim is not None
+        self.linear_cls = nn.Linear(config.hidden_size, config.cls_dim)
+        nn.init.zeros_(self.linear_cls.weight)
+        nn.init.zeros_(self.linear_cls.bias)
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Both velocities, from the same modulated tokens."""
+        modulated = self.modulated(tokens, condition)
+        return self.linear(modulated[:, 1:]), self.linear_cls(modulated[:, 0])
+
+
+def make_sit(config: SiTConfig) -> SiT:
+    """The model that a configuration describes, with fresh weights."""
+    return SiT(config) if config.cls_dim is None else EntangledSiT(config)

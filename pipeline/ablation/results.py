@@ -1,0 +1,91 @@
+"""What a sweep found, as a table: a row a run, and a row for runs that are equal but for the seed.
+
+Nothing in it depends on time or place: a sweep that was interrupted ends with the same table as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...stores.files import write_json, written_whole
+from ..reporting.comparison import settings_that_differ
+from ..reporting.runs import Run, read_runs
+from ..reporting.seeds import judged_alike, seed_groups, spread
+from .job import Outcome
+
+FILE = "results.json"
+
+Row = dict[str, Any]
+
+
+def write_results(out: Path, folders: Sequence[Path], outcomes: Sequence[Outcome]) -> tuple[list[Row], list[Row]]:
+    """Write `results.json` and `results.parquet`; the rows of the runs, and those over seeds."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    runs = read_runs([str(folder) for folder in folders]) if folders else []
+    rows = _rows(runs)
+    means = _means(runs, rows)
+    failed = [{"run": one.name, "stage": one.stage, "error": one.error} for one in outcomes if one.error]
+    write_json(out / FILE, {"runs": rows, "over_seeds": means, "failed": failed})
+    parquet = (out / FILE).with_suffix(".parquet")
+    with written_whole(parquet) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+    return rows, means
+
+
+def table(means: Sequence[Row]) -> str:
+    """The rows over seeds for a terminal: settings, runs, then mean ± deviation of every figure."""
+    if not means:
+        return "no run has begun"
+    names = list(means[0]["settings"])
+    figures = [name for name in means[0]["figures"] if any(row["figures"][name] for row in means)]
+    lines = [[*names, "runs", *figures]]
+    for row in means:
+        settings = [str(row["settings"][name]) for name in names]
+        lines.append([*settings, str(row["num_runs"]), *(_text(row["figures"][name]) for name in figures)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _rows(runs: Sequence[Run]) -> list[Row]:
+    different = settings_that_differ(runs)
+    rows = []
+    for run, metrics in zip(runs, judged_alike(runs), strict=True):
+        row: Row = {"run": run.name, "seed": run.config.seed, "step": run.step}
+        row |= {name: _plain(getattr(run.config, name)) for name in different}
+        row |= {"denoising_loss": run.final("denoising_loss")}
+        row |= {"alignment_loss": run.final("alignment_loss") if run.is_aligned else None}
+        row |= {"num_samples": metrics.num_samples, **metrics.values} if metrics else {}
+        rows.append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _means(runs: Sequence[Run], rows: Sequence[Row]) -> list[Row]:
+    settings = [name for name in settings_that_differ(runs) if name != "seed"]
+    known = {"run", "seed", "step", "num_samples", *settings}
+    means = []
+    for group in seed_groups(runs):
+        figures = {}
+        for name in rows[0]:
+            if name not in known:
+                found = spread([rows[position][name] for position in group])
+                figures[name] = found and dataclasses.asdict(found)
+        shared = {name: rows[group[0]][name] for name in settings}
+        seeds = sorted(rows[position]["seed"] for position in group)
+        means.append({"settings": shared, "num_runs": len(group), "seeds": seeds, "figures": figures})
+    return means
+
+
+def _plain(value: Any) -> Any:
+    return "+".join(value) or "none" if isinstance(value, tuple) else value
+
+
+def _text(figure: Row | None) -> str:
+    if figure is None:
+        return "–"
+    return f"{figure['mean']:.4f}" + (f" ± {figure['deviation']:.4f}" if figure["deviation"] is not None else "")

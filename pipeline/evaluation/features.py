@@ -1,0 +1,89 @@
+"""What a detector says of a set of images: statistics, features, probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...config import EvaluateConfig
+from ...metrics import Detector, Features, FeatureStatistics, Gaussian, InceptionDetector
+from ...models.encoders import load_encoder
+from ..artifacts.images import Images
+from ..runtime.device import float64_device
+from ..runtime.progress import progress
+
+INCEPTION = "inception"
+
+
+class EncoderDetector:
+    """A registered encoder as detector: its class token where it has one, else the mean of its patch tokens."""
+
+    def __init__(self, name: str, weights: str | None, side: int, device: torch.device) -> None:
+        self._encoder = load_encoder(name, weights, side, device=device)
+        self._device = device
+        self.name = name
+        self.width = self._encoder.width
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides the features."""
+        return dict(self._encoder.fingerprint)
+
+    def features(self, images: Tensor) -> Features:
+        """Features of images uint8 `[B, 3, H, W]`."""
+        tokens = self._encoder(images.to(self._device))
+        pooled = tokens.patch_tokens.mean(dim=1) if tokens.cls_token is None else tokens.cls_token
+        return Features(pooled.float(), None, None)
+
+
+def load_detector(name: str, config: EvaluateConfig, side: int, device: torch.device) -> Detector:
+    """Inception, or an encoder by its name; ConfigError or WeightsError when it cannot be had."""
+    if name == INCEPTION:
+        return InceptionDetector(config.weights_of(name), device)
+    return EncoderDetector(name, config.weights_of(name), side, device)
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a detector says of a set of images, on the CPU."""
+
+    statistics: Gaussian
+    spatial: Gaussian | None
+    features: Tensor | None  # [N, D] float32; None when only statistics are known
+    probabilities: Tensor | None  # [N, K] float32
+    count: int | None
+
+
+def extract(detector: Detector, images: Images, description: str, device: torch.device) -> Extracted:
+    """Run the detector, which is on `device`, over all images."""
+    where = float64_device(device)
+    pooled: list[Tensor] = []
+    probabilities: list[Tensor] = []
+    statistics = FeatureStatistics(detector.width, where)
+    spatial: FeatureStatistics | None = None
+    with progress(description, images.count, "images") as bar:
+        for block in images.blocks:
+            found = detector.features(torch.from_numpy(block.copy()).permute(0, 3, 1, 2))
+            pooled.append(found.pooled.cpu())
+            statistics.update(found.pooled.to(where))
+            if found.spatial is not None:
+                spatial = spatial or FeatureStatistics(found.spatial.shape[1], where)
+                spatial.update(found.spatial.to(where))
+            if found.probabilities is not None:
+                probabilities.append(found.probabilities.cpu())
+            bar.update(len(block))
+    return Extracted(
+        _on_cpu(statistics),
+        _on_cpu(spatial) if spatial else None,
+        torch.cat(pooled),
+        torch.cat(probabilities) if probabilities else None,
+        images.count,
+    )
+
+
+def _on_cpu(statistics: FeatureStatistics) -> Gaussian:
+    found = statistics.gaussian()
+    return Gaussian(found.mean.cpu(), found.covariance.cpu(), found.count)

@@ -1,0 +1,99 @@
+"""`repa-pipe store export`: to the layout of REPA's preprocessing, or to safetensors shards."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import StoreError
+from ...sources import Record, Source, decode_crop, open_source, records_of
+from ...stores import Store, open_store
+from ...stores.files import write_atomically, write_json
+from ...stores.layout import LABEL
+from ..runtime.progress import progress
+from .import_repa import IMAGES, LABELS, MOMENTS
+
+FORMATS = ("repa", "safetensors")
+READ = 256  # samples at a time
+
+
+def export(store_path: str, out: str, layout: str, groups: Sequence[str], source: str | None) -> str:
+    """Write every valid sample of `groups` (default: all) below `out`; files that are there are left. In words.
+
+    Raises StoreError for an absent or incomplete group, and for images that cannot be read again.
+    """
+    with open_store(store_path) as store:
+        chosen = list(groups) or store.group_names()
+        rows = store.valid_indices(chosen)
+        if layout == "repa":
+            _export_repa(store, Path(out), chosen, rows, source)
+        else:
+            _export_safetensors(store, Path(out), chosen, rows)
+    return f"{out}: {len(rows):,} samples of {', '.join(chosen)}"
+
+
+def _export_repa(
+    store: Store, out: Path, groups: Sequence[str], rows: npt.NDArray[np.int64], source: str | None
+) -> None:
+    """`images/00000/img00000000.png`, `vae-sd/00000/img-mean-std-00000000.npy`, and both `dataset.json`."""
+    latents = [name for name in groups if name.startswith("latents/")]
+    if len(latents) != 1:
+        raise StoreError(
+            f"REPA's layout holds the moments of one VAE, {store.location} has {latents}: name one by --group"
+        )
+    there = store.manifest.source
+    opened = open_source(source or there["path"], None if source else there["kind"])
+    records = list(records_of(store.samples.take(rows)))
+    names = [(f"{i // 1000:05d}/img{i:08d}.png", f"{i // 1000:05d}/img-mean-std-{i:08d}.npy") for i in range(len(rows))]
+    with progress("export", len(rows), "images") as bar, ThreadPoolExecutor() as pool:
+
+        def write(i: int, moments: npt.NDArray[Any]) -> None:
+            image, array = out / IMAGES / names[i][0], out / MOMENTS / names[i][1]
+            if not image.exists():
+                write_atomically(image, _png(opened, records[i], store.manifest.resolution))
+            if not array.exists():
+                write_atomically(array, _npy(moments))
+            bar.update()
+
+        for start in range(0, len(rows), READ):
+            block = store.read([f"{latents[0]}/moments"], rows[start : start + READ])[f"{latents[0]}/moments"]
+            list(pool.map(write, range(start, start + len(block)), block))
+    for folder, column in ((IMAGES, 0), (MOMENTS, 1)):
+        pairs = [[name[column], record.label] for name, record in zip(names, records, strict=True)]
+        write_json(out / folder / LABELS, {"labels": pairs})
+
+
+def _png(source: Source, record: Record, side: int) -> bytes:
+    from PIL import Image
+
+    sink = io.BytesIO()
+    Image.fromarray(decode_crop(source.read(record), side)).save(sink, "png", compress_level=0)
+    return sink.getvalue()
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, array)
+    return sink.getvalue()
+
+
+def _export_safetensors(store: Store, out: Path, groups: Sequence[str], rows: npt.NDArray[np.int64]) -> None:
+    """`00000.safetensors`, one a shard: every array of the groups, `label`, `index`; and `store.json`."""
+    from safetensors.numpy import save
+
+    attributes = {name: store.group(name).attributes for name in groups}
+    facts = {"class_names": list(store.manifest.class_names), "groups": attributes}
+    write_json(out / "store.json", facts)
+    shards = rows // store.manifest.shard_size
+    with progress("export", len(rows), "samples") as bar:
+        for shard in np.unique(shards).tolist():
+            wanted, path = rows[shards == shard], out / f"{shard:05d}.safetensors"
+            if not path.exists():
+                write_atomically(path, save(store.read([*groups, LABEL], wanted) | {"index": wanted}))
+            bar.update(len(wanted))

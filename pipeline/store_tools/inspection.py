@@ -1,0 +1,139 @@
+"""`repa-pipe store …`: what is in a store, and whether it is still what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import StoreError
+from ...sources import index_digest
+from ...stores import Group, Store, open_store
+from ...stores.layout import latents_group, num_shards
+from ...stores.verify import drop_bad_shards, verify_store
+from ...stores.writer import set_attributes
+from ..runtime.progress import progress
+
+STATS_BATCH = 256  # images
+
+
+def info(path: str) -> str:
+    """A store in words: images, groups, weights, completeness, bytes. Raises StoreError when there is none."""
+    store = open_store(path)
+    manifest = store.manifest
+    lines = [
+        f"{path}: {len(store):,} images of {len(manifest.class_names)} classes at {manifest.resolution} px "
+        f"({manifest.crop}), shards of {manifest.shard_size}",
+        f"  images from {manifest.source['path']} ({manifest.source['kind']}), digest {manifest.index_digest[:12]}",
+    ]
+    total = num_shards(len(store), manifest.shard_size)
+    for name in store.group_names():
+        lines += _describe(store.group(name), total)
+    return "\n".join(lines)
+
+
+def _describe(group: Group, total: int) -> list[str]:
+    files = [file["bytes"] for commit in group.commits.values() for file in commit.files.values()]
+    arrays = ", ".join(f"{array.name} {list(array.sample_shape)} {array.dtype}" for array in group.arrays)
+    cosine = group.token_cosine
+    codec = "" if cosine is None else f"; cosine of the codec {cosine[0]:.5f}, at least {cosine[1]:.5f}"
+    weights = str(group.fingerprint.get("weights_sha256", "?"))[:12]
+    return [
+        f"  {group.path}: {len(group.commits)} of {total} shards, {sum(files) / 2**20:,.1f} MiB, "
+        f"{len(group.quarantined)} images quarantined",
+        f"    {arrays} a sample; weights sha256 {weights}…{codec}",
+    ]
+
+
+def list_samples(path: str, class_name: str | None, quarantined: bool, limit: int) -> str:
+    """The samples of a store, a line each: number, class, bytes of the image, key, and what is wrong with it.
+
+    `limit` 0 lists all. Raises StoreError when there is no store, or no such class.
+    """
+    store = open_store(path)
+    names = store.manifest.class_names
+    if class_name is not None and class_name not in names:
+        raise StoreError(f"{path} has no class {class_name!r}: its classes are {', '.join(names[:5])}, …")
+    bad = {entry.index: entry.reason for name in store.group_names() for entry in store.group(name).quarantined}
+    labels = store.labels
+    chosen = np.arange(len(store)) if class_name is None else np.flatnonzero(labels == names.index(class_name))
+    if quarantined:
+        chosen = chosen[np.isin(chosen, list(bad))]
+    shown = chosen[:limit] if limit else chosen
+    rows = store.samples.take(shown).to_pylist()
+    lines = [
+        "\t".join([str(i), names[row["label"]], str(row["num_bytes"]), row["key"], *([bad[i]] if i in bad else [])])
+        for i, row in zip(shown.tolist(), rows, strict=True)
+    ]
+    if len(shown) < len(chosen):
+        lines.append(f"… and {len(chosen) - len(shown):,} more; --limit 0 lists all")
+    return "\n".join(lines)
+
+
+def stats(path: str, vae: str, write: bool) -> str:
+    """Measure scale and bias that give every channel of the latents mean 0 and deviation 1 over the whole store.
+
+    The latents are draws from the posterior: their variance is that of its mean plus the mean of its variance.
+    With `write` the measured values replace those in the group's attributes. Raises StoreError for an absent or
+    incomplete group.
+    """
+    with open_store(path) as store:
+        group = store.group(latents_group(vae))
+        rows = store.valid_indices([group.path])
+        scale, bias = _scale_and_bias(store, group, rows)
+        if write:
+            set_attributes(store.path, group.path, {"scale": scale.tolist(), "bias": bias.tolist()})
+            store.upload_group(group.path)
+    lines = [f"{group.path}: measured on {len(rows):,} images{', written' if write else ''}"]
+    recorded = zip(group.attributes["scale"], group.attributes["bias"], scale, bias, strict=True)
+    lines += [
+        f"  channel {channel}: scale {a:.5f} (recorded {old_a:.5f}), bias {b:+.5f} ({old_b:+.5f})"
+        for channel, (old_a, old_b, a, b) in enumerate(recorded)
+    ]
+    return "\n".join(lines)
+
+
+def _scale_and_bias(
+    store: Store, group: Group, rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of every channel `[C]`, from the samples at `rows`."""
+    name = f"{group.path}/moments"
+    sums = np.zeros((2, group.readers["moments"].layout.spec.sample_shape[0] // 2))
+    count = 0
+    with progress("read moments", len(rows), "images") as bar:
+        for start in range(0, len(rows), STATS_BATCH):
+            moments = store.read([name], rows[start : start + STATS_BATCH])[name].astype(np.float64)
+            mean, std = np.split(moments, 2, axis=1)
+            sums += [mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]
+            count += mean[:, 0].size
+            bar.update(len(moments))
+    mean, square = sums / count
+    scale = 1 / np.sqrt(square - mean**2)
+    return scale, -mean * scale
+
+
+def verify(path: str, repair: bool) -> tuple[str, bool]:
+    """Read everything back; the findings in words, and whether all is well."""
+    store = open_store(path)
+    with progress("verify", 0, "bytes") as bar:
+        report = verify_store(Path(path), progress=bar.reach)
+    lines = [str(problem) for problem in report.problems]
+    try:
+        if index_digest(store.samples) != store.manifest.index_digest:
+            lines.append(f"{path}/samples.parquet is not the index that the store was made from")
+    except StoreError as error:
+        lines.append(str(error))
+    healthy = not lines
+    if repair and report.problems:
+        dropped = drop_bad_shards(Path(path), report)
+        lines.append(f"dropped {dropped} shards: run 'repa-pipe encode' again to make them anew")
+    if healthy:
+        lines.append("every byte of the committed shards is as it was written")
+    lines += [f"not complete yet: {shards} shards of {group} are missing" for group, shards in _missing(store).items()]
+    return "\n".join(lines), healthy
+
+
+def _missing(store: Store) -> dict[str, int]:
+    counts = {name: len(store.group(name).missing_shards()) for name in store.group_names()}
+    return {name: count for name, count in counts.items() if count}

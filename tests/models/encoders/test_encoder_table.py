@@ -1,0 +1,44 @@
+"""The tables of docs/encoders.md are those that benchmarks/encoder_table.py prints."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from repa_pipe.models.encoders.registry import REGISTRY, TIMM_NAMES
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "encoders.md").read_text()
+TABLES = runpy.run_path(str(ROOT / "benchmarks" / "encoder_table.py"))
+shapes_table, weights_table = TABLES["shapes_table"], TABLES["weights_table"]
+
+
+def test_page_tells_the_sizes_and_costs_of_small_encoders():
+    rows = shapes_table(["dinov2-vit-s", "efficientnet-lite0"]).splitlines()
+    assert set(rows) <= set(PAGE.splitlines())
+
+
+def test_sizes_and_costs_are_those_of_the_closed_forms():
+    # A block of width D on N tokens: 12 D^2 N multiplications in its matrices and 2 N^2 D in its attention, twice
+    # that in operations; before the blocks, a patch of 14x14x3 numbers to D for each of the 256 patches.
+    row = shapes_table(["dinov2-vit-s"]).splitlines()[-1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    width, tokens = 384, 257
+    flops = 12 * 2 * (12 * width**2 * tokens + 2 * tokens**2 * width) + 2 * 256 * 14 * 14 * 3 * width
+    assert cells[5] == f"{flops / 1e9:.1f}"
+    values = 256 * width
+    assert cells[6:] == [f"{2 * values:,}", f"{values + 512:,}", f"{values // 2 + 512:,}"]
+    blocks = 12 * (12 * width**2 + 13 * width + 2 * width)  # matrices, biases and norms, layer scales
+    other = 14 * 14 * 3 * width + width + width + 1370 * width + 2 * width
+    assert cells[4] == f"{(blocks + other) / 1e6:.1f}"
+
+
+def test_page_tells_where_weights_come_from():
+    assert weights_table(list(REGISTRY)) in PAGE
+
+
+@pytest.mark.slow
+def test_page_holds_the_whole_tables():
+    names = [*REGISTRY, *TIMM_NAMES]
+    assert shapes_table(names) in PAGE
+    assert weights_table(names) in PAGE

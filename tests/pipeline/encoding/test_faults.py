@@ -1,0 +1,241 @@
+"""Whole runs of the command that lose images, nodes, patience: inline and on real Ray."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from repa_pipe.config import EncodeConfig
+from repa_pipe.pipeline import encode
+from repa_pipe.sources.demo_images import photographs
+from repa_pipe.stores import open_store
+
+pytestmark = pytest.mark.slow
+LATENTS = "latents/tiny-kl-f8"
+ON_RAY = {"ray": True, "actors": 1}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """48 small photographs: 12 shards of four."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images") / "class-0"
+    folder.mkdir()
+    for number in range(48):
+        path, _ = photographs()[number % 20]
+        with Image.open(path) as photograph:
+            photograph.convert("RGB").resize((280 + number, 270)).save(folder / f"{number:03d}.jpg")
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def encoded(images, tmp_path_factory):
+    store = tmp_path_factory.mktemp("encoded") / "store"
+    encode.run(config_of(images, store))
+    return store
+
+
+def config_of(images, store, **changes):
+    options = {"vae": "tiny-kl-f8", "shard_size": 4, "batch_size": 4, "device": "cpu"}
+    return EncodeConfig(source=str(images), store=str(store), **options | changes)
+
+
+def environment(**values):
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": paths} | values
+
+
+def start(config, **values):
+    command = [sys.executable, "-m", "repa_pipe.cli", *config.command().split()[1:]]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment(**values),
+    )
+
+
+def emptied(encoded, store):
+    """A copy of a store with its groups made and nothing in them."""
+    shutil.copytree(encoded, store)
+    shutil.rmtree(store / "commits")
+    for folder in store.glob("*/*/*/c"):
+        shutil.rmtree(folder)
+    return store
+
+
+def array_bytes(store):
+    files = sorted(path for path in store.rglob("*") if path.is_file() and "commits" not in path.parts)
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
+def committed(store):
+    return len(list(Path(store).glob("commits/*/*/*.json")))
+
+
+def wait_for_shards(store, count, process):
+    while committed(store) < count:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("runner", [{}, ON_RAY], ids=["inline", "ray"])
+def test_a_shard_that_fails_three_times_is_named_at_the_end(images, tmp_path, runner):
+    vanishing = tmp_path / "images"
+    shutil.copytree(images, vanishing)
+    config = config_of(vanishing, tmp_path / "store", **runner)
+    encode.open_or_create(config)
+    (vanishing / "class-0/005.jpg").unlink()
+    broken = config_of(vanishing, tmp_path / "store", **runner)
+    listed = tmp_path / "listed.py"
+    listed.write_text(
+        "import sys\n"
+        "from repa_pipe import cli\n"
+        "from repa_pipe.pipeline import encode, encode_plan\n"
+        "from repa_pipe.stores import open_store\n"
+        "encode.open_or_create = lambda config: open_store(config.store)\n"  # as if it vanished after the listing
+        f"sys.argv = {['repa-pipe', *broken.command().split()[1:]]!r}\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, listed], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "error: shard 1 failed every time: SourceError: " in done.stderr
+    assert "class-0/005.jpg" in done.stderr
+    assert "Traceback" not in done.stderr
+    summary = json.loads(done.stdout[done.stdout.index("{") :])
+    assert [failed["shard"] for failed in summary["failed"]] == [1]
+    assert open_store(tmp_path / "store").group(LATENTS).missing_shards() == [1]
+
+
+@pytest.mark.parametrize("runner", [{}, ON_RAY], ids=["inline", "ray"])
+def test_ctrl_c_stops_within_five_seconds_and_loses_only_shards_in_flight(images, encoded, tmp_path, runner):
+    store = emptied(encoded, tmp_path / "store")
+    process = start(config_of(images, store, source_kind="faulty_source:FaultySource", **runner), FAULTY_SLOW="0.4")
+    wait_for_shards(store, 4, process)
+    before = committed(store)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything that the command started
+    sent = time.monotonic()
+    _, errors = process.communicate()
+    assert time.monotonic() - sent < 5
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    assert before <= committed(store) <= before + 2
+    encode.run(config_of(images, store))
+    assert array_bytes(store) == array_bytes(encoded)
+
+
+def test_a_hung_shard_is_tried_again_in_another_actor(images, encoded, tmp_path):
+    store = emptied(encoded, tmp_path / "store")
+    config = config_of(images, store, source_kind="faulty_source:FaultySource", ray=True, actors=2, shard_timeout=10.0)
+    process = start(config, FAULTY_HANGS="class-0/017.jpg", FAULTY_MARKER=str(tmp_path / "hung"))
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "hung").exists()
+    assert array_bytes(store) == array_bytes(encoded)
+
+
+def broken_files(good):
+    """A thousand files of five kinds that are no images, and a part of the reason that each has to be given."""
+    import io
+    import struct
+    import zlib
+
+    from PIL import Image
+
+    def png(width, height):  # a header that promises, and nothing behind it
+        chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        data = b"IDAT" + zlib.compress(b"")
+        parts = [
+            struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (chunk, data)
+        ]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+    line = io.BytesIO()
+    Image.new("RGB", (1, 300)).save(line, "PNG")
+    for number in range(200):
+        yield "truncated", good[: len(good) * (number + 20) // 300]
+        yield "not an image", f"<html>{number}</html>".encode()
+        yield "empty", b""
+        yield "decompression bomb", png(20_000 + number, 20_000)
+        yield "pixels: a side is", png(2_000_000 + number, 10) if number % 2 else line.getvalue()
+
+
+def test_a_thousand_broken_images_are_listed_and_two_thousand_good_ones_stored(tmp_path, monkeypatch):
+    import io
+
+    import numpy as np
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    from repa_pipe.stores.layout import ArraySpec, GroupSpec
+
+    class Means:
+        """In place of a VAE, whose time is not what is tested."""
+
+        spec = GroupSpec(
+            path=LATENTS,
+            arrays=(ArraySpec(name="moments", sample_shape=(3, 1, 1), dtype="float32"),),
+            attributes={"vae": "tiny-kl-f8", "fingerprint": {}, "scale": [1.0] * 4, "bias": [0.0] * 4},
+        )
+
+        def __call__(self, crops):
+            return {"moments": crops.float().mean((2, 3), keepdim=True).numpy() + 1}
+
+    monkeypatch.setattr("repa_pipe.pipeline.encoding.shard.load_stages", lambda *_: [Means()])
+    folder = tmp_path / "images/class-0"
+    folder.mkdir(parents=True)
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    good = buffer.getvalue()
+    expected = {}
+    for number, (reason, data) in enumerate(broken_files(good)):
+        (folder / f"{3 * number:04d}.jpg").write_bytes(data)
+        expected[f"class-0/{3 * number:04d}.jpg"] = reason
+        (folder / f"{3 * number + 1:04d}.jpg").write_bytes(good)
+        (folder / f"{3 * number + 2:04d}.jpg").write_bytes(good)
+    result = encode.run(config_of(tmp_path / "images", tmp_path / "store", shard_size=64, max_bad=0.5))
+    assert (result.num_samples, result.quarantined) == (3000, 1000)
+    listed = {row["key"]: row["reason"] for row in pq.read_table(tmp_path / "store/quarantine.parquet").to_pylist()}
+    assert listed.keys() == expected.keys()
+    assert [key for key in listed if expected[key] not in listed[key]] == []
+    store = open_store(tmp_path / "store")
+    valid = store.valid_indices([LATENTS])
+    assert len(valid) == 2000
+    assert (store.read([LATENTS], valid)[f"{LATENTS}/moments"] > 1).all()
+
+
+def test_a_node_that_is_lost_costs_time_only(images, encoded, tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    for name, value in environment(FAULTY_SLOW="0.5").items():  # workers get that of their node
+        monkeypatch.setenv(name, value)
+    store = emptied(encoded, tmp_path / "store")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
+    try:
+        node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
+        config = config_of(
+            images,
+            store,
+            source_kind="faulty_source:FaultySource",
+            ray_address=cluster.address,
+            actors=2,
+        )
+        process = start(config)
+        wait_for_shards(store, 4, process)
+        cluster.remove_node(node, allow_graceful=False)
+        out, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+        assert json.loads(out[out.index("{") :])["encoded"] == 48
+    finally:
+        cluster.shutdown()
+    assert array_bytes(store) == array_bytes(encoded)

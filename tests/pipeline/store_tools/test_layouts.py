@@ -1,0 +1,160 @@
+"""Import of REPA's layout, export to it and to safetensors."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.numpy import load_file
+
+from repa_pipe.cli import cli
+from repa_pipe.config import EncodeConfig
+from repa_pipe.errors import SourceError, StoreError
+from repa_pipe.pipeline import encode
+from repa_pipe.pipeline.store_tools.export import export
+from repa_pipe.pipeline.store_tools.import_repa import import_repa
+from repa_pipe.stores import open_store
+from repa_pipe.stores.verify import verify_store
+
+COUNT = 20
+
+
+@pytest.fixture
+def repa_folder(tmp_path):
+    """What REPA's `dataset_tools.py convert` and `encode` leave behind, for 20 images of 256 pixels."""
+    root, rng = tmp_path / "repa", np.random.default_rng(0)
+    labels = {"images": [], "vae-sd": []}
+    for i in range(COUNT):
+        image, moments = f"0000{i // 16}/img{i:08d}.png", f"0000{i // 16}/img-mean-std-{i:08d}.npy"
+        for folder, name in (("images", image), ("vae-sd", moments)):
+            (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            labels[folder].append([name, i % 3])
+        Image.fromarray(rng.integers(0, 255, (256, 256, 3), np.uint8)).save(root / "images" / image, compress_level=0)
+        np.save(root / "vae-sd" / moments, rng.standard_normal((8, 32, 32)).astype(np.float32))
+    for folder, pairs in labels.items():
+        (root / folder / "dataset.json").write_text(json.dumps({"labels": pairs}))
+    return root
+
+
+def read_as_published(root):
+    """Images, moments and labels in the pairing of the published `CustomDataset`: by sorted relative names."""
+
+    def names(folder, ending):
+        found = (os.path.relpath(f"{top}/{name}", folder) for top, _, files in os.walk(folder) for name in files)
+        return sorted(name for name in found if name.endswith(ending))
+
+    images, moments = names(root / "images", ".png"), names(root / "vae-sd", ".npy")
+    labels = dict(json.loads((root / "vae-sd/dataset.json").read_text())["labels"])
+    return (
+        np.stack([np.array(Image.open(root / "images" / name)) for name in images]),
+        np.stack([np.load(root / "vae-sd" / name) for name in moments]),
+        [labels[name] for name in moments],
+    )
+
+
+def test_an_import_holds_what_the_published_trainer_would_read(repa_folder, tmp_path):
+    text = import_repa(str(repa_folder), str(tmp_path / "store"), "sd-vae-ft-mse")
+    assert "20 images" in text
+    _, moments, labels = read_as_published(repa_folder)
+    with open_store(tmp_path / "store") as store:
+        np.testing.assert_array_equal(
+            store.read(["latents/sd-vae-ft-mse"], range(COUNT))["latents/sd-vae-ft-mse/moments"], moments
+        )
+        assert store.labels.tolist() == labels
+        assert store.group("latents/sd-vae-ft-mse").attributes["scale"] == [0.18215] * 4
+    assert verify_store(tmp_path / "store").ok
+
+
+def test_an_encoder_is_added_to_an_import_and_all_of_it_exported_again(repa_folder, tmp_path):
+    store, out = str(tmp_path / "store"), tmp_path / "again"
+    import_repa(str(repa_folder), store, "sd-vae-ft-mse")
+    config = EncodeConfig(
+        source=str(repa_folder / "images"), store=store, encoder=("efficientnet-lite0",), device="cpu", batch_size=10
+    )
+    assert not encode.run(config).failed
+    export(store, str(out), "repa", ["latents/sd-vae-ft-mse"], None)
+    for ours, theirs in zip(read_as_published(out), read_as_published(repa_folder), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    images = json.loads((out / "images/dataset.json").read_text())["labels"]
+    assert images[17] == ["00000/img00000017.png", 2]
+    assert import_repa(str(out), str(tmp_path / "second"), "sd-vae-ft-mse")
+
+
+def test_an_import_that_was_stopped_goes_on(repa_folder, tmp_path):
+    bad = repa_folder / "vae-sd/00001/img-mean-std-00000018.npy"
+    data = bad.read_bytes()
+    bad.write_bytes(data[:500])
+    with pytest.raises(SourceError, match=r"00000018.npy cannot be read as moments"):
+        import_repa(str(repa_folder), str(tmp_path / "store"), "sd-vae-ft-mse")
+    assert open_store(tmp_path / "store").group("latents/sd-vae-ft-mse").missing_shards() == [1]
+    bad.write_bytes(data)
+    import_repa(str(repa_folder), str(tmp_path / "store"), "sd-vae-ft-mse")
+    assert verify_store(tmp_path / "store").ok
+
+
+def spoil_labels(root):
+    (root / "images/dataset.json").write_text(
+        (root / "images/dataset.json").read_text().replace('00000003.png", 0', '00000003.png", 1')
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "vae-sd/00001/img-mean-std-00000018.npy").unlink(), "20 images and 19 .npy files"),
+        (lambda root: (root / "vae-sd/dataset.json").write_text("{}"), "does not give every .npy file a label"),
+        (spoil_labels, "1 images have another label"),
+        (
+            lambda root: np.save(root / "vae-sd/00001/img-mean-std-00000018.npy", np.zeros((4, 32, 32))),
+            r"\(4, 32, 32\)",
+        ),
+        (lambda root: [file.unlink() for file in (root / "vae-sd").rglob("*.npy")], "holds no .npy files"),
+    ],
+)
+def test_folders_that_do_not_fit_are_refused(repa_folder, tmp_path, spoil, message):
+    spoil(repa_folder)
+    with pytest.raises(SourceError, match=message):
+        import_repa(str(repa_folder), str(tmp_path / "store"), "sd-vae-ft-mse")
+
+
+def test_safetensors_hold_the_same_arrays(make_store, tmp_path):
+    path, contents = make_store()
+    export(str(path), str(tmp_path / "out"), "safetensors", [], None)
+    shards = [load_file(file) for file in sorted((tmp_path / "out").glob("*.safetensors"))]
+    assert len(shards) == 4
+    for name, expected in contents.items():
+        np.testing.assert_array_equal(np.concatenate([shard[name] for shard in shards]), expected)
+    assert np.concatenate([shard["index"] for shard in shards]).tolist() == list(range(50))
+    facts = json.loads((tmp_path / "out/store.json").read_text())
+    assert facts["groups"]["features/enc"]["codec"]["name"] == "float16"
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.safetensors")}
+    export(str(path), str(tmp_path / "out"), "safetensors", [], None)
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+def test_export_wants_one_vae(make_store, tmp_path):
+    path, _ = make_store()
+    with pytest.raises(StoreError, match="holds the moments of one VAE"):
+        export(str(path), str(tmp_path / "out"), "repa", ["features/enc"], None)
+
+
+def test_ls_lists_samples(helpers, make_store):
+    from repa_pipe.stores.manifest import Quarantined
+
+    path, _ = make_store(quarantined=(Quarantined(index=17, key="0017.png", reason="truncated"),))
+    lines = CliRunner().invoke(cli, ["store", "ls", str(path), "--limit", "3"]).output.splitlines()
+    assert lines == [
+        "0\tcat\t100\t0000.png",
+        "1\tdog\t101\t0001.png",
+        "2\towl\t102\t0002.png",
+        "… and 47 more; --limit 0 lists all",
+    ]
+    lines = CliRunner().invoke(cli, ["store", "ls", str(path), "--class", "dog", "--limit", "0"]).output.splitlines()
+    assert len(lines) == 17
+    assert (
+        CliRunner().invoke(cli, ["store", "ls", str(path), "--quarantined"]).output
+        == "17\towl\t117\t0017.png\ttruncated\n"
+    )
+    assert isinstance(CliRunner().invoke(cli, ["store", "ls", str(path), "--class", "cow"]).exception, StoreError)

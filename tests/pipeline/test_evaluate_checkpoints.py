@@ -1,0 +1,126 @@
+"""Metrics of every checkpoint of a real run, with a detector that is quick: the mean colour."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from repa_pipe import cli
+from repa_pipe.config import EvaluateConfig, SampleConfig
+from repa_pipe.errors import CheckpointError
+from repa_pipe.metrics import Features
+from repa_pipe.pipeline import evaluate, report, sample, train
+from repa_pipe.pipeline import evaluate_checkpoints as evaluate_run
+
+
+class MeanColours:
+    name, width = "mean-colours", 3
+    fingerprint = {"name": name}  # noqa: RUF012
+
+    def features(self, images):
+        return Features(images.float().mean((2, 3)), None, None)
+
+
+@pytest.fixture
+def run(config_of, tmp_path, monkeypatch):
+    """A run of 4 steps with checkpoints at 2 and 4."""
+    monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColours())
+    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "batch_size": 4, "mixed_precision": "bf16", "log_steps": 1}
+    return train.run(config_of(output_dir=str(tmp_path), max_train_steps=4, checkpointing_steps=2, **options)).run
+
+
+def configs(run, reference):
+    sampling = SampleConfig(checkpoint=run, num_fid_samples=6, per_proc_batch_size=3, num_steps=2, device="cpu")
+    return sampling, EvaluateConfig(samples=run, reference=reference, device="cpu")
+
+
+def test_every_checkpoint_is_a_point_of_the_curve_once(run, reference, monkeypatch):
+    result = evaluate_run.run(*configs(run, reference))
+    assert [row["step"] for row in result.rows] == [2, 4]
+    values = [row["metrics"]["fid"] for row in result.rows]
+    assert values[0] != values[1]
+    written = json.loads(Path(result.json).read_text())
+    assert written["rows"] == result.rows
+    assert written["sampling"]["num_steps"] == 2
+    page = Path(result.page).read_text()
+    assert "metrics against steps" in page
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)  # it loads nothing
+
+    monkeypatch.setattr(sample, "_make", lambda *_: 1 / 0)
+    monkeypatch.setattr(evaluate, "run", lambda *_: 1 / 0)
+    assert evaluate_run.run(*configs(run, reference)).rows == result.rows
+
+
+def test_a_killed_curve_goes_on_with_what_is_missing(run, reference, monkeypatch):
+    original, judged = evaluate.run, []
+
+    def stop_at_the_second(config):
+        judged.append(Path(config.samples).name[:7])
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        return original(config)
+
+    monkeypatch.setattr(evaluate, "run", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run.run(*configs(run, reference))
+    evaluate_run.run(*configs(run, reference))
+    assert judged == ["0000002", "0000004", "0000004"]
+
+
+def test_another_reference_is_judged_anew(run, reference, tmp_path):
+    sampling, judging = configs(run, reference)
+    first = evaluate_run.run(sampling, judging).rows
+    other = tmp_path / "black" / "class"
+    other.mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(other / f"{number}.png")
+    second = evaluate_run.run(sampling, EvaluateConfig(samples=run, reference=str(other.parent), device="cpu")).rows
+    assert [row["num_reference"] for row in first + second] == [8, 8, 4, 4]
+    assert first[0]["metrics"] != second[0]["metrics"]
+
+
+def test_the_report_shows_the_curve(run, reference, tmp_path):
+    page = tmp_path / "report.html"
+    report.run([run], str(page))
+    assert "Distances against steps and time" not in page.read_text()
+    evaluate_run.run(*configs(run, reference))
+    report.run([run], str(page))
+    text = page.read_text()
+    assert "Distances against steps and time" in text
+    assert "fid of 6 samples against training steps" in text
+    assert "fid of 6 samples against hours of training" in text
+    (Path(run) / "machine.json").write_text('{"gpus": 8}')
+    report.run([run], str(page))
+    assert "fid of 6 samples against GPU-hours of training" in page.read_text()
+
+
+def test_the_command_prints_the_curve_and_names_what_does_not_fit(run, reference, monkeypatch, capsys):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["repa-pipe", "evaluate", *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    options = ["--reference", reference, "--device", "cpu"]
+    sampling = ["--num-fid-samples", "6", "--num-steps", "2"]
+    code, out, _ = call(run, "--every-checkpoint", *options, *sampling)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["step", "2", "4", "written"]
+    for words in ([run], ["--every-checkpoint"], [], [run, "--samples", "a.npz", "--every-checkpoint"]):
+        code, _, errors = call(*words, *options)
+        assert code == 2
+        assert "Give --samples IMAGES, or RUN --every-checkpoint." in errors
+    code, _, errors = call("--samples", "a.npz", *options, *sampling)
+    assert code == 2
+    assert "--num-fid-samples says how checkpoints are sampled" in errors
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        evaluate_run.run(*configs(str(tmp_path), "reference"))

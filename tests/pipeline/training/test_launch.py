@@ -1,0 +1,98 @@
+"""The same run on one rank, several, sharded ones, and on Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from repa_pipe.errors import ConfigError
+from repa_pipe.pipeline import train
+from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints
+from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
+
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+
+
+def command(config, *launcher):
+    words = config.command().split()[1:]
+    return [*(launcher or (sys.executable,)), "-m", "repa_pipe.cli", *words]
+
+
+def on_two_ranks(config):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(config, *LAUNCHER), check=True, capture_output=True, env=environment)
+    return train.run(config)
+
+
+def assert_close_weights(one, other):
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=5e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"alignment_steps": 3, "microbatches": 2}])
+def test_two_ranks_agree_with_one(config_of, options, weights_of):
+    one = train.run(config_of(exp_name="one", **options))
+    two = on_two_ranks(config_of(exp_name="two", **options))
+    assert_close_weights(weights_of(one), weights_of(two))
+    for row, same in zip(read_metrics(Path(one.run)), read_metrics(Path(two.run)), strict=True):
+        assert all(row[name] == pytest.approx(same[name], rel=1e-3, abs=1e-4) for name in ("loss", "alignment_loss"))
+
+
+@pytest.mark.slow
+def test_interrupted_ranks_leave_a_checkpoint_together(config_of):
+    config = config_of(max_train_steps=100_000, checkpointing_steps=100_000, log_steps=5)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(config, *LAUNCHER), stderr=subprocess.PIPE, env=environment, text=True)
+    metrics = Path(config.output_dir) / "run" / "metrics.parquet"
+    for _ in range(100):
+        time.sleep(0.5)
+        if metrics.exists():
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert "stopped with a checkpoint" in errors
+    (checkpoint,) = list_checkpoints(metrics.parent)
+    assert int(checkpoint.stem) % 5 == 0
+
+
+@pytest.mark.slow
+def test_sharded_ranks_agree_with_one_and_hand_over_to_it(config_of, weights_of):
+    options = {"alignment_steps": 4, "microbatches": 2}
+    one = weights_of(train.run(config_of(exp_name="one", **options)))
+    assert_close_weights(one, weights_of(on_two_ranks(config_of(exp_name="sharded", fsdp=True, **options))))
+    on_two_ranks(config_of(max_train_steps=3, fsdp=True, **options))
+    assert_close_weights(one, weights_of(train.run(config_of(**options))))
+
+
+@pytest.mark.slow
+def test_sharded_ranks_continue_to_the_bit(config_of, weights_of, assert_same_weights):
+    whole = on_two_ranks(config_of(exp_name="whole", fsdp=True))
+    on_two_ranks(config_of(max_train_steps=3, fsdp=True))
+    assert_same_weights(weights_of(whole), weights_of(on_two_ranks(config_of(fsdp=True))))
+
+
+@pytest.mark.slow
+def test_workers_of_ray_train_agree_with_one_rank(config_of, weights_of):
+    pytest.importorskip("ray.train", exc_type=ImportError)
+    one = train.run(config_of(exp_name="one"))
+    config = config_of(exp_name="ray", ray=True, ray_workers=2)
+    done = subprocess.run(command(config), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["step"] == 6
+    assert_close_weights(weights_of(one), weights_of(train.run(config_of(exp_name="ray"))))
+    other = command(config_of(exp_name="ray", ray=True, seed=5))
+    refused = subprocess.run(other, check=False, capture_output=True, text=True)
+    assert (refused.returncode, "--seed: 0 there, 5 asked for" in refused.stderr) == (2, True)
+    assert not list(Path(config.output_dir).glob(".ray-*"))
+
+
+def test_ray_train_that_is_not_installed_is_named(config_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.train", None)
+    with pytest.raises(ConfigError, match=r"pip install 'ray\[train\]'"):
+        train.run(config_of(ray=True))

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from repa_pipe.errors import WeightsError
+from repa_pipe.pipeline import train
+
+
+def test_pictures_are_drawn_on_the_way_and_training_does_not_notice(config_of, weights_of, assert_same_weights):
+    plain = train.run(config_of(exp_name="plain", max_train_steps=4))
+    drawn = train.run(config_of(max_train_steps=4, sampling_steps=2, learning_rate=1e-4))
+    assert_same_weights(weights_of(plain), weights_of(drawn))
+    pictures = sorted((Path(drawn.run) / "samples").glob("*.png"))
+    assert [path.name for path in pictures] == ["step-0000002.png", "step-0000004.png"]
+    assert np.asarray(Image.open(pictures[0])).shape == (256, 256, 3)
+
+
+@pytest.mark.slow
+def test_the_same_noise_is_drawn_again_when_a_run_goes_on(config_of):
+    options = {"sampling_steps": 2, "ema_decay": 0.0, "learning_rate": 1e-2}
+    whole = train.run(config_of(exp_name="whole", max_train_steps=4, **options))
+    train.run(config_of(max_train_steps=2, **options))
+    parts = train.run(config_of(max_train_steps=4, **options))
+    names = ("step-0000002.png", "step-0000004.png")
+    first, *others = [
+        np.asarray(Image.open(Path(run) / "samples" / name)) for run in (whole.run, parts.run) for name in names
+    ]
+    assert not np.array_equal(first, others[0])  # training has changed them
+    assert np.array_equal(first, others[1])
+    assert np.array_equal(others[0], others[2])
+
+
+def test_a_vae_that_cannot_be_had_is_said_before_training(config_of, monkeypatch):
+    def load_vae(name, device):
+        raise WeightsError(f"no {name}")
+
+    monkeypatch.setattr("repa_pipe.pipeline.sampling.sampler.load_vae", load_vae)
+    with pytest.raises(WeightsError, match="no tiny-kl-f8"):
+        train.run(config_of(sampling_steps=1000))
+    train.run(config_of())
