@@ -225,7 +225,7 @@ class TrainConfig(Config):
     )
     alignment_loss: str = _option("Compares projected and stored tokens.", "cosine", choices=("cosine", "nt_xent"))
     spatial_norm: float | None = _option(
-        "Normalise stored tokens over the image, less this share (gamma) of their mean (iREPA). Default: off.", None
+        "Normalize stored tokens over the image, less this share (gamma) of their mean (iREPA). Default: off.", None
     )
     projector: str = _option(
         "mlp (REPA) or one 3x3 convolution over the tokens (iREPA).", "mlp", choices=("mlp", "conv")
@@ -235,7 +235,7 @@ class TrainConfig(Config):
     )
     encoder_depth: int | None = _option("Block whose output is aligned. Default: 8, and 4 for SiT-B.", None)
     projector_embed_dims: int = _option("Width of the projector's hidden layers.", 2048)
-    qk_norm: bool = _option("Normalise queries and keys.", False)
+    qk_norm: bool = _option("Normalize queries and keys.", False)
     num_classes: int | None = _option("Classes. Default: the store's.", None)
     cfg_prob: float = _option("Share of labels dropped, for guidance.", 0.1)
     legacy: bool = _option("Drop labels a second time, 1 in 10, as the published model does while it trains.", False)
@@ -282,14 +282,16 @@ class TrainConfig(Config):
     )
     device: str | None = _option("Where to train. Default: cuda where there is one, else cpu.", None, harmless=True)
     fsdp: bool = _option(
-        "Share weights, gradients and optimiser state among ranks (FSDP2): less memory, more traffic.",
+        "Share weights, gradients and optimizer state among ranks (FSDP2): less memory, more traffic.",
         False,
         harmless=True,
     )
     ray: bool = _option(
         "Run the ranks on Ray: this machine, or the cluster that --ray-address names.", False, harmless=True
     )
-    ray_workers: int | None = _option("Ranks on Ray. Default: one a GPU of the cluster, else one.", None, harmless=True)
+    ray_workers: int | None = _option(
+        "DistributedContext on Ray. Default: one a GPU of the cluster, else one.", None, harmless=True
+    )
     ray_address: str | None = _option(
         "Address of a Ray cluster. Default: RAY_ADDRESS, else this machine.", None, harmless=True
     )

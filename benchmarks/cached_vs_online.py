@@ -25,7 +25,7 @@ from repa_pipe.config import EncodeConfig, TrainConfig
 from repa_pipe.models.encoders import load_encoder
 from repa_pipe.pipeline import encode
 from repa_pipe.pipeline.demo import ENCODER, MODEL, VAE
-from repa_pipe.pipeline.runtime.distributed import Ranks
+from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.train import Trainer
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.sources import decode_crop, open_source, records_of
@@ -69,13 +69,15 @@ def losses_of(store_path: Path, steps: int, batch_size: int, online: bool = Fals
             mixed_precision="fp32",
             device="cpu",
         )
-        trainer = Trainer(resolve(config, store), store, torch.device("cpu"), Ranks(0, 1, 0), Path("unused"))
+        trainer = Trainer(
+            resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1, 0), Path("unused")
+        )
         change = online_tokens(store) if online else lambda batch: batch
-        columns = [trainer.health.names.index(name) for name in LOSSES]
+        columns = [trainer.nonfinite.names.index(name) for name in LOSSES]
         rows = []
         for step in range(steps):
             batch = change(trainer.dataset.read(trainer.dataset.indices_of_step(step)))
-            rows.append(trainer.take_step(batch)[columns].tolist())
+            rows.append(trainer.train_step(batch)[columns].tolist())
             trainer.step += 1
     print(f"{'online' if online else store_path.name}: {steps} steps", file=sys.stderr)
     return np.array(rows)

@@ -6,7 +6,7 @@
     python benchmarks/codecs.py --device cuda
 
 Tokens are those of a registered encoder (EfficientNet-Lite0) with its published weights, those of a ViT-B/14 with
-random weights, both on photographs, and synthetic ones with what makes DINOv2's hard to quantise: outlier channels and
+random weights, both on photographs, and synthetic ones with what makes DINOv2's hard to quantize: outlier channels and
 2 % massive tokens.
 
 Columns: cosine between exact and stored token (mean, 0.1 % quantile, least); cosine between the gradients of the
@@ -28,7 +28,7 @@ from PIL import Image
 from repa_pipe.diffusion.loss import alignment_loss
 from repa_pipe.models.encoders import load_encoder
 from repa_pipe.sources.crop import center_crop
-from repa_pipe.stores.codecs import CODEC_NAMES, Codec, QuantisedCodec, make_codec
+from repa_pipe.stores.codecs import CODEC_NAMES, Codec, QuantizedCodec, make_codec
 from repa_pipe.stores.rotation import Rotation
 
 COLUMNS = "codec | bytes a sample | mean | 0.1 % | min | tokens | layer | encode | decode"
@@ -82,7 +82,7 @@ def codecs_for(width: int) -> dict[str, Codec]:
     codecs = {name: make_codec(name, 256, width) for name in CODEC_NAMES}
     for name in CODEC_NAMES:
         codec = make_codec(name, 256, width)
-        if isinstance(codec, QuantisedCodec):
+        if isinstance(codec, QuantizedCodec):
             codec.rotation = Unrotated(width, 0)
             codecs[f"{name} unrotated"] = codec
     return codecs

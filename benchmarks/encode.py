@@ -70,7 +70,7 @@ def config_of(images: Path, store: Path, **changes: object) -> EncodeConfig:
 
 
 def load(config: EncodeConfig) -> Callable[[torch.Tensor], object]:
-    stages = encode_shard.load_stages(config, GROUPS, torch.device("cpu"), "fp32")
+    stages = encode_shard.load_group_encoders(config, GROUPS, torch.device("cpu"), "fp32")
     return lambda crops: [stage(crops) for stage in stages]
 
 
@@ -170,7 +170,7 @@ class MeanStage:
 
 def linear_one(folder: Path, count: int) -> dict[str, object]:
     """Encode `count` tiny images in this process; seconds of it and memory."""
-    encode_shard.load_stages = lambda *_: [MeanStage()]  # type: ignore[assignment]
+    encode_shard.load_group_encoders = lambda *_: [MeanStage()]  # type: ignore[assignment]
     config = EncodeConfig(source=str(folder), store=str(folder) + "-store", vae=VAE, device="cpu")
     before, used = _resident(), time.process_time()
     encode.open_or_create(config)

@@ -14,7 +14,7 @@ SHAPES = (
     "| name | tokens | width | class token | parameters (M) | FLOPs an image (G) | float16 | int8 | int4 |\n"
     "|---|---:|---:|---|---:|---:|---:|---:|---:|"
 )
-WEIGHTS = "| name | weights | licence | verified by |\n|---|---|---|---|"
+WEIGHTS = "| name | weights | license | verified by |\n|---|---|---|---|"
 
 
 def shapes_table(names: Sequence[str]) -> str:

@@ -77,9 +77,9 @@ def pr_numpy(reference, samples, _device):
     def radii(x):
         return np.concatenate([np.partition(distances(rows, x), 3, axis=1)[:, 3] for rows in batches(x)])
 
-    def inside(x, centres):
-        bounds = radii(centres)
-        return float(np.concatenate([(distances(rows, centres) <= bounds).any(1) for rows in batches(x)]).mean())
+    def inside(x, centers):
+        bounds = radii(centers)
+        return float(np.concatenate([(distances(rows, centers) <= bounds).any(1) for rows in batches(x)]).mean())
 
     return inside(samples, reference), inside(reference, samples)
 

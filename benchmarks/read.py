@@ -37,7 +37,7 @@ import peers
 from peers import BATCH, PEERS, Arrays, Read
 from synthetic import synthetic_store
 
-from repa_pipe.stores import AlignmentDataset, Samples, open_store
+from repa_pipe.stores import AlignmentDataset, MapStyleDataset, open_store
 from repa_pipe.stores.buffers import BufferPool
 from repa_pipe.stores.layout import features_group
 
@@ -70,7 +70,7 @@ class OurStore:
         with open_store(self.path) as store:
             dataset = AlignmentDataset(store, latents="sd", encoders=[self.encoder], batch_size=BATCH)
             options = {"shuffle": True, "num_workers": peers.WORKERS, "drop_last": True}
-            for batch in DataLoader(Samples(dataset), BATCH, collate_fn=Samples.collate, **options):
+            for batch in DataLoader(MapStyleDataset(dataset), BATCH, collate_fn=MapStyleDataset.collate, **options):
                 tokens, moments = batch.patch_tokens[0].numpy(), batch.moments.numpy()
                 yield {"index": batch.indices, "tokens": tokens, "moments": moments}
 

@@ -36,9 +36,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from repa_pipe.config import SampleConfig, TrainConfig
 from repa_pipe.models.sit import SiT, sit_config
 from repa_pipe.models.vae import describe_vae, load_vae
-from repa_pipe.pipeline.artifacts.checkpoints import StoreFacts, TrainedModel
+from repa_pipe.pipeline.artifacts.checkpoints import StoreMetadata, TrainedModel
 from repa_pipe.pipeline.runtime.device import DTYPES, choose_device
-from repa_pipe.pipeline.sampling.blocks import Blocks, make_blocks
+from repa_pipe.pipeline.sampling.blocks import SampleBlocks, make_blocks
 from repa_pipe.pipeline.sampling.sampler import Sampler
 
 
@@ -54,7 +54,7 @@ def random_model(name: str, side: int, channels: int) -> SiT:
 
 def ours(sampler: Sampler, config: SampleConfig, device: torch.device, folder: Path) -> None:
     out = folder / "ours.npz"
-    blocks = Blocks(config, {}, out)
+    blocks = SampleBlocks(config, {}, out)
     make_blocks(sampler, blocks.folder, blocks.all, device, lambda count: None)
     blocks.assemble(sampler.all_labels(), out.with_suffix(".png"))
 
@@ -145,7 +145,7 @@ def main() -> None:
         compile=options.compile,
     )
     vae = load_vae(options.vae, device=device)
-    facts = StoreFacts(options.vae, vae.latents_scale, vae.latents_bias, (), "", {})
+    facts = StoreMetadata(options.vae, vae.latents_scale, vae.latents_bias, (), "", {})
     sampler = Sampler(config, TrainedModel(model, facts, TrainConfig(store=""), 0), device)
     ways = {
         "ours": partial(ours, sampler, config, device),

@@ -35,9 +35,9 @@ from synthetic import synthetic_store
 from torch.utils.flop_counter import FlopCounterMode
 
 from repa_pipe.config import TrainConfig
-from repa_pipe.pipeline.runtime.distributed import Ranks
+from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.train import Trainer
-from repa_pipe.pipeline.training.prefetch import device_batches
+from repa_pipe.pipeline.training.prefetch import prefetch_to_device
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.stores import Batch, open_store
 
@@ -65,11 +65,11 @@ def online_encoder(name: str, device: torch.device) -> Callable[[torch.Tensor], 
 def timed(trainer: Trainer, batches: Iterator[Batch], steps: int) -> float:
     """Seconds a step."""
     for batch in islice(batches, 2):
-        trainer.take_step(batch)
+        trainer.train_step(batch)
     _finish(trainer.device)
     start = time.perf_counter()
     for batch in islice(batches, steps):
-        trainer.take_step(batch)
+        trainer.train_step(batch)
         trainer.step += 1
     _finish(trainer.device)
     return (time.perf_counter() - start) / steps
@@ -97,12 +97,12 @@ def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path
             mixed_precision=args.precision,
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        trainer = Trainer(resolve(config, store), store, device, Ranks(0, 1, 0), Path(runs))
+        trainer = Trainer(resolve(config, store), store, device, DistributedContext(0, 1, 0), Path(runs))
         flops = _forward_flops(trainer)
         encode = online_encoder(encoder, device)
         images = torch.randint(0, 256, (args.batch_size, 3, 256, 256), dtype=torch.uint8, device=device)
         seconds: dict[str, list[float]] = {"memory": [], "store": [], "online": []}
-        with closing(device_batches(trainer.dataset, device, 0)) as batches:
+        with closing(prefetch_to_device(trainer.dataset, device, 0)) as batches:
             batch = next(batches)
             timed(trainer, repeat(batch), 3)  # compiles
             timed(trainer, with_tokens(batch, encode, images), 1)

@@ -1,4 +1,4 @@
-"""What training minimises: `denoising_loss(...).mean() + proj_coeff * alignment_loss(...)` (REPA, arXiv 2410.06940)."""
+"""What training minimizes: `denoising_loss(...).mean() + proj_coeff * alignment_loss(...)` (REPA, arXiv 2410.06940)."""
 
 from collections.abc import Sequence
 
@@ -56,7 +56,7 @@ def nt_xent_loss(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor], te
 
 
 def _pairs(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Normalised float32 tokens, encoder by encoder."""
+    """Normalized float32 tokens, encoder by encoder."""
     guesses, tokens = [list(each.shape) for each in projected], [list(each.shape) for each in patch_tokens]
     if guesses != tokens or not guesses:
         raise ConfigError(
@@ -72,7 +72,7 @@ def _pairs(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> list[
 def spatial_zscore(patch_tokens: Tensor, gamma: float) -> Tensor:
     """Every channel less gamma times its mean over the image, divided by its deviation over the image.
 
-    This is iREPA's spatial normalisation of the target tokens (arXiv 2512.10794): it takes away what all patches share.
+    This is iREPA's spatial normalization of the target tokens (arXiv 2512.10794): it takes away what all patches share.
     [B, N, D] of any floating dtype to the same in float32; the deviation is the sample's (N - 1).
     """
     tokens = patch_tokens.float()

@@ -8,10 +8,10 @@ from .arrays import Array, as_features
 
 
 def cknna(features_a: Array, features_b: Array, topk: int = 10) -> float:
-    """Centred kernel nearest-neighbour alignment of the same N images under two encoders.
+    """Centered kernel nearest-neighbor alignment of the same N images under two encoders.
 
     Of the Platonic Representation Hypothesis (Huh et al. 2024, arXiv 2405.07987, appendix A): the kernel alignment
-    of the inner products, kept only where j is among the `topk` neighbours of i under both encoders:
+    of the inner products, kept only where j is among the `topk` neighbors of i under both encoders:
 
         cknna = align(A, B) / (sqrt(align(A, A) align(B, B)) + 1e-6)
 
@@ -32,7 +32,7 @@ def cknna(features_a: Array, features_b: Array, topk: int = 10) -> float:
             f"topk={topk} with {len(a)} images; at least 4 images are needed, and topk of 2 to {len(a) - 1}"
         )
     products_a, products_b = a @ a.T, b @ b.T
-    near_a, near_b = _neighbours(products_a, topk), _neighbours(products_b, topk)
+    near_a, near_b = _neighbors(products_a, topk), _neighbors(products_b, topk)
     near_both = near_a & near_b
     aligned = _hsic(products_a * near_both, products_b * near_both)
     products_a *= near_a
@@ -41,7 +41,7 @@ def cknna(features_a: Array, features_b: Array, topk: int = 10) -> float:
     return float(aligned / (own.sqrt() + 1e-6))
 
 
-def _neighbours(products: Tensor, topk: int) -> Tensor:
+def _neighbors(products: Tensor, topk: int) -> Tensor:
     """Mask [N, N]: whether column j is one of the topk largest in row i, the diagonal left out."""
     others = products.clone().fill_diagonal_(-torch.inf)
     mask = torch.zeros_like(products, dtype=torch.bool)

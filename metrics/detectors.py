@@ -50,7 +50,7 @@ class InceptionDetector:
     """The Inception network of 2015-12-05 that FID, sFID, IS, precision and recall are published with.
 
     The network is torch-fidelity's port of the frozen TensorFlow graph that the ADM suite runs, its resize to 299
-    pixels included (TensorFlow 1's bilinear, no half-pixel centres, no antialias). Per image: 2,048 pooled features;
+    pixels included (TensorFlow 1's bilinear, no half-pixel centers, no antialias). Per image: 2,048 pooled features;
     2,023 spatial ones, the first 7 channels of `mixed_6/conv` on their 17x17 grid, channels last as ADM's statistics
     files have them; 1,008 probabilities from the logits without their bias, as ADM computes them.
 

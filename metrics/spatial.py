@@ -44,12 +44,12 @@ def cds(patch_tokens: Tensor, max_distance: int = 8) -> Tensor:
             f"and max_distance 2 or more (here {max_distance})"
         )
     cosines = _mean_cosines(patch_tokens, distances == steps[:, None, None])
-    centred = steps - steps.to(cosines).mean()
-    return -(cosines @ centred) / centred.square().sum()
+    centered = steps - steps.to(cosines).mean()
+    return -(cosines @ centered) / centered.square().sum()
 
 
 def rmsc(patch_tokens: Tensor) -> Tensor:
-    """Root mean square contrast [B]: RMS distance of the normalised tokens from their mean.
+    """Root mean square contrast [B]: RMS distance of the normalized tokens from their mean.
 
     0 when all tokens point the same way, 1 when their directions cancel.
     """

@@ -12,7 +12,7 @@ M = TypeVar("M", bound=nn.Module)
 class Ema(Generic[M]):
     """A frozen copy of a model that follows its weights: `ema = decay * ema + (1 - decay) * weight`.
 
-    It starts as the weights that the model has, and is updated after every optimiser step (REPA: decay 0.9999). What is
+    It starts as the weights that the model has, and is updated after every optimizer step (REPA: decay 0.9999). What is
     not trained, frozen parameters and buffers, is copied. `ema.model` is an ordinary model: sample with it, and save
     `ema.model.state_dict()`.
     """

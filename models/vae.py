@@ -284,7 +284,7 @@ def _scale_and_bias(config: Mapping[str, Any], path: Path) -> tuple[tuple[float,
         mean = config["latents_mean"] or [config["shift_factor"] or 0.0] * channels
         std = config["latents_std"] or [1.0] * channels
         scale = tuple(config["scaling_factor"] / deviation for deviation in std)
-        bias = tuple(0.0 - centre * gain for centre, gain in zip(mean, scale, strict=True))  # 0.0 -: no minus zero
+        bias = tuple(0.0 - center * gain for center, gain in zip(mean, scale, strict=True))  # 0.0 -: no minus zero
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"VAE config {path} states no usable scale of the latents ({error})") from error
     return scale, bias

@@ -162,7 +162,7 @@ def _read_safetensors(path: Path) -> dict[str, object]:
 
 
 def _read_torch(path: Path) -> dict[str, object]:
-    # Files since torch 1.6 are zip archives and can be mapped, so that an optimiser's state beside the weights is
+    # Files since torch 1.6 are zip archives and can be mapped, so that an optimizer's state beside the weights is
     # never read; older ones can't.
     try:
         with harmless_globals():

@@ -26,7 +26,7 @@ from .encoding.work import (
     FailedShard,
     Work,
     groups_of,
-    is_hopeless,
+    is_fatal,
     open_or_create,
     plan,
     prepare_groups,
@@ -135,12 +135,12 @@ def drive(
             error = future.exception()
             if error is None:
                 monitor.shard(future.result())
-            elif is_hopeless(error) or isinstance(error, StoppedError):
+            elif is_fatal(error) or isinstance(error, StoppedError):
                 raise error
             elif tried < TRIES:
                 waiting.append((shard, groups, tried + 1))
             else:
-                failed.append(FailedShard.because(shard, error))
+                failed.append(FailedShard.from_exception(shard, error))
         for shard in [shard for shard, deadline in deadlines.items() if time.monotonic() > deadline]:
             deadlines[shard] = math.inf
             say(

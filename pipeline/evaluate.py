@@ -15,7 +15,7 @@ from ..config import EvaluateConfig, read_config
 from ..metrics import Detector, Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
 from ..stores.files import write_json
 from .artifacts.images import open_images
-from .evaluation.features import INCEPTION, Extracted, extract, load_detector
+from .evaluation.features import INCEPTION, DetectorFeatures, extract, load_detector
 from .evaluation.reference_cache import load_reference
 from .runtime.device import choose_device, float64_device
 
@@ -88,7 +88,7 @@ def default_out(config: EvaluateConfig) -> Path:
     return Path(config.out) if config.out else Path(config.samples).with_suffix(".metrics.json")
 
 
-def _compare(name: str, own: Extracted, reference: Extracted, device: torch.device) -> dict[str, float]:
+def _compare(name: str, own: DetectorFeatures, reference: DetectorFeatures, device: torch.device) -> dict[str, float]:
     is_inception = name == INCEPTION
     suffix = "" if is_inception else f"_{name}"
     where = float64_device(device)

@@ -18,7 +18,7 @@ from ..sources import open_source
 from ..stores.codecs import make_codec
 from ..stores.layout import features_group, latents_group
 from .encoding.batch_size import CPU_BATCH
-from .encoding.shard import load_stages
+from .encoding.shard import load_group_encoders
 from .runtime.device import choose_device
 
 IMAGENET = 1_281_167  # images of its training set
@@ -179,7 +179,7 @@ def _probe(config: PlanConfig) -> dict[str, tuple[float, str]]:
     groups = {config.vae: latents_group(config.vae)} | {name: features_group(name) for name in config.encoder}
     seconds = {}
     for name, group in groups.items():
-        (stage,) = load_stages(encoding, (group,), device, "fp16" if on_gpu else "fp32")
+        (stage,) = load_group_encoders(encoding, (group,), device, "fp16" if on_gpu else "fp32")
         seconds[name] = (_time(stage, crops), "measured here")
     return seconds
 

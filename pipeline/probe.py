@@ -1,7 +1,7 @@
 """`repa-pipe probe`: what a SiT's blocks know of the images, over checkpoints, depth and noise.
 
 The two probes of REPA (arXiv 2410.06940): a linear classifier on a block's tokens, averaged over the image, and CKNNA,
-with 10 neighbours, between these and an encoder's patch tokens, averaged too. All from the store: no encoder runs.
+with 10 neighbors, between these and an encoder's patch tokens, averaged too. All from the store: no encoder runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..config import ProbeConfig, read_config
 from ..errors import StoreError
 from ..metrics import cknna, linear_probe
 from ..stores import Store, open_store
-from ..stores.files import write_json, written_whole
+from ..stores.files import atomic_write, write_json
 from .artifacts.checkpoints import FOLDER, TrainedModel, list_checkpoints, load_model, resolve_checkpoint
 from .evaluation.probe_features import ProbedImages
 from .reporting.plots import Line, line_figure, write_page
@@ -132,7 +132,7 @@ def _write(result: ProbeResult, settings: dict[str, Any], title: str) -> None:
     values = {"rows": result.rows, "encoder_accuracy": result.encoders, "settings": settings, "cknna_topk": TOPK}
     write_json(Path(result.json), values)
     parquet = Path(result.parquet)
-    with written_whole(parquet) as temporary:
+    with atomic_write(parquet) as temporary:
         pq.write_table(pa.Table.from_pylist(result.rows), temporary)
     write_page(Path(result.page), f"{title}: probes", figures(result, title))
 

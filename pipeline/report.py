@@ -16,7 +16,7 @@ from typing import Any
 from .. import __version__
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
-from ..stores.files import write_atomically
+from ..stores.files import atomic_write_bytes
 from .reporting.comparison import comparison, headline, losses_at_steps, shared_settings, timing
 from .reporting.curves import draw_curves
 from .reporting.distances import draw_distances
@@ -53,7 +53,7 @@ def run(  # noqa: PLR0917 - each has one meaning, and callers name most of them
         page = _page(found, opened, title, [*notes, *problem], commands)
     path = Path(out)
     try:
-        write_atomically(path, _render(page).encode())
+        atomic_write_bytes(path, _render(page).encode())
     except OSError as error:
         raise ConfigError(f"--out {path} cannot be written ({error.strerror}): name another file") from error
     return path

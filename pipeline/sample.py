@@ -21,9 +21,9 @@ from ..stores.files import write_json
 from .artifacts.checkpoints import FOLDER, load_model, resolve_checkpoint
 from .artifacts.images import write_png_folder
 from .runtime.device import choose_device
-from .runtime.distributed import Ranks, join_ranks
+from .runtime.distributed import DistributedContext, init_distributed
 from .runtime.progress import progress, say
-from .sampling.blocks import Blocks, make_blocks
+from .sampling.blocks import SampleBlocks, make_blocks
 from .sampling.on_ray import make_blocks_on_ray
 from .sampling.sampler import Sampler
 
@@ -49,7 +49,7 @@ def run(config: SampleConfig) -> SampleResult:
     out = Path(config.out) if config.out else default_out(config, checkpoint)
     if out.suffix != ".npz":
         raise ConfigError(f"--out is {str(out)!r}: give a name that ends in .npz")
-    with join_ranks(device) as ranks:
+    with init_distributed(device) as ranks:
         result = finished(config)
         if result:
             say(f"{out} is there already")
@@ -101,10 +101,12 @@ def finished(config: SampleConfig) -> SampleResult | None:
     return SampleResult(**{item.name: values[item.name] for item in fields(SampleResult)})
 
 
-def _make(config: SampleConfig, checkpoint: Path, out: Path, device: torch.device, ranks: Ranks) -> SampleResult:
+def _make(
+    config: SampleConfig, checkpoint: Path, out: Path, device: torch.device, ranks: DistributedContext
+) -> SampleResult:
     start = time.monotonic()
     settings = _settings(config, checkpoint)
-    blocks = Blocks(config, settings, out)
+    blocks = SampleBlocks(config, settings, out)
     mine = blocks.all[ranks.rank :: ranks.world_size]
     todo = blocks.missing(mine)
     done = sum(map(len, mine)) - sum(map(len, todo))

@@ -22,7 +22,7 @@ from ..models.sit import load_sit_state
 from ..stores import Batch, Store, open_store
 from ..stores.files import write_json
 from .artifacts.checkpoints import (
-    StoreFacts,
+    StoreMetadata,
     TrainedModel,
     broken_path,
     checkpoint_path,
@@ -32,16 +32,16 @@ from .artifacts.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from .artifacts.metrics_log import Watch
+from .artifacts.metrics_log import TrainingMonitor
 from .runtime.device import DTYPES, choose_device, out_of_memory_names
-from .runtime.distributed import Ranks, join_ranks
+from .runtime.distributed import DistributedContext, init_distributed
 from .runtime.progress import progress, say
 from .training.guards import CONFIG_FILE, full_disk_is_named, interruptible, require_same_run, require_same_store
-from .training.nonfinite import Health, stop_run
+from .training.nonfinite import NonFiniteGuard, stop_run
 from .training.objective import Inputs
 from .training.parallel import collect, optimizer_shards_of, shard, shards_of, sharing_gradients, whole, wrap
-from .training.prefetch import device_batches
-from .training.setup import build_model, open_dataset, resolve, store_facts_of
+from .training.prefetch import prefetch_to_device
+from .training.setup import build_model, open_dataset, resolve, store_metadata
 from .training.terms.alignment import Alignment
 from .training.terms.class_token import make_objective
 
@@ -76,7 +76,7 @@ def run(config: TrainConfig) -> TrainResult:
     start = time.monotonic()
     device = choose_device(config.device)
     with (
-        join_ranks(device) as ranks,
+        init_distributed(device) as ranks,
         open_store(config.store, config.store_cache) as store,
         interruptible() as interrupted,
         full_disk_is_named(config.output_dir),
@@ -98,13 +98,15 @@ def run(config: TrainConfig) -> TrainResult:
 
 
 class Trainer:
-    """A model, its average, its optimiser, and the step that they have reached."""
+    """A model, its average, its optimizer, and the step that they have reached."""
 
-    def __init__(self, config: TrainConfig, store: Store, device: torch.device, ranks: Ranks, run_dir: Path) -> None:
+    def __init__(
+        self, config: TrainConfig, store: Store, device: torch.device, ranks: DistributedContext, run_dir: Path
+    ) -> None:
         self.config, self.device, self.ranks, self.run_dir = config, device, ranks, run_dir
         self.step = 0
         self.dataset = open_dataset(config, store, ranks)
-        self.facts = store_facts_of(config, store)
+        self.facts = store_metadata(config, store)
         torch.manual_seed(config.seed)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
         self.model = build_model(config, store).to(device)
@@ -122,11 +124,11 @@ class Trainer:
             fused=True,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16")
-        self._watch: Watch | None = None  # on the first rank, while it trains
+        self._watch: TrainingMonitor | None = None  # on the first rank, while it trains
         if device.type == "cuda" if config.compile is None else config.compile:
             self.model.compile()
         self._objective = make_objective(self.model, config, self.facts, Alignment(config, store)).to(device)
-        self.health = Health(device, self._objective.names, self.scaler.is_enabled())
+        self.nonfinite = NonFiniteGuard(device, self._objective.names, self.scaler.is_enabled())
         self._call = wrap(self._objective, self.model, ranks.world_size)
 
     def resume(self) -> None:
@@ -138,7 +140,7 @@ class Trainer:
                 self._load(weights, weights)
             return
         values = load_checkpoint(there[-1])
-        require_same_store(StoreFacts.from_json(values["store"]), self.facts, there[-1])
+        require_same_store(StoreMetadata.from_json(values["store"]), self.facts, there[-1])
         self._load(values["model"], values["ema"])
         self.optimizer.load_state_dict(optimizer_shards_of(values["opt"], self.optimizer))
         self.scaler.load_state_dict(values["scaler"])
@@ -156,18 +158,18 @@ class Trainer:
         config = self.config
         with ExitStack() as stack:
             if self.ranks.is_first:
-                self._watch = Watch(config, self.run_dir, self.step, self._objective.names)
+                self._watch = TrainingMonitor(config, self.run_dir, self.step, self._objective.names)
                 stack.enter_context(closing(self._watch))
                 bar = stack.enter_context(progress("train", config.max_train_steps, "steps", self.step))
             grid = self._sample_grid()
             stack.callback(self.dataset.close)
-            batches = stack.enter_context(closing(device_batches(self.dataset, self.device, self.step)))
+            batches = stack.enter_context(closing(prefetch_to_device(self.dataset, self.device, self.step)))
             while self.step < config.max_train_steps and not self._stopped(interrupted):
                 waiting = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - waiting
                 with out_of_memory_names(MEMORY_FLAGS):
-                    values = self.take_step(batch)
+                    values = self.train_step(batch)
                 self.step += 1
                 if self._due(config.log_steps):
                     self._require_finite()
@@ -199,7 +201,7 @@ class Trainer:
 
     def _require_finite(self) -> None:
         """Stop the run, with all that is known, when a step up to now was not finite."""
-        bad = self.health.bad_step()
+        bad = self.nonfinite.bad_step()
         if bad is None:
             return
         path, state = broken_path(self.run_dir, bad.step), self._state(bad.step - 1)
@@ -207,15 +209,15 @@ class Trainer:
             save_checkpoint(path, state)
         stop_run(bad, self.dataset, self.run_dir, path)
 
-    def take_step(self, batch: Batch) -> Tensor:
-        """One optimiser step; the objective's losses and the gradient norm, left on the device."""
+    def train_step(self, batch: Batch) -> Tensor:
+        """One optimizer step; the objective's losses and the gradient norm, left on the device."""
         if self.config.aligned_steps == self.step:
             self._freeze_projectors()
         losses = self.ranks.mean(self._gradients(self._objective.inputs(batch, self.step, self.ranks)))
         self.scaler.unscale_(self.optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
         values = torch.cat([losses, norm.detach().reshape(1)])
-        self.health.look(self.step + 1, values, self.optimizer)
+        self.nonfinite.check(self.step + 1, values, self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -236,7 +238,7 @@ class Trainer:
         return means
 
     def _freeze_projectors(self) -> None:
-        """Alignment has ended: projectors get no more gradients, and data parallelism must not wait for them."""
+        """Alignment has ended: projectors get no more gradients, and data parallelizm must not wait for them."""
         self.model.projectors.requires_grad_(False)
         self._call = self._objective  # the wrapper there was goes first, and with it its hooks
         self._call = wrap(self._objective, self.model, self.ranks.world_size)

@@ -76,9 +76,9 @@ def read_photos(paths: Sequence[Path]) -> list[Tensor]:
 
 
 def detail(photo: Tensor) -> float:
-    """Return how much texture a photograph has: the mean step between neighbouring pixels, in levels."""
-    grey = photo.float().mean(0)
-    return float(grey.diff(dim=0).abs().mean() + grey.diff(dim=1).abs().mean())
+    """Return how much texture a photograph has: the mean step between neighboring pixels, in levels."""
+    gray = photo.float().mean(0)
+    return float(gray.diff(dim=0).abs().mean() + gray.diff(dim=1).abs().mean())
 
 
 def crop_pool(photos: Sequence[Tensor], count: int, device: torch.device, random: np.random.Generator) -> Tensor:
@@ -98,11 +98,11 @@ def crop_pool(photos: Sequence[Tensor], count: int, device: torch.device, random
     return pool
 
 
-def colour_jitter(images: Tensor) -> Tensor:
+def color_jitter(images: Tensor) -> Tensor:
     """Change contrast, brightness, saturation and white balance of images in [-1, 1], each by its own draw."""
     shape, device = (images.shape[0], 1, 1, 1), images.device
-    grey = images.mean(1, keepdim=True)
-    images = torch.lerp(grey, images, torch.empty(shape, device=device).uniform_(0.3, 1.4))
+    gray = images.mean(1, keepdim=True)
+    images = torch.lerp(gray, images, torch.empty(shape, device=device).uniform_(0.3, 1.4))
     balance = torch.empty(shape[0], 3, 1, 1, device=device).uniform_(0.85, 1.15)
     contrast = torch.empty(shape, device=device).uniform_(0.7, 1.4)
     brightness = torch.empty(shape, device=device).uniform_(-0.2, 0.2)
@@ -115,7 +115,7 @@ def draw_batch(pool: Tensor) -> Tensor:
     top, left = torch.randint(POOL_CROP - TRAIN_CROP + 1, (2,)).tolist()
     images = pool[rows, :, top : top + TRAIN_CROP, left : left + TRAIN_CROP].float() / 127.5 - 1
     flip = torch.rand(BATCH, 1, 1, 1, device=pool.device) < 0.5
-    return colour_jitter(torch.where(flip, images.flip(-1), images)).contiguous(memory_format=torch.channels_last)
+    return color_jitter(torch.where(flip, images.flip(-1), images)).contiguous(memory_format=torch.channels_last)
 
 
 class Reconstruction(nn.Module):
@@ -137,7 +137,7 @@ def objective(images: Tensor, output: Tensor, mean: Tensor, logvar: Tensor) -> T
     """Return the root mean square error per image + edges + KL.
 
     The root weighs a hard, textured image down: what counts in the end is the mean PSNR. The edge term
-    compares steps between neighbouring pixels, two scales, so that contours stay crisp.
+    compares steps between neighboring pixels, two scales, so that contours stay crisp.
     """
     rmse = ((output - images).square().mean((1, 2, 3)) + 1e-6).sqrt().mean()
     difference = output - images

@@ -1,4 +1,4 @@
-"""The demo's images: the labelled ImageNet photographs that the package foolbox ships, cut into overlapping crops."""
+"""The demo's images: the labeled ImageNet photographs that the package foolbox ships, cut into overlapping crops."""
 
 from __future__ import annotations
 

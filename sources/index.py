@@ -19,7 +19,7 @@ SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),
         pa.field("num_bytes", pa.int64(), nullable=False),
-        pa.field("where", pa.string(), nullable=False),
+        pa.field("where", pa.string(), nullable=False),  # Record.locator
     ]
 )
 
@@ -39,7 +39,7 @@ class Record:
     key: str  # its name inside the source, unique there
     label: int
     num_bytes: int  # of the encoded image; UNKNOWN_SIZE where the source can't tell
-    where: str = ""  # how the source finds the bytes; only the source reads it
+    locator: str = ""  # how the source finds the bytes; only the source reads it
 
 
 def build_index(records: Iterable[Record]) -> Index:
@@ -55,7 +55,7 @@ def build_index(records: Iterable[Record]) -> Index:
             _strings([row.key for row in rows]),
             pa.array([row.label for row in rows], pa.int32()),
             pa.array([row.num_bytes for row in rows], pa.int64()),
-            _strings([row.where for row in rows]),
+            _strings([row.locator for row in rows]),
         ]
         batches.append(pa.record_batch(columns, schema=SCHEMA))
     index = pa.Table.from_batches(batches, SCHEMA)
@@ -66,8 +66,8 @@ def build_index(records: Iterable[Record]) -> Index:
 def records_of(index: Index) -> Iterator[Record]:
     """Go through an index, or any table with its columns, as records."""
     for batch in index.select(SCHEMA.names).to_batches(max_chunksize=_ROWS_AT_ONCE):
-        for key, label, num_bytes, where in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            yield Record(key, label, num_bytes, where)
+        for key, label, num_bytes, locator in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield Record(key, label, num_bytes, locator)
 
 
 def index_digest(index: Index) -> str:

@@ -56,7 +56,7 @@ class ParquetSource(Source):
 
     def read_bytes(self, record: Record) -> bytes:
         """Read one image, and with the first of its row group the others there."""
-        place, _, row = record.where.rpartition(":")
+        place, _, row = record.locator.rpartition(":")
         name, _, number = place.rpartition(":")
         images = self._kept.get((name, int(number)), self._read_row_group)
         if int(row) >= len(images):

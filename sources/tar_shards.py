@@ -49,7 +49,7 @@ class TarSource(Source):
 
     def read_bytes(self, record: Record) -> bytes:
         """Read one member with one system call."""
-        name, _, offset = record.where.rpartition(":")
+        name, _, offset = record.locator.rpartition(":")
         return read_at(f"{self._folder}/{name}", int(offset), record.num_bytes)
 
     def _list_file(self, name: str) -> list[Record]:

@@ -58,7 +58,7 @@ class ZipSource(Source):
 
     def read_bytes(self, record: Record) -> bytes:
         """Read one member and check its checksum."""
-        offset, size, method, checksum = (int(number) for number in record.where.split(":"))
+        offset, size, method, checksum = (int(number) for number in record.locator.split(":"))
         header = read_at(self._archive, offset, _LOCAL_HEADER.size)
         signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         if signature != b"PK\3\4":

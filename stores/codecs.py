@@ -49,7 +49,7 @@ class Codec(ABC):
     @property
     @abstractmethod
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """What the codec stores: "tokens" first; "token_scale" after it where tokens are quantised."""
+        """What the codec stores: "tokens" first; "token_scale" after it where tokens are quantized."""
 
     @property
     @abstractmethod
@@ -69,7 +69,7 @@ class Codec(ABC):
     ) -> torch.Tensor:
         """Tokens `[B, num_tokens, width]` from the stored arrays, on their device.
 
-        Without `token_scale` each quantised token has the right direction and an arbitrary length, which is all that
+        Without `token_scale` each quantized token has the right direction and an arbitrary length, which is all that
         a cosine needs; a zero token is zero either way. StoreError when the codes are not this codec's.
         """
 
@@ -119,7 +119,7 @@ class Float16Codec(Codec):
         return codes.to(dtype)
 
 
-class QuantisedCodec(Codec):
+class QuantizedCodec(Codec):
     """A rotation, integer codes, and one scale a token: token = scale · (levels @ R)."""
 
     def __init__(self, num_tokens: int, width: int, seed: int = ROTATION_SEED) -> None:
@@ -144,7 +144,7 @@ class QuantisedCodec(Codec):
         peak = tokens.abs().amax(-1)
         nonzero = peak > 0
         rotated = self.rotation.rotate(tokens / torch.where(nonzero, peak, 1.0)[..., None])
-        codes, levels = self._quantise(rotated)
+        codes, levels = self._quantize(rotated)
         # sums in float64: what they round to does not depend on the order of addition
         fit = (levels * rotated).sum(-1, dtype=torch.float64) / levels.square().sum(-1, dtype=torch.float64)
         # the smallest float16 above zero keeps the direction of a token that is too small for its scale
@@ -163,7 +163,7 @@ class QuantisedCodec(Codec):
         return tokens * token_scale.to(dtype)[..., None]
 
     @abstractmethod
-    def _quantise(self, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _quantize(self, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes as stored, and the levels `[B, N, D]` that they stand for."""
 
     @abstractmethod
@@ -176,7 +176,7 @@ class QuantisedCodec(Codec):
         return self._matrices[device, dtype]
 
 
-class Int8Codec(QuantisedCodec):
+class Int8Codec(QuantizedCodec):
     """Rotated coordinates in 255 even steps, the largest of a token being ±127."""
 
     name = "int8"
@@ -194,7 +194,7 @@ class Int8Codec(QuantisedCodec):
         """Level = step · code."""
         return {"name": self.name, "width": self.width, "rotation": self.rotation.attributes, "step": INT8_STEP}
 
-    def _quantise(self, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _quantize(self, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         peak = rotated.abs().amax(-1, keepdim=True)
         codes = torch.round(rotated / torch.where(peak > 0, peak, 1.0) * 127)
         return codes.to(torch.int8), codes * INT8_STEP
@@ -203,7 +203,7 @@ class Int8Codec(QuantisedCodec):
         return codes.to(dtype) * INT8_STEP  # exact in bfloat16 too
 
 
-class Int4Codec(QuantisedCodec):
+class Int4Codec(QuantizedCodec):
     """Rotated coordinates over their root mean square, as the nearest of 16 levels; two codes a byte.
 
     No token other than zero has code 0 in every channel (its root mean square would be 1 and 2.4 at once), so a
@@ -242,7 +242,7 @@ class Int4Codec(QuantisedCodec):
             "packing": PACKING,
         }
 
-    def _quantise(self, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _quantize(self, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rms = rotated.square().mean(-1, keepdim=True, dtype=torch.float64).sqrt().float()
         levels = torch.tensor(self.levels, device=rotated.device)
         unit = rotated / torch.where(rms > 0, rms, 1.0)

@@ -49,7 +49,7 @@ class AlignmentDataset:
         rank: which share of every global batch this process takes.
         world_size: how many shares there are.
         window: shuffle among this many shards at a time instead of fully (`order.epoch_order`).
-        token_scales: whether to read the scales of quantised tokens (a plain cosine does not need them).
+        token_scales: whether to read the scales of quantized tokens (a plain cosine does not need them).
         cls_tokens: whether to read class tokens.
         flip: whether half of the samples, drawn anew every epoch, are taken from the flipped views.
         alignment_steps: from this step on no patch tokens are read; None, they always are.
@@ -186,12 +186,12 @@ class AlignmentDataset:
 
     def _array_names(self, features: Sequence[str], wanted: Sequence[str]) -> list[str]:
         pairs = [(group, array) for group in features for array in wanted]
-        there = [f"{group}/{array}" for group, array in pairs if array in self.store.group(group).readers]
+        there = [f"{group}/{array}" for group, array in pairs if array in self.store.group(group).shard_indexes]
         return [f"{self.latents}/moments", *there]
 
     def _take(self, name: str, count: int) -> torch.Tensor:
         group, array = name.rsplit("/", 1)
-        layout = self.store.group(group).readers[array].layout
+        layout = self.store.group(group).shard_indexes[array].layout
         shape = (count, *layout.spec.sample_shape)
         if torch.utils.data.get_worker_info() is not None:  # a DataLoader's worker
             return shared_tensor(shape, layout.dtype)

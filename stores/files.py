@@ -21,7 +21,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{path.name}{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_directory(folder: Path) -> None:
     """Make a rename in this folder survive a power cut."""
     try:
         _sync(folder)
@@ -30,7 +30,7 @@ def sync_folder(folder: Path) -> None:
             raise
 
 
-def move_into_place(temporary: Path, path: Path) -> None:
+def atomic_replace(temporary: Path, path: Path) -> None:
     """Rename over what may be there.
 
     NFS may carry a rename out and lose the answer; the client asks again and is told that the file is gone.
@@ -44,7 +44,7 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     """A temporary path to write to, which becomes `path` when the block ends and is gone when it fails.
 
     With `durable` a power cut can take neither the contents nor the name afterwards.
@@ -55,16 +55,16 @@ def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
         yield temporary
         if durable:
             _sync(temporary)
-        move_into_place(temporary, path)
+        atomic_replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if durable:
-        sync_folder(path.parent)
+        fsync_directory(path.parent)
 
 
-def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
+def atomic_write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Write a small file whole or not at all."""
-    with written_whole(path, durable) as temporary:
+    with atomic_write(path, durable) as temporary:
         temporary.write_bytes(data)
 
 
@@ -78,7 +78,7 @@ def _sync(path: Path) -> None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON file atomically, keys in the order given."""
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+    atomic_write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ..errors import StoreError
 from .checksum import crc32c_bytes
-from .files import write_atomically, write_json
+from .files import atomic_write_bytes, write_json
 from .layout import FORMAT_VERSION, QUARANTINE_FILE, ROOT_ATTRIBUTE, SAMPLES_FILE, commit_file
 
 
@@ -168,7 +168,7 @@ def write_samples(store: Path, table: pa.Table) -> None:
     """Write the sample index: row i is sample i."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_atomically(store / SAMPLES_FILE, sink.getvalue().to_pybytes())
+    atomic_write_bytes(store / SAMPLES_FILE, sink.getvalue().to_pybytes())
 
 
 def read_samples(store: Path) -> pa.Table:
@@ -183,4 +183,4 @@ def write_quarantine(store: Path, quarantined: list[Quarantined]) -> None:
     """Write the list of images that could not be encoded."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([asdict(entry) for entry in quarantined]), sink)
-    write_atomically(store / QUARANTINE_FILE, sink.getvalue().to_pybytes())
+    atomic_write_bytes(store / QUARANTINE_FILE, sink.getvalue().to_pybytes())

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import StoreError
-from .files import remove_abandoned, temporary_path, write_atomically
+from .files import atomic_write_bytes, remove_abandoned, temporary_path
 from .layout import CRC32C, ROOT_ATTRIBUTE, commit_file
-from .reader import ArrayReader, BatchReader, Request
+from .reader import BatchReader, ReadRequest, ShardIndex
 from .remote import Range, RemoteFiles
 
 MARK_EVERY_S = 60.0
@@ -95,7 +95,7 @@ class Mirror:
             self._write(name, json.dumps(value).encode())
 
     def _write(self, name: str, data: bytes) -> None:
-        write_atomically(self.folder / name, data, durable=self.cache is not None)
+        atomic_write_bytes(self.folder / name, data, durable=self.cache is not None)
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
@@ -120,10 +120,10 @@ class RemoteReader:
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror, self._local = mirror, BatchReader()
-        self._present: dict[Path, Present] = {}
+        self._present: dict[Path, CachedSampleMap] = {}
         self._lock = threading.Lock()
 
-    def read(self, requests: Sequence[Request], indices: npt.NDArray[np.int64], direct: bool) -> None:
+    def read(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool) -> None:
         """Fill each request's buffer with the samples at `indices`; see `BatchReader.read`."""
         self._prepare_shards(requests, indices)
         if self._mirror.cache is None:
@@ -140,7 +140,7 @@ class RemoteReader:
             present.mark()
         self._local.close()
 
-    def _prepare_shards(self, requests: Sequence[Request], indices: npt.NDArray[np.int64]) -> None:
+    def _prepare_shards(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64]) -> None:
         """Make a sparse file, with the index at its end, of every shard that is touched for the first time."""
         wanted: dict[Path, tuple[int, Range]] = {}
         for request in requests:
@@ -164,7 +164,7 @@ class RemoteReader:
             finally:
                 temporary.unlink()
 
-    def _fetch(self, request: Request, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def _fetch(self, request: ReadRequest, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The samples at `rows` from the URL, `[len(rows), *sample_shape]`."""
         array, spec = request.array, request.array.layout.spec
         shards, places = np.divmod(rows, array.layout.shard_size)
@@ -182,7 +182,7 @@ class RemoteReader:
             target[row] = part
         return block
 
-    def _keep(self, request: Request, indices: npt.NDArray[np.int64]) -> None:
+    def _keep(self, request: ReadRequest, indices: npt.NDArray[np.int64]) -> None:
         """Fetch what the folder lacks and write it into the sparse files."""
         array, size = request.array, request.array.layout.shard_size
         present = self._present_of(array)
@@ -198,23 +198,23 @@ class RemoteReader:
                     os.pwrite(file.fileno(), block[place].data, int(offsets[rows[place] % size]))
         present.add(rows, [array.shard_path(shard) for shard in shards])
 
-    def _present_of(self, array: ArrayReader) -> Present:
+    def _present_of(self, array: ShardIndex) -> CachedSampleMap:
         with self._lock:
             path = array.layout.path / PRESENT
             if path not in self._present:
-                self._present[path] = Present(path, array.layout.shape[0])
+                self._present[path] = CachedSampleMap(path, array.layout.shape[0])
             return self._present[path]
 
     def _key(self, path: Path) -> str:
         return str(path.relative_to(self._mirror.folder))
 
 
-class Present:
+class CachedSampleMap:
     """Which samples of an array the cache holds. The file says so only of samples that a power cut cannot take."""
 
     def __init__(self, path: Path, num_samples: int) -> None:
         if not path.exists():
-            write_atomically(path, bytes(num_samples))
+            atomic_write_bytes(path, bytes(num_samples))
         self._file = np.memmap(path, np.bool_, "r+", shape=(num_samples,))
         self.there: npt.NDArray[np.bool_] = np.array(self._file)
         self._unmarked: list[npt.NDArray[np.int64]] = []

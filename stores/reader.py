@@ -83,7 +83,7 @@ def read_layout(path: Path) -> ArrayLayout:
     return ArrayLayout(path, spec, shape, meta["chunk_grid"]["configuration"]["chunk_shape"][0], found == expected)
 
 
-class Descriptors:
+class FileDescriptorCache:
     """Open files, the least recently used closed first, none while a read needs it.
 
     As many stay open as `ulimit -n` allows: the usual 1,024 are fewer than ImageNet's shards, and a batch then opens
@@ -144,7 +144,7 @@ class Descriptors:
             self._users.clear()
 
 
-class ArrayReader:
+class ShardIndex:
     """One array of a group: where each sample's bytes lie."""
 
     def __init__(self, layout: ArrayLayout) -> None:
@@ -204,10 +204,10 @@ class ArrayReader:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ReadRequest:
     """Samples of one array that a batch needs."""
 
-    array: ArrayReader
+    array: ShardIndex
     buffer: npt.NDArray[Any]  # of the batch: [B, *sample_shape]
     commits: dict[int, Commit]
     places: npt.NDArray[np.bool_]  # [B]: which samples of the batch come from this array
@@ -235,11 +235,11 @@ class BatchReader:
 
     def __init__(self, threads: int = READ_THREADS) -> None:
         self._threads = threads
-        self._descriptors = Descriptors()
+        self._descriptors = FileDescriptorCache()
         self._pool: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
 
-    def read(self, requests: Sequence[Request], indices: npt.NDArray[np.int64], direct: bool) -> None:
+    def read(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool) -> None:
         """Fill the places of each request's buffer `[len(indices), *sample_shape]` with the samples at `indices`.
 
         `direct` reads past the page cache wherever samples and buffers are aligned for it.
@@ -249,7 +249,7 @@ class BatchReader:
         with self._descriptors.borrow([read.file for read in reads]) as descriptors:
             self._run([job for read, fd in zip(reads, descriptors, strict=True) for job in read.jobs(fd)])
 
-    def _shard_reads(self, request: Request, indices: npt.NDArray[np.int64], direct: bool) -> Iterator[ShardRead]:
+    def _shard_reads(self, request: ReadRequest, indices: npt.NDArray[np.int64], direct: bool) -> Iterator[ShardRead]:
         array, commits, buffer = request.array, request.commits, request.buffer
         direct = direct and not (buffer.ctypes.data % ALIGNMENT or array.layout.spec.sample_bytes % ALIGNMENT)
         places = np.flatnonzero(request.places)

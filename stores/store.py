@@ -19,7 +19,7 @@ from .files import TEMPORARY
 from .layout import CRC32C, FLIPPED, LABEL, SAMPLES_FILE, ArraySpec, GroupSpec, is_flipped, num_shards
 from .manifest import Commit, Manifest, Quarantined, committed_shards, read_commit, read_samples
 from .mirror import Mirror, RemoteReader
-from .reader import ArrayReader, BatchReader, Request, read_layout
+from .reader import BatchReader, ReadRequest, ShardIndex, read_layout
 from .remote import is_url
 from .upload import put_group, put_shard
 from .zarr_path import read_through_zarr
@@ -34,12 +34,12 @@ class Group:
         meta = json.loads((store / path / "zarr.json").read_bytes())
         self.attributes: dict[str, Any] = meta["attributes"]
         names = json.loads((store / path / CRC32C / "zarr.json").read_bytes())["attributes"]["arrays"]
-        self.readers = {name: ArrayReader(read_layout(store / path / name)) for name in names}
+        self.shard_indexes = {name: ShardIndex(read_layout(store / path / name)) for name in names}
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """The arrays that hold samples, checksums left out."""
-        return tuple(reader.layout.spec for reader in self.readers.values())
+        return tuple(reader.layout.spec for reader in self.shard_indexes.values())
 
     @property
     def spec(self) -> GroupSpec:
@@ -229,7 +229,7 @@ class Store:
         """
         rows = self._checked(indices)
         arrays: dict[str, npt.NDArray[Any]] = {}
-        requests: list[Request] = []
+        requests: list[ReadRequest] = []
         views = [(np.ones(len(rows), dtype=bool), "")] if flipped is None else [(~flipped, ""), (flipped, FLIPPED)]
         for name in group_names:
             if name == LABEL:
@@ -247,7 +247,7 @@ class Store:
                 )
                 for places, suffix in views:
                     _, view = self._resolve(key + suffix)
-                    requests.append(Request(view[array + suffix], arrays[key], group.commits, places))
+                    requests.append(ReadRequest(view[array + suffix], arrays[key], group.commits, places))
         plain = [request for request in requests if request.array.layout.plain]
         if plain and len(rows):
             self._reader.read(plain, rows, direct)
@@ -258,15 +258,17 @@ class Store:
                 request.buffer[request.places] = read_through_zarr(self.path, where, rows[request.places], files)
         return arrays
 
-    def _resolve(self, name: str) -> tuple[Group, dict[str, ArrayReader]]:
+    def _resolve(self, name: str) -> tuple[Group, dict[str, ShardIndex]]:
         if name.count("/") == 2:
             path, array = name.rsplit("/", 1)
             group = self.group(path)
-            if array not in group.readers:
-                raise StoreError(f"{self.location}: {path} has no array '{array}' (it has {', '.join(group.readers)})")
-            return group, {array: group.readers[array]}
+            if array not in group.shard_indexes:
+                raise StoreError(
+                    f"{self.location}: {path} has no array '{array}' (it has {', '.join(group.shard_indexes)})"
+                )
+            return group, {array: group.shard_indexes[array]}
         group = self.group(name)
-        return group, group.readers
+        return group, group.shard_indexes
 
     def _checked(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         rows = np.asarray(indices)

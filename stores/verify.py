@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError
-from .files import sync_folder
+from .files import fsync_directory
 from .layout import COMMITS, LABEL, SAMPLES_FILE, commit_file, num_shards
 from .manifest import committed_shards
 from .remote import is_url
 from .store import Store, open_store
-from .verify_shard import DAMAGE, Problem, ShardReading
+from .verify_shard import DAMAGE, Problem, ShardVerifier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,7 @@ def verify_store(
     with open_store(store_path) as store:
         keys, problems = _verify_root(store)
         incomplete: dict[str, list[int]] = {}
-        jobs: list[ShardReading] = []
+        jobs: list[ShardVerifier] = []
         for name in _group_names(store) if groups is None else groups:
             found, missing, shards = _plan_group(store, name, keys)
             problems += found
@@ -76,7 +76,7 @@ def verify_store(
             jobs += shards
         done, total = 0, sum(job.num_bytes for job in jobs)
         with ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix="verify") as pool:
-            for job, found in zip(jobs, pool.map(ShardReading.verify, jobs), strict=True):
+            for job, found in zip(jobs, pool.map(ShardVerifier.verify, jobs), strict=True):
                 problems += found
                 done += job.num_bytes
                 if progress is not None:
@@ -97,7 +97,7 @@ def drop_bad_shards(store_path: str | Path, report: VerifyReport) -> int:
         for group, shard in report.bad_shards:
             record = store / commit_file(group, shard)
             record.unlink(missing_ok=True)
-            sync_folder(record.parent)
+            fsync_directory(record.parent)
             for folder in (store / group).glob(f"*/c/{shard}"):
                 shutil.rmtree(folder)
     except OSError as error:
@@ -139,14 +139,14 @@ def _verify_root(store: Store) -> tuple[pa.ChunkedArray | None, list[Problem]]:
 
 def _plan_group(
     store: Store, name: str, keys: pa.ChunkedArray | None
-) -> tuple[list[Problem], list[int], list[ShardReading]]:
+) -> tuple[list[Problem], list[int], list[ShardVerifier]]:
     """What is wrong with a group's metadata, its shards without commit, and its shards to read."""
     manifest = store.manifest
     total = num_shards(manifest.num_samples, manifest.shard_size)
     committed = committed_shards(store.path, name)
     try:
         group = store.group(name)
-        for reader in group.readers.values():
+        for reader in group.shard_indexes.values():
             layout = reader.layout
             if not layout.plain:
                 raise StoreError(
@@ -158,7 +158,7 @@ def _plan_group(
                     f"{layout.path / 'zarr.json'} says {layout.shape[0]:,} samples in shards of {layout.shard_size:,}, "
                     f"the store has {manifest.num_samples:,} in shards of {manifest.shard_size:,}"
                 )
-        jobs = [ShardReading(store, group, shard, keys) for shard in range(total) if shard in committed]
+        jobs = [ShardVerifier(store, group, shard, keys) for shard in range(total) if shard in committed]
     except DAMAGE as error:
         if not committed and name not in store.group_names():
             raise  # a group that never was

@@ -57,13 +57,13 @@ class Problem:
         return f"{' '.join(place for place in places if place)}: {self.what}"
 
 
-class ShardReading:
+class ShardVerifier:
     """One committed shard of one group, to be read back."""
 
     def __init__(self, store: Store, group: Group, shard: int, keys: pa.ChunkedArray | None) -> None:
         self.store, self.group, self.shard, self.keys = store, group, shard, keys
         self.samples = shard_range(shard, store.manifest.num_samples, store.manifest.shard_size)
-        self.layouts = {name: reader.layout for name, reader in group.readers.items()}
+        self.layouts = {name: reader.layout for name, reader in group.shard_indexes.items()}
         self.paths = {name: f"{name}/{shard_file(layout.spec, shard)}" for name, layout in self.layouts.items()}
         self.checksums_path = f"{CRC32C}/c/{shard}/0"
         self.checksums_bytes = 4 * store.manifest.shard_size * len(self.layouts)

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from ..errors import StoreError
 from .checksum import crc32c, crc32c_rows
-from .files import TEMPORARY, move_into_place, sync_folder, temporary_path, write_atomically, write_json
+from .files import TEMPORARY, atomic_replace, atomic_write_bytes, fsync_directory, temporary_path, write_json
 from .layout import CRC32C, LABEL, TOKEN_COSINE, ArraySpec, GroupSpec, shard_file, shard_range
 from .manifest import Commit, Manifest, Quarantined, new_commit, read_commit, write_commit, write_samples
 
@@ -58,7 +58,7 @@ def create_store(path: Path, manifest: Manifest, samples: pa.Table) -> None:
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
-    sync_folder(path.parent)
+    fsync_directory(path.parent)
 
 
 def create_group(store: Path, manifest: Manifest, spec: GroupSpec) -> None:
@@ -130,7 +130,7 @@ def _rename_group(building: Path, target: Path) -> None:
     except OSError:
         if not (target / "zarr.json").exists():
             raise
-    sync_folder(target.parent)
+    fsync_directory(target.parent)
 
 
 def shard_index(num_samples: int, sample_bytes: int, shard_size: int) -> bytes:
@@ -171,8 +171,8 @@ class ShardFile:
         self._write(memoryview(tail))
         os.fsync(self._file.fileno())
         self._file.close()
-        move_into_place(self._temporary, self.path)
-        sync_folder(self.path.parent)
+        atomic_replace(self._temporary, self.path)
+        fsync_directory(self.path.parent)
         checksum = crc32c(np.frombuffer(tail, np.uint8), self.checksum)
         return {"bytes": self.num_samples * size + len(tail), "crc32c": checksum}
 
@@ -257,5 +257,5 @@ class ShardWriter:
         rows = np.zeros((self.manifest.shard_size, len(self.spec.arrays)), dtype="<u4")
         rows[: len(self.samples)] = np.concatenate(self._row_checksums)
         name = f"{CRC32C}/c/{self.shard}/0"
-        write_atomically(self.store / self.spec.path / name, rows.tobytes())
+        atomic_write_bytes(self.store / self.spec.path / name, rows.tobytes())
         return {name: {"bytes": rows.nbytes, "crc32c": crc32c(rows)}}

@@ -1,4 +1,4 @@
-"""From uint8 images to an encoder's input: the value range, normalisation and resizing of its published code."""
+"""From uint8 images to an encoder's input: the value range, normalization and resizing of its published code."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,9 +17,9 @@ CLIP_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """How an encoder's images are scaled, normalised and resized.
+    """How an encoder's images are scaled, normalized and resized.
 
-    `resize` says on which side of the normalisation the resizing stands: without clamping the two orders differ by
+    `resize` says on which side of the normalization the resizing stands: without clamping the two orders differ by
     rounding alone. `antialias` also clamps the resized image to the range of an image, as PIL does; without it the
     values overshoot, as in the published code of REPA's encoders.
     """
@@ -41,8 +41,8 @@ class Preprocessing:
 
     def describe(self, resolution: int, size: int) -> str:
         """Return one line that tells all of it, for fingerprints."""
-        normalise = f"normalise by mean {list(self.mean)}, std {list(self.std)}"
-        steps = ["divide by 255", normalise]
+        normalize = f"normalise by mean {list(self.mean)}, std {list(self.std)}"
+        steps = ["divide by 255", normalize]
         if size != resolution:
             how = "antialiased, clamped to [0, 1]" if self.antialias else "not antialiased"
             step = f"resize {resolution} to {size} pixels ({self.interpolation}, align_corners=False, {how})"

@@ -18,7 +18,7 @@ def timm_entry(model_name: str) -> EncoderEntry:
 
     A plain transformer gives the tokens of its last block after the final norm; a hierarchical network those of its
     deepest feature map with no more than 16 input pixels a side and token. Images are resized as timm's own
-    evaluation does: antialiased, before the normalisation. Raises ConfigError for a network that timm lacks or that
+    evaluation does: antialiased, before the normalization. Raises ConfigError for a network that timm lacks or that
     has no feature maps.
     """
     model = _create(model_name)

@@ -162,7 +162,7 @@ class FinalLayer(nn.Module):
         return patches
 
     def modulated(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Normalised tokens, shifted and scaled as the condition says."""
+        """Normalized tokens, shifted and scaled as the condition says."""
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
         return _modulate(self.norm_final(tokens), shift, scale)
 
@@ -179,7 +179,7 @@ class ConvProjector(nn.Module):
         self.conv = nn.Conv2d(config.hidden_size, z_dim, kernel_size=3, padding=1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Each token's guess, from its neighbours too."""
+        """Each token's guess, from its neighbors too."""
         grid = tokens.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
         guess: Tensor = self.conv(grid).flatten(2).transpose(1, 2)
         return guess

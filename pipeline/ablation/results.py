@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...stores.files import write_json, written_whole
+from ...stores.files import atomic_write, write_json
 from ..reporting.comparison import settings_that_differ
 from ..reporting.runs import Run, read_runs
 from ..reporting.seeds import judged_alike, seed_groups, spread
@@ -32,7 +32,7 @@ def write_results(out: Path, folders: Sequence[Path], outcomes: Sequence[Outcome
     failed = [{"run": one.name, "stage": one.stage, "error": one.error} for one in outcomes if one.error]
     write_json(out / FILE, {"runs": rows, "over_seeds": means, "failed": failed})
     parquet = (out / FILE).with_suffix(".parquet")
-    with written_whole(parquet) as temporary:
+    with atomic_write(parquet) as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
     return rows, means
 

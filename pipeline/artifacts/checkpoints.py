@@ -19,7 +19,7 @@ from ...errors import CheckpointError, first_line
 from ...models.sit import SiT, SiTConfig, load_sit_state
 from ...models.sit.entangled import make_sit
 from ...models.weight_files import harmless_globals, read_weights_file, tensors_under
-from ...stores.files import written_whole
+from ...stores.files import atomic_write
 from .published import LATENTS_SCALE, PUBLISHED, find_published, is_published, published_model
 
 FOLDER = "checkpoints"
@@ -27,7 +27,7 @@ SUFFIX = ".pt"
 
 
 @dataclass(frozen=True, slots=True)
-class StoreFacts:
+class StoreMetadata:
     """What sampling and resuming need to know of the store."""
 
     vae: str
@@ -43,7 +43,7 @@ class StoreFacts:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> StoreFacts:
+    def from_json(cls, values: dict[str, Any]) -> StoreMetadata:
         """From what `as_json` gave."""
         plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**plain)
@@ -67,7 +67,7 @@ def broken_path(run: Path, step: int) -> Path:
 def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
     """Write a checkpoint under its final name only when it is on disk; CheckpointError when it can't be."""
     try:
-        with written_whole(path, durable=True) as temporary, temporary.open("wb") as file:
+        with atomic_write(path, durable=True) as temporary, temporary.open("wb") as file:
             torch.save(values, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(
@@ -131,7 +131,7 @@ class TrainedModel:
     """The model of a checkpoint and what is known of it."""
 
     model: SiT
-    store: StoreFacts
+    store: StoreMetadata
     config: TrainConfig
     step: int
 
@@ -142,9 +142,9 @@ def load_model(path: Path, ema: bool) -> TrainedModel:
     if is_published(values):
         model, config, step = published_model(values, ema, path)
         scale = (LATENTS_SCALE,) * model.config.in_channels
-        facts = StoreFacts(str(config.vae), scale, (0.0,) * len(scale), (), "", {})
+        facts = StoreMetadata(str(config.vae), scale, (0.0,) * len(scale), (), "", {})
         return TrainedModel(model.eval(), facts, config, step)
     model = make_sit(SiTConfig.from_dict(values["sit"]))
     load_sit_state(model, values["ema" if ema else "model"])
-    facts = StoreFacts.from_json(values["store"])
+    facts = StoreMetadata.from_json(values["store"])
     return TrainedModel(model.eval(), facts, TrainConfig.from_json(values["config"]), values["steps"])

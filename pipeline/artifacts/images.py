@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from ...errors import BadImageError, ConfigError, SourceError, StoreError
 from ...sources import Index, Record, Source, decode_crop, open_source, records_of
 from ...stores import Store, open_store
-from ...stores.files import written_whole
+from ...stores.files import atomic_write
 
 Block = npt.NDArray[np.uint8]  # [B, H, W, 3]
 
@@ -152,7 +152,7 @@ def write_npz(path: Path, images: Iterable[Block], labels: npt.NDArray[np.int64]
     """Stream images into an .npz that the ADM suite reads: `arr_0` uint8 [N, side, side, 3], `arr_1` labels."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), side, side, 3)}
     stamp = (1980, 1, 1, 0, 0, 0)  # the same images give the same file
-    with written_whole(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy", stamp), "w", force_zip64=True) as member:
             npy.write_array_header_1_0(member, header)
             for block in images:
@@ -168,7 +168,7 @@ def write_png_folder(npz: Path, folder: Path) -> None:
     def write(number: int, image: Block) -> None:
         path = folder / f"{number:06d}.png"
         if not path.exists():
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 Image.fromarray(image).save(temporary, format="png")
 
     folder.mkdir(parents=True, exist_ok=True)

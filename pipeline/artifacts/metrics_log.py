@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...config import TrainConfig
-from ...stores.files import write_atomically
+from ...stores.files import atomic_write_bytes
 from ..runtime.progress import Progress
-from ..training.trackers import open_reporter
+from ..training.trackers import open_tracker
 from .images import Block
 
 FILE = "metrics.parquet"
@@ -42,7 +42,7 @@ class MetricsLog:
             return
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(self._rows), sink)
-        write_atomically(self._path, sink.getvalue().to_pybytes())
+        atomic_write_bytes(self._path, sink.getvalue().to_pybytes())
         self._written = time.monotonic()
 
 
@@ -53,14 +53,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-class Watch:
+class TrainingMonitor:
     """Shows and logs what a run does, reading the device only every `log_steps` steps."""
 
     def __init__(self, config: TrainConfig, run_dir: Path, start_step: int, losses: tuple[str, ...]) -> None:
         self._config = config
         self._names = (*losses, "grad_norm")
         self._log = MetricsLog(run_dir, start_step)
-        self._reporter = open_reporter(config, run_dir, start_step)
+        self._reporter = open_tracker(config, run_dir, start_step)
         self._sums: Tensor | None = None
         self._count, self._waited, self._since = 0, 0.0, time.perf_counter()
 

@@ -17,7 +17,7 @@ from ...config import TrainConfig
 from ...errors import CheckpointError, WeightsError
 from ...models.sit import SiT, load_sit_state
 from ...models.sit.infer_config import infer_sit_config
-from ...stores.files import written_whole
+from ...stores.files import atomic_write
 from ..runtime.cache import VARIABLE, cache_folder
 from ..runtime.progress import say
 
@@ -53,7 +53,7 @@ def find_published(name: str) -> Path:
         return path
     say(f"downloading {name} from {entry.url} to {path}")
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.hub.download_url_to_file(entry.url, str(temporary), hash_prefix=entry.sha256)
     except (OSError, RuntimeError) as error:
         raise WeightsError(

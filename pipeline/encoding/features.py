@@ -19,7 +19,7 @@ PACKAGES = ("timm", "torch", "pillow")
 COSINE_SAMPLES = 4  # of every batch: restoring tokens costs about a hundredth of encoding them
 
 
-class FeaturesStage:
+class FeatureEncoder:
     """Crops uint8 `[B, 3, R, R]` to `tokens` as the codec stores them and `cls_token` float16 `[B, D]`.
 
     Beside these arrays comes the measurement `token_cosine`, float32 `[n]`: cosines between the encoder's tokens and

@@ -16,7 +16,7 @@ from ..runtime.device import DTYPES, versions
 PACKAGES = ("diffusers", "torch", "pillow")
 
 
-class LatentsStage:
+class LatentEncoder:
     """Crops uint8 `[B, 3, R, R]` to `moments` float32 `[B, 2C, R/f, R/f]`: mean and std, unscaled."""
 
     def __init__(self, config: EncodeConfig, device: torch.device, precision: str) -> None:

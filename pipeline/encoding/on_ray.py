@@ -18,7 +18,7 @@ from ..runtime.memory import ONE_ARENA_ENVIRONMENT
 from ..runtime.ray_session import cluster_shape, ray_session
 from .monitor import Monitor
 from .shard import ShardEncoder, ShardResult
-from .work import TRIES, FailedShard, Work, groups_of, is_hopeless, prepare_groups
+from .work import TRIES, FailedShard, Work, groups_of, is_fatal, prepare_groups
 
 IN_FLIGHT = 2  # shards an actor: one is decoded or written while the other is in the models
 START_TRIES = 5
@@ -130,7 +130,7 @@ class _Queue:
             result = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            if flight.entry is None or is_hopeless(cause):
+            if flight.entry is None or is_fatal(cause):
                 raise cause from None
             self._free(flight)
             self._again(flight.entry, cause)
@@ -187,6 +187,6 @@ class _Queue:
     def _again(self, entry: _Entry, cause: Exception) -> None:
         entry = entry._replace(tried=entry.tried + 1)
         if entry.tried > TRIES:
-            self._failed.append(FailedShard.because(entry.shard, cause))
+            self._failed.append(FailedShard.from_exception(entry.shard, cause))
         else:
             (self._last_tries if entry.tried == TRIES else self._waiting).append(entry)

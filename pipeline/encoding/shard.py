@@ -34,8 +34,8 @@ from ...stores.upload import store_exists
 from ...stores.writer import ShardWriter
 from ..runtime.device import choose_device
 from .batch_size import CPU_BATCH, fits_on_gpu, largest_batch
-from .features import FeaturesStage
-from .latents import LatentsStage
+from .features import FeatureEncoder
+from .latents import LatentEncoder
 
 
 class Stage(Protocol):
@@ -96,7 +96,7 @@ class ShardEncoder:
         precision = config.precision or ("fp16" if on_gpu else "fp32")
         if not on_gpu:
             self._use_recorded_threads(groups)
-        self._stages = load_stages(config, groups, self._device, precision)
+        self._stages = load_group_encoders(config, groups, self._device, precision)
         self._batch_size = config.batch_size or self._fitting_batch_size(groups)
         self._source: Source = open_source(config.source, config.source_kind)
         self._decoders = ThreadPoolExecutor(config.decode_threads or torch.get_num_threads(), "decode")
@@ -260,12 +260,14 @@ def _records(store: Store, rows: range) -> list[Record]:
     return list(records_of(store.samples.slice(rows.start, len(rows))))
 
 
-def load_stages(config: EncodeConfig, groups: tuple[str, ...], device: torch.device, precision: str) -> list[Stage]:
+def load_group_encoders(
+    config: EncodeConfig, groups: tuple[str, ...], device: torch.device, precision: str
+) -> list[Stage]:
     """Load the models whose groups are in `groups`."""
     stages: list[Stage] = []
     if latents_group(config.vae) in groups:
-        stages.append(LatentsStage(config, device, precision))
+        stages.append(LatentEncoder(config, device, precision))
     stages += [
-        FeaturesStage(config, name, device, precision) for name in config.encoder if features_group(name) in groups
+        FeatureEncoder(config, name, device, precision) for name in config.encoder if features_group(name) in groups
     ]
     return [WithFlips(stage) for stage in stages] if config.flip else stages

@@ -21,7 +21,7 @@ TRIES = 3
 Work = list[tuple[int, tuple[str, ...]]]  # shard, groups that lack it
 
 
-def is_hopeless(error: BaseException) -> bool:
+def is_fatal(error: BaseException) -> bool:
     """Whether it would be the same for every shard, so that the run ends; a bucket that is out of reach may return."""
     return isinstance(error, ConfigError | StoreError | WeightsError) and not isinstance(error, RemoteError)
 
@@ -34,7 +34,7 @@ class FailedShard:
     cause: str
 
     @classmethod
-    def because(cls, shard: int, error: BaseException) -> FailedShard:
+    def from_exception(cls, shard: int, error: BaseException) -> FailedShard:
         """The shard and what ended its last try, in one line."""
         lines = str(error).strip().splitlines() or [""]
         return cls(shard, f"{type(error).__name__}: {lines[0]}")

@@ -47,7 +47,7 @@ def load_detector(name: str, config: EvaluateConfig, side: int, device: torch.de
 
 
 @dataclass(frozen=True, slots=True)
-class Extracted:
+class DetectorFeatures:
     """What a detector says of a set of images, on the CPU."""
 
     statistics: Gaussian
@@ -57,7 +57,7 @@ class Extracted:
     count: int | None
 
 
-def extract(detector: Detector, images: Images, description: str, device: torch.device) -> Extracted:
+def extract(detector: Detector, images: Images, description: str, device: torch.device) -> DetectorFeatures:
     """Run the detector, which is on `device`, over all images."""
     where = float64_device(device)
     pooled: list[Tensor] = []
@@ -75,7 +75,7 @@ def extract(detector: Detector, images: Images, description: str, device: torch.
             if found.probabilities is not None:
                 probabilities.append(found.probabilities.cpu())
             bar.update(len(block))
-    return Extracted(
+    return DetectorFeatures(
         _on_cpu(statistics),
         _on_cpu(spatial) if spatial else None,
         torch.cat(pooled),

@@ -18,21 +18,21 @@ from ...config import EvaluateConfig
 from ...errors import ConfigError
 from ...metrics import Detector, Gaussian, load_statistics
 from ...stores.checksum import crc32c
-from ...stores.files import written_whole
+from ...stores.files import atomic_write
 from ..artifacts.images import Images, open_images, read_npz_header
 from ..runtime.cache import VARIABLE, cache_folder
 from ..runtime.progress import say
-from .features import Extracted, extract
+from .features import DetectorFeatures, extract
 
 FORMAT = 1
 
 
-def load_reference(detector: Detector, config: EvaluateConfig, side: int, device: torch.device) -> Extracted:
+def load_reference(detector: Detector, config: EvaluateConfig, side: int, device: torch.device) -> DetectorFeatures:
     """Statistics from a file of such, or from images: those of the cache where it has them."""
     path = Path(config.reference)
     if path.suffix == ".npz" and path.exists() and read_npz_header(path) is None:
         pooled, spatial = load_statistics(path)
-        return Extracted(pooled, spatial, None, None, pooled.count)
+        return DetectorFeatures(pooled, spatial, None, None, pooled.count)
     images = open_images(config.reference, config.batch_size, config.source)
     if images.side != side:
         raise ConfigError(
@@ -66,7 +66,7 @@ def _digest(key: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _write(path: Path, key: dict[str, Any], found: Extracted) -> None:
+def _write(path: Path, key: dict[str, Any], found: DetectorFeatures) -> None:
     """Write whole or not at all; that it cannot be written costs time later, so it is said and no error."""
     from safetensors.torch import save_file
 
@@ -77,13 +77,13 @@ def _write(path: Path, key: dict[str, Any], found: Extracted) -> None:
         tensors["features"] = found.features
     metadata = {"key": json.dumps(key), "crc32c": json.dumps(_checksums(tensors))}
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file(tensors, temporary, metadata)
     except OSError as error:
         say(f"the reference's features are not kept: {path} cannot be written ({error}); ${VARIABLE} names a folder")
 
 
-def _read(path: Path, key: dict[str, Any]) -> Extracted | None:
+def _read(path: Path, key: dict[str, Any]) -> DetectorFeatures | None:
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
@@ -103,7 +103,7 @@ def _read(path: Path, key: dict[str, Any]) -> Extracted | None:
         if "spatial_mean" in tensors:
             spatial = Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count)
         statistics = Gaussian(tensors["mean"], tensors["covariance"], count)
-        return Extracted(statistics, spatial, tensors.get("features"), None, count)
+        return DetectorFeatures(statistics, spatial, tensors.get("features"), None, count)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         say(f"{path} is damaged ({str(error) or type(error).__name__}): the reference is computed anew")
         return None

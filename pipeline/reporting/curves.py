@@ -15,7 +15,7 @@ MAX_POINTS = 500
 SMOOTHING = 0.03  # of a curve's points
 HEIGHT = 260  # pixels, of the frame
 
-# As many columns as fit the window (bokeh's own legend has a fixed number), in the page's font and colours.
+# As many columns as fit the window (bokeh's own legend has a fixed number), in the page's font and colors.
 _LEGEND_STYLE = """
 :host { transform: none !important; left: 0 !important; top: 0 !important; width: 100%;
         padding: 4px 0 8px !important; background: none !important; border: 0 !important; }
@@ -39,7 +39,7 @@ class Curves:
 
 
 def thin(values: Column, points: int = MAX_POINTS) -> Column:
-    """Means of equal buckets of neighbouring values, at most `points` of them; the last bucket may be smaller."""
+    """Means of equal buckets of neighboring values, at most `points` of them; the last bucket may be smaller."""
     size = -(-len(values) // points)
     starts = np.arange(0, len(values), max(1, size))
     counts = np.diff([*starts, len(values)])
@@ -54,7 +54,7 @@ def bucket_ends(steps: Column, points: int = MAX_POINTS) -> Column:
 
 
 def smooth(values: Column) -> Column:
-    """Centred moving average; its window shrinks evenly towards both ends, where fewer neighbours are."""
+    """Centered moving average; its window shrinks evenly towards both ends, where fewer neighbors are."""
     half = smoothing_window(len(values)) // 2
     index = np.arange(len(values))
     reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
@@ -97,10 +97,10 @@ def _remark(runs: Sequence[Run], is_cut: bool) -> str:
     points = max(len(bucket_ends(run.columns["step"])) for run in runs)
     parts = []
     if any(run.num_rows > MAX_POINTS for run in runs):
-        parts.append(f"Every curve is thinned to at most {MAX_POINTS} points, each the mean of neighbouring log rows.")
+        parts.append(f"Every curve is thinned to at most {MAX_POINTS} points, each the mean of neighboring log rows.")
     if smoothing_window(points) > 1:
         parts.append(
-            f"Faint lines are the values as logged; strong lines are centred moving averages over up to "
+            f"Faint lines are the values as logged; strong lines are centered moving averages over up to "
             f"{smoothing_window(points)} points."
         )
     else:
@@ -140,14 +140,14 @@ def _figure(column: str, sources: Sequence[tuple[int, Run, Any]], steps: Any) ->
     strong: list[Any] = []
     for position, run, source in sources:
         stroke = stroke_of(position)
-        colour = stroke.colour
+        color = stroke.color
         if len(source.data["step"]) == 1:  # a line of one point is none
-            plot.scatter("step", column, source=source, name=run.name, color=colour, size=8)
+            plot.scatter("step", column, source=source, name=run.name, color=color, size=8)
         elif smoothing_window(len(source.data["step"])) > 1:
-            plot.line("step", column, source=source, name=run.name, line_color=colour, line_alpha=0.3)
+            plot.line("step", column, source=source, name=run.name, line_color=color, line_alpha=0.3)
         smoothed, dash = f"{column}_smooth", list(stroke.dash)
         strong.append(
-            plot.line("step", smoothed, source=source, name=run.name, line_color=colour, line_dash=dash, line_width=2)
+            plot.line("step", smoothed, source=source, name=run.name, line_color=color, line_dash=dash, line_width=2)
         )
     plot.add_tools(
         HoverTool(

@@ -21,7 +21,7 @@ from ...stores.checksum import crc32c_bytes
 from ...stores.layout import features_group, latents_group
 from ...stores.tokens import codec_of, read_tokens
 from ..runtime.device import choose_device
-from .pictures import Picture, photograph, psnr, token_picture, tokens_to_colours
+from .pictures import Picture, photograph, psnr, token_picture, tokens_to_colors
 from .store import complete_groups
 
 NUM_SAMPLES = 6
@@ -155,15 +155,15 @@ def _reconstructions(chosen: _Chosen, group: str, crops: Crops, remarks: list[st
 def _tokens(chosen: _Chosen, group: str) -> GalleryRow:
     attributes = chosen.store.group(group).attributes
     count, encoder = attributes["num_tokens"], attributes["encoder"]
-    colours, share = tokens_to_colours(read_tokens(chosen.store, group, chosen.indices))
+    colors, share = tokens_to_colors(read_tokens(chosen.store, group, chosen.indices))
     rows = math.isqrt(count)
     columns = count // rows
     pictures = tuple(
-        token_picture(colour.reshape(rows, columns, 3), f"Tokens of {record.key} by {encoder} as colours")
-        for colour, record in zip(colours, chosen.records, strict=True)
+        token_picture(color.reshape(rows, columns, 3), f"Tokens of {record.key} by {encoder} as colors")
+        for color, record in zip(colors, chosen.records, strict=True)
     )
     codec = codec_of(chosen.store, group).name
-    remark = f"stored as {codec}, {rows} × {columns} tokens; the colours hold {share:.0%} of their variance"
+    remark = f"stored as {codec}, {rows} × {columns} tokens; the colors hold {share:.0%} of their variance"
     return GalleryRow(encoder, remark, pictures)
 
 

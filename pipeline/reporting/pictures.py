@@ -1,4 +1,4 @@
-"""Pictures of a report: compressed to a budget, held in the page itself, and patch tokens turned into colours."""
+"""Pictures of a report: compressed to a budget, held in the page itself, and patch tokens turned into colors."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ def token_picture(pixels: npt.NDArray[np.uint8], alt: str) -> Picture:
     return Picture(_uri(_encode(image, "PNG", optimize=True), "png"), alt, *image.size, pixelated=True)
 
 
-def tokens_to_colours(tokens: Tensor) -> tuple[npt.NDArray[np.uint8], float]:
-    """Patch tokens `[S, N, D]` as colours uint8 `[S, N, 3]`, and the share of their variance that is shown.
+def tokens_to_colors(tokens: Tensor) -> tuple[npt.NDArray[np.uint8], float]:
+    """Patch tokens `[S, N, D]` as colors uint8 `[S, N, 3]`, and the share of their variance that is shown.
 
     Tokens are scaled to length 1, which is all that the alignment loss sees. The three leading principal components
     over the tokens of all S samples together become red, green and blue, each from its 1st to its 99th percentile;
-    so equal colours mean similar tokens, between samples too.
+    so equal colors mean similar tokens, between samples too.
     """
     unit = torch.nn.functional.normalize(tokens.double(), dim=-1).flatten(0, 1)
-    centred = unit - unit.mean(0)
-    variances, directions = torch.linalg.eigh(centred.T @ centred)
+    centered = unit - unit.mean(0)
+    variances, directions = torch.linalg.eigh(centered.T @ centered)
     leading = directions[:, -3:].flip(1)
     largest = leading.abs().argmax(0, keepdim=True)
-    values = centred @ (leading * leading.gather(0, largest).sign())  # a direction's sign is arbitrary: fix it
+    values = centered @ (leading * leading.gather(0, largest).sign())  # a direction's sign is arbitrary: fix it
     low, high = values.quantile(0.01, dim=0), values.quantile(0.99, dim=0)
     levels = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1) * 255
     share = float(variances[-3:].sum() / variances.sum().clamp_min(1e-12))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...stores.files import write_atomically
+from ...stores.files import atomic_write_bytes
 
 # Contrast of at least 3:1 with both page backgrounds, and the largest least distance between any two under normal,
-# protanopic, deuteranopic and tritanopic vision. Five colours and four dashes tell twenty runs apart.
+# protanopic, deuteranopic and tritanopic vision. Five colors and four dashes tell twenty runs apart.
 COLOURS = ("#5e8ee9", "#e8721d", "#7c40ff", "#a45d45", "#b583a4")
 DASHES: tuple[tuple[int, ...], ...] = ((), (8, 3), (2, 2), (10, 3, 2, 3))
 
@@ -25,7 +25,7 @@ _PAGE = """{% block contents %}
 class Stroke:
     """How a line looks, everywhere on a page."""
 
-    colour: str
+    color: str
     dash: tuple[int, ...]
 
 
@@ -66,7 +66,7 @@ def line_figure(
     marks: list[Any] = []
     for line in lines:
         stroke, x, y = stroke_of(line.position), list(line.x), list(line.y)
-        style = {"color": stroke.colour, "legend_label": line.name, "name": line.name}
+        style = {"color": stroke.color, "legend_label": line.name, "name": line.name}
         plot.line(x, y, line_dash=list(stroke.dash), line_width=2, **style)
         marks.append(plot.scatter(x, y, size=6, **style))
     tooltips = [("", "$name"), (x_label, f"@x{{{x_format}}}"), (y_label, "@y{0.0000}")]
@@ -113,4 +113,4 @@ def write_page(path: Path, title: str, figures: Sequence[Any], paragraphs: Seque
         template=_PAGE,
         template_variables={"paragraphs": list(paragraphs)},
     )
-    write_atomically(path, page.encode())
+    atomic_write_bytes(path, page.encode())

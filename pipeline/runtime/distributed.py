@@ -1,4 +1,4 @@
-"""Ranks: one process by default, as many as torchrun (or whoever sets RANK and WORLD_SIZE) started."""
+"""DistributedContext: one process by default, as many as torchrun (or whoever sets RANK and WORLD_SIZE) started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class DistributedContext:
     """This process among all."""
 
     rank: int
@@ -49,9 +49,9 @@ class Ranks:
 
 
 @contextmanager
-def join_ranks(device: torch.device) -> Iterator[Ranks]:
+def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     """Join the process group that the environment describes; leave it at the end if it was started here."""
-    ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in _VARIABLES))
+    ranks = DistributedContext(*(int(os.environ.get(name, default)) for name, default in _VARIABLES))
     start = ranks.world_size > 1 and not distributed.is_initialized()
     if start:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...config import SampleConfig
 from ...errors import ConfigError
-from ...stores.files import write_json, written_whole
+from ...stores.files import atomic_write, write_json
 from ..artifacts.images import Block, save_grid, write_npz
 from .sampler import Sampler
 
@@ -25,7 +25,7 @@ GRID_IMAGES = 64
 GRID_COLUMNS = 8
 
 
-class Blocks:
+class SampleBlocks:
     """The folder `<out>.partial` of finished blocks."""
 
     def __init__(self, config: SampleConfig, settings: dict[str, Any], out: Path) -> None:
@@ -66,7 +66,7 @@ def block_path(folder: Path, block: range) -> Path:
 
 def _write_block(folder: Path, block: range, images: Block) -> None:
     """Write a block whole or not at all."""
-    with written_whole(block_path(folder, block)) as temporary, temporary.open("wb") as file:
+    with atomic_write(block_path(folder, block)) as temporary, temporary.open("wb") as file:
         np.save(file, images)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ...errors import StoreError
 from ...sources import Record, Source, decode_crop, open_source, records_of
 from ...stores import Store, open_store
-from ...stores.files import write_atomically, write_json
+from ...stores.files import atomic_write_bytes, write_json
 from ...stores.layout import LABEL
 from ..runtime.progress import progress
 from .import_repa import IMAGES, LABELS, MOMENTS
@@ -56,9 +56,9 @@ def _export_repa(
         def write(i: int, moments: npt.NDArray[Any]) -> None:
             image, array = out / IMAGES / names[i][0], out / MOMENTS / names[i][1]
             if not image.exists():
-                write_atomically(image, _png(opened, records[i], store.manifest.resolution))
+                atomic_write_bytes(image, _png(opened, records[i], store.manifest.resolution))
             if not array.exists():
-                write_atomically(array, _npy(moments))
+                atomic_write_bytes(array, _npy(moments))
             bar.update()
 
         for start in range(0, len(rows), READ):
@@ -95,5 +95,5 @@ def _export_safetensors(store: Store, out: Path, groups: Sequence[str], rows: np
         for shard in np.unique(shards).tolist():
             wanted, path = rows[shards == shard], out / f"{shard:05d}.safetensors"
             if not path.exists():
-                write_atomically(path, save(store.read([*groups, LABEL], wanted) | {"index": wanted}))
+                atomic_write_bytes(path, save(store.read([*groups, LABEL], wanted) | {"index": wanted}))
             bar.update(len(wanted))

@@ -99,7 +99,7 @@ def _scale_and_bias(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Of every channel `[C]`, from the samples at `rows`."""
     name = f"{group.path}/moments"
-    sums = np.zeros((2, group.readers["moments"].layout.spec.sample_shape[0] // 2))
+    sums = np.zeros((2, group.shard_indexes["moments"].layout.spec.sample_shape[0] // 2))
     count = 0
     with progress("read moments", len(rows), "images") as bar:
         for start in range(0, len(rows), STATS_BATCH):

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...config import TrainConfig, read_config
 from ...errors import CheckpointError, ConfigError
-from ..artifacts.checkpoints import StoreFacts, list_checkpoints
+from ..artifacts.checkpoints import StoreMetadata, list_checkpoints
 
 CONFIG_FILE = "train.json"
 
@@ -28,7 +28,7 @@ def require_same_run(run_dir: Path, config: TrainConfig) -> None:
         )
 
 
-def require_same_store(there: StoreFacts, here: StoreFacts, path: Path) -> None:
+def require_same_store(there: StoreMetadata, here: StoreMetadata, path: Path) -> None:
     """Raise CheckpointError when the checkpoint at `path` came from another store."""
     pairs: dict[str, tuple[Any, Any]] = {
         "images": (there.index_digest, here.index_digest),

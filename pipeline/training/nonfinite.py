@@ -1,6 +1,6 @@
 """Notices the first step whose loss or gradient is not finite, without the host waiting for the device.
 
-From that step on the optimiser changes nothing, so that the state there is still the one that gave the bad value when
+From that step on the optimizer changes nothing, so that the state there is still the one that gave the bad value when
 the host looks, steps later. (With fp16 it is the gradient scaler that leaves out steps, and only the loss counts:
 gradients that overflow are its daily work.)
 """
@@ -27,7 +27,7 @@ class BadStep:
     values: dict[str, float]
 
 
-class Health:
+class NonFiniteGuard:
     """What is known of a run's numbers, on the device."""
 
     def __init__(self, device: torch.device, names: tuple[str, ...], scaled: bool) -> None:
@@ -36,8 +36,8 @@ class Health:
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         self._values = torch.zeros(len(self.names), device=device)
 
-    def look(self, step: int, values: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Take note of a step's losses and gradient norm, between its backward pass and the optimiser's step."""
+    def check(self, step: int, values: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Take note of a step's losses and gradient norm, between its backward pass and the optimizer's step."""
         counted = values[:-1] if self._scaled else values
         first = ~torch.isfinite(counted).all() & (self._bad == 0)
         self._bad = torch.where(first, 1.0, self._bad)

@@ -1,4 +1,4 @@
-"""What a training step minimises, from what a batch holds and what the step draws at random."""
+"""What a training step minimizes, from what a batch holds and what the step draws at random."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ...diffusion.interpolant import Interpolant, draw_times
 from ...diffusion.loss import denoising_loss
 from ...models.sit import SiT, drop_labels
 from ...stores import Batch
-from ..artifacts.checkpoints import StoreFacts
-from ..runtime.distributed import Ranks
+from ..artifacts.checkpoints import StoreMetadata
+from ..runtime.distributed import DistributedContext
 from .terms.alignment import Alignment
 
 LEGACY_DROPOUT = 0.1  # REPA's model drops labels with this probability in training, whatever its trainer has dropped
@@ -54,7 +54,7 @@ class Objective(nn.Module):
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, model: SiT, config: TrainConfig, facts: StoreFacts, alignment: Alignment) -> None:
+    def __init__(self, model: SiT, config: TrainConfig, facts: StoreMetadata, alignment: Alignment) -> None:
         super().__init__()
         self.model = model
         self.alignment = alignment
@@ -64,7 +64,7 @@ class Objective(nn.Module):
         self.register_buffer("scale", torch.tensor(facts.latents_scale).reshape(shape), persistent=False)
         self.register_buffer("bias", torch.tensor(facts.latents_bias).reshape(shape), persistent=False)
 
-    def inputs(self, batch: Batch, step: int, ranks: Ranks) -> Inputs:
+    def inputs(self, batch: Batch, step: int, ranks: DistributedContext) -> Inputs:
         """This rank's inputs of a step: all draws are made for the whole global batch, from (seed, step)."""
         config, moments = self._config, batch.moments
         generator = torch.Generator(moments.device).manual_seed((config.seed << 32) + step)
@@ -89,7 +89,7 @@ class Objective(nn.Module):
         )
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """`[3]`: the loss to minimise, and the losses that it is made of, as `names` says."""
+        """`[3]`: the loss to minimize, and the losses that it is made of, as `names` says."""
         x_t, target = self._interpolant.interpolate(self.latents(inputs), inputs.noise, inputs.times)
         velocity, projected = self.model(x_t, inputs.times, self.labels(inputs), project=bool(inputs.targets))
         denoising = denoising_loss(velocity, target).mean()

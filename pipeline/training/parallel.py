@@ -71,7 +71,7 @@ def shards_of(values: Mapping[str, Tensor], like: nn.Module) -> dict[str, Tensor
 
 
 def optimizer_shards_of(values: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's whole state dict, sharded as its parameters are."""
+    """An optimizer's whole state dict, sharded as its parameters are."""
     parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
     state = {
         number: {name: value if name == "step" else _as(value, parameters[number]) for name, value in each.items()}

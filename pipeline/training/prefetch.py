@@ -10,7 +10,9 @@ import torch
 from ...stores import AlignmentDataset, Batch
 
 
-def device_batches(dataset: AlignmentDataset, device: torch.device, start_step: int) -> Generator[Batch, None, None]:
+def prefetch_to_device(
+    dataset: AlignmentDataset, device: torch.device, start_step: int
+) -> Generator[Batch, None, None]:
     """The dataset's batches from `start_step` on, on `device`; a generator to be closed."""
     with closing(dataset.batches(start_step)) as batches:
         if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Pictures of what a run has learnt so far, by its averaged weights: the same noise and labels every time."""
+"""Pictures of what a run has learned so far, by its averaged weights: the same noise and labels every time."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from ...models.sit import SiT, sit_config
 from ...models.sit.entangled import make_sit
 from ...stores import AlignmentDataset, Store
 from ...stores.layout import features_group, latents_group
-from ..artifacts.checkpoints import StoreFacts
-from ..runtime.distributed import Ranks
+from ..artifacts.checkpoints import StoreMetadata
+from ..runtime.distributed import DistributedContext
 from .objective import LEGACY_DROPOUT
 from .terms.class_token import cls_dim
 
@@ -44,7 +44,7 @@ def _only(store: Store, kind: str, option: str) -> str:
     return names[0]
 
 
-def open_dataset(config: TrainConfig, store: Store, ranks: Ranks) -> AlignmentDataset:
+def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -> AlignmentDataset:
     """The batches of a run; ConfigError when they cannot be divided as asked for."""
     dataset = AlignmentDataset(
         store,
@@ -55,7 +55,7 @@ def open_dataset(config: TrainConfig, store: Store, ranks: Ranks) -> AlignmentDa
         rank=ranks.rank,
         world_size=ranks.world_size,
         window=config.shuffle_window,
-        token_scales=config.spatial_norm is not None,  # what is normalised over the image needs tokens' lengths
+        token_scales=config.spatial_norm is not None,  # what is normalized over the image needs tokens' lengths
         cls_tokens=config.cls_coeff > 0,
         alignment_steps=config.aligned_steps,
         flip=config.flip,
@@ -70,7 +70,7 @@ def open_dataset(config: TrainConfig, store: Store, ranks: Ranks) -> AlignmentDa
 
 def build_model(config: TrainConfig, store: Store) -> SiT:
     """The model that the config names, in the shapes of the store; StoreError when the token grids differ."""
-    latents = store.group(latents_group(str(config.vae))).readers["moments"].layout.spec
+    latents = store.group(latents_group(str(config.vae))).shard_indexes["moments"].layout.spec
     channels, side, _ = latents.sample_shape
     encoders = {encoder: store.group(features_group(encoder)).attributes for encoder in config.enc_type}
     options = {} if config.encoder_depth is None else {"encoder_depth": config.encoder_depth}
@@ -97,11 +97,11 @@ def build_model(config: TrainConfig, store: Store) -> SiT:
     return make_sit(model)
 
 
-def store_facts_of(config: TrainConfig, store: Store) -> StoreFacts:
+def store_metadata(config: TrainConfig, store: Store) -> StoreMetadata:
     """What a checkpoint keeps of the store."""
     latents = store.group(latents_group(str(config.vae)))
     groups = [latents.path, *(features_group(encoder) for encoder in config.enc_type)]
-    return StoreFacts(
+    return StoreMetadata(
         vae=latents.attributes["vae"],
         latents_scale=tuple(latents.attributes["scale"]),
         latents_bias=tuple(latents.attributes["bias"]),

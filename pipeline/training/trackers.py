@@ -14,7 +14,7 @@ from ..artifacts.images import Block
 PROJECT = "repa-pipe"
 
 
-class Reporter(Protocol):
+class Tracker(Protocol):
     """Somebody who wants to know."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -83,7 +83,7 @@ class _WandB:
         self._run.finish()
 
 
-def open_reporter(config: TrainConfig, run_dir: Path, start_step: int) -> Reporter:
+def open_tracker(config: TrainConfig, run_dir: Path, start_step: int) -> Tracker:
     """Whom --report-to names; by default TensorBoard where it is installed.
 
     Raises ConfigError when the one named is not installed.

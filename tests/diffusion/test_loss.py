@@ -130,11 +130,11 @@ def test_spatial_zscore_equals_the_published_one(gamma, key):
     torch.testing.assert_close(spatial_zscore(recorded["features"], gamma), recorded[key], atol=1e-5, rtol=0)
 
 
-def test_spatial_zscore_leaves_each_channel_centred_with_deviation_one():
-    normalised = spatial_zscore((3 + 10 * tokens(2, 50, 4)).half(), 1.0)
-    assert normalised.dtype == torch.float32
-    torch.testing.assert_close(normalised.mean(dim=1), torch.zeros(2, 4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(normalised.var(dim=1, correction=1), torch.ones(2, 4), atol=1e-5, rtol=0)
+def test_spatial_zscore_leaves_each_channel_centered_with_deviation_one():
+    normalized = spatial_zscore((3 + 10 * tokens(2, 50, 4)).half(), 1.0)
+    assert normalized.dtype == torch.float32
+    torch.testing.assert_close(normalized.mean(dim=1), torch.zeros(2, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalized.var(dim=1, correction=1), torch.ones(2, 4), atol=1e-5, rtol=0)
 
 
 def test_spatial_zscore_of_empty_tokens_is_zero():

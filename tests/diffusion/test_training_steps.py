@@ -1,4 +1,4 @@
-"""Three optimiser steps of REPA's training program, put together from our pieces."""
+"""Three optimizer steps of REPA's training program, put together from our pieces."""
 
 import runpy
 from pathlib import Path
@@ -40,7 +40,7 @@ def trained(recorded):
     model.load_state_dict(fill(model.state_dict(), 21, keep=("pos_embed",)))
     initial = {name: value.clone() for name, value in model.state_dict().items()}
     ema = Ema(model, decay=0.9999)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     log = []
     for step in range(3):
         moments, features, labels, posterior_noise, t, noise = (
@@ -53,10 +53,10 @@ def trained(recorded):
         velocity, projected = model(x_t, t, labels)
         denoising = denoising_loss(velocity, target).mean()
         alignment = alignment_loss(projected, [features])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (denoising + 0.5 * alignment).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         ema.update(model)
         log.append([denoising.item(), alignment.item(), norm.item()])
     return initial, model.state_dict(), ema.model.state_dict(), torch.tensor(log)

@@ -42,7 +42,7 @@ def test_equals_the_definition_spelled_out(topk):
     assert cknna(a, b, topk) == pytest.approx(by_definition(a, b, topk), rel=1e-9)
 
 
-def test_all_neighbours_give_the_unbiased_cka():
+def test_all_neighbors_give_the_unbiased_cka():
     a, b = draw(2, 30), draw(3, 30)
     k, m = a @ a.T, b @ b.T
     cka = unbiased_hsic(k, m) / np.sqrt(unbiased_hsic(k, k) * unbiased_hsic(m, m))

@@ -8,9 +8,9 @@ from repa_pipe.metrics import linear_probe
 
 def clusters(count, distance, seed=0, width=16, classes=4):
     rng = np.random.default_rng(seed)
-    centres = distance * np.random.default_rng(99).standard_normal((classes, width))
+    centers = distance * np.random.default_rng(99).standard_normal((classes, width))
     labels = rng.integers(0, classes, count)
-    return (centres[labels] + rng.standard_normal((count, width))).astype(np.float32), labels
+    return (centers[labels] + rng.standard_normal((count, width))).astype(np.float32), labels
 
 
 def probe(distance, **changes):

@@ -19,9 +19,9 @@ def by_definition(reference, samples, k):
     def distances(a, b):
         return ((a[:, None].astype(np.float64) - b[None]) ** 2).sum(-1)
 
-    def inside(points, centres):
-        radii = np.sort(distances(centres, centres), axis=1)[:, k]
-        return (distances(points, centres) <= radii).any(1).mean()
+    def inside(points, centers):
+        radii = np.sort(distances(centers, centers), axis=1)[:, k]
+        return (distances(points, centers) <= radii).any(1).mean()
 
     return inside(samples, reference), inside(reference, samples)
 
@@ -39,7 +39,7 @@ def test_equals_the_definition_spelled_out(k):
     assert precision_recall(reference, samples, k=k) == pytest.approx(by_definition(reference, samples, k), abs=1e-12)
 
 
-def test_balls_on_a_line_are_closed_and_reach_to_the_third_neighbour():
+def test_balls_on_a_line_are_closed_and_reach_to_the_third_neighbor():
     line = np.arange(10, dtype=np.float64)[:, None]
     touching, beyond = np.full((4, 1), 12.0), np.full((4, 1), 12.001)  # the last point's ball ends at 9 + 3
     assert precision_recall(line, touching) == (1.0, 0.0)

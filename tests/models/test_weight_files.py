@@ -46,7 +46,7 @@ def test_safetensors_files_are_read(tmp_path):
     assert same(read_checkpoint(tmp_path / "model.safetensors"), TENSORS)
 
 
-def test_tensors_under_a_key_are_read_and_their_neighbours_left(tmp_path):
+def test_tensors_under_a_key_are_read_and_their_neighbors_left(tmp_path):
     beside = {"args": argparse.Namespace(lr=1e-4), "loss": np.float64(0.5), "steps": 7}
     torch.save({"ema": TENSORS, "model": {}, **beside}, tmp_path / "checkpoint.pt")
     assert same(read_checkpoint(tmp_path / "checkpoint.pt", "ema"), TENSORS)

@@ -43,8 +43,8 @@ reference = "REFERENCE"
 """
 
 
-class MeanColours:
-    name, width = "mean-colours", 3
+class MeanColors:
+    name, width = "mean-colors", 3
     fingerprint = {"name": name}  # noqa: RUF012
 
     def features(self, images):
@@ -82,7 +82,7 @@ def calls(monkeypatch):
         return call_in_this_process(words, log)
 
     monkeypatch.setattr(ablate_run, "_call", call)
-    monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColours())
+    monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColors())
     return made
 
 

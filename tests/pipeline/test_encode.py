@@ -282,7 +282,7 @@ def test_compiled_encoders_say_so_and_differ_in_rounding_alone(encoded, images, 
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
-def test_quantised_tokens_keep_their_direction_and_the_record_says_how_well(images, tmp_path, codec):
+def test_quantized_tokens_keep_their_direction_and_the_record_says_how_well(images, tmp_path, codec):
     from repa_pipe.stores.codecs import codec_from_attributes
 
     encode.run(config_of(images, tmp_path / "store", codec=codec))

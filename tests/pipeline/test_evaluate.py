@@ -62,24 +62,24 @@ def test_distance_grows_with_blur_and_with_noise(photos, tmp_path):
     assert 0 < distances[2] < distances[3]
 
 
-class MeanColours:
-    """Three features that the test decides: an image's colours."""
+class MeanColors:
+    """Three features that the test decides: an image's colors."""
 
-    name, width = "mean-colours", 3
+    name, width = "mean-colors", 3
     fingerprint = {"name": name}  # noqa: RUF012
 
     def features(self, images):
         return Features(images.float().mean((2, 3)), None, None)
 
 
-def test_colours_of_known_gaussians_have_the_distance_of_the_closed_form(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColours())
+def test_colors_of_known_gaussians_have_the_distance_of_the_closed_form(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColors())
     rng = np.random.default_rng(0)
     means, deviations = np.array([[100, 120, 140], [110, 120, 125]]), np.array([[10, 20, 15], [20, 10, 15]])
     paths = []
     for number in range(2):
-        colours = means[number] + deviations[number] * rng.standard_normal((4_000, 1, 1, 3))
-        images = np.broadcast_to(np.rint(colours.clip(0, 255)), (4_000, 2, 2, 3)).astype(np.uint8)
+        colors = means[number] + deviations[number] * rng.standard_normal((4_000, 1, 1, 3))
+        images = np.broadcast_to(np.rint(colors.clip(0, 255)), (4_000, 2, 2, 3)).astype(np.uint8)
         paths.append(save(tmp_path / f"{number}.npz", images))
     config = EvaluateConfig(samples=paths[1], reference=paths[0], device="cpu", batch_size=1000)
     result = evaluate.run(config)

@@ -1,4 +1,4 @@
-"""Metrics of every checkpoint of a real run, with a detector that is quick: the mean colour."""
+"""Metrics of every checkpoint of a real run, with a detector that is quick: the mean color."""
 
 import json
 import re
@@ -16,8 +16,8 @@ from repa_pipe.pipeline import evaluate, report, sample, train
 from repa_pipe.pipeline import evaluate_checkpoints as evaluate_run
 
 
-class MeanColours:
-    name, width = "mean-colours", 3
+class MeanColors:
+    name, width = "mean-colors", 3
     fingerprint = {"name": name}  # noqa: RUF012
 
     def features(self, images):
@@ -27,7 +27,7 @@ class MeanColours:
 @pytest.fixture
 def run(config_of, tmp_path, monkeypatch):
     """A run of 4 steps with checkpoints at 2 and 4."""
-    monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColours())
+    monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColors())
     options = {"learning_rate": 1e-2, "ema_decay": 0.5, "batch_size": 4, "mixed_precision": "bf16", "log_steps": 1}
     return train.run(config_of(output_dir=str(tmp_path), max_train_steps=4, checkpointing_steps=2, **options)).run
 

@@ -95,12 +95,12 @@ def test_classes_that_stand_in_the_latents_are_found_and_noise_hides_them(traine
         config = probing(run, num_images=50, test_share=0.4)
         images = ProbedImages(store, "tiny", ["enc"], config)
 
-        def coloured(_names, rows):
+        def colored(_names, rows):
             signs = np.array([-1.0, 0.0, 1.0])[store.labels[rows]].reshape(-1, 1, 1, 1)
             mean = np.broadcast_to(signs, (len(rows), 4, 8, 8))
             return {"latents/tiny/moments": np.concatenate([mean, 0.1 * np.ones_like(mean)], 1).astype(np.float32)}
 
-        images._store.read = coloured
+        images._store.read = colored
         clean = probe._accuracy(images.of_blocks(model, 0.0)[2], images)
         noise = probe._accuracy(images.of_blocks(model, 1.0)[2], images)
     assert clean == 1.0

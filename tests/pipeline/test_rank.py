@@ -23,7 +23,7 @@ GRID, WIDTH, NUM_SAMPLES = 8, 16, 20
 
 
 def tokens_of(structure):
-    """Noise plus `structure` times waves over the grid: the more of these, the more alike neighbours are."""
+    """Noise plus `structure` times waves over the grid: the more of these, the more alike neighbors are."""
     rng = np.random.default_rng(0)
     rows, columns = np.divmod(np.arange(GRID * GRID), GRID)
     angles = rows[:, None] * rng.uniform(0.2, 0.6, WIDTH) + columns[:, None] * rng.uniform(0.2, 0.6, WIDTH)

@@ -26,7 +26,7 @@ from repa_pipe.errors import ConfigError, StoreError
 from repa_pipe.models.vae import load_vae
 from repa_pipe.pipeline import report
 from repa_pipe.pipeline.reporting.curves import MAX_POINTS, bucket_ends, smooth, thin
-from repa_pipe.pipeline.reporting.pictures import psnr, tokens_to_colours
+from repa_pipe.pipeline.reporting.pictures import psnr, tokens_to_colors
 from repa_pipe.pipeline.reporting.plots import COLOURS, stroke_of
 from repa_pipe.pipeline.reporting.runs import train_command
 from repa_pipe.pipeline.reporting.tables import bytes_text, number_text, seconds_text
@@ -47,7 +47,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def write_photographs(folder: Path) -> None:
-    """Smooth colour fields, two classes: what an autoencoder keeps."""
+    """Smooth color fields, two classes: what an autoencoder keeps."""
     for i in range(NUM_IMAGES):
         x, y = np.meshgrid(np.linspace(0, 1, 80), np.linspace(0, 1, 72))
         waves = [np.sin(2 * np.pi * (x * (1 + i % 3) + y * channel / 2 + i / 7)) for channel in range(3)]
@@ -252,7 +252,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
-    path = tmp_path_factory.mktemp("stores") / "colour-fields"
+    path = tmp_path_factory.mktemp("stores") / "color-fields"
     write_store(path, photographs)
     return path
 
@@ -486,7 +486,7 @@ def test_reconstructions_come_from_the_stored_means(page: Page, store: Path) -> 
     assert psnr(np.asarray(page.picture("Reconstruction of dogs & co/photo 0.png")), expected) > 30
 
 
-def test_equal_tokens_have_equal_colours_whatever_their_lengths(page: Page) -> None:
+def test_equal_tokens_have_equal_colors_whatever_their_lengths(page: Page) -> None:
     picture = np.asarray(page.picture("Tokens of dogs & co/photo 0.png"))
     assert picture.shape == (GRID, GRID, 3)
     half = GRID // 2
@@ -700,7 +700,7 @@ def test_smoothing_keeps_a_line_and_calms_noise() -> None:
     assert smooth(noise)[20:-20].std() < 0.4 * noise.std()
     spike = np.zeros(500)
     spike[100] = 17.0
-    np.testing.assert_allclose(smooth(spike)[92:109], 1.0)  # 17 points, centred
+    np.testing.assert_allclose(smooth(spike)[92:109], 1.0)  # 17 points, centered
     assert not smooth(spike)[[91, 109]].any()
 
 
@@ -710,25 +710,25 @@ def test_lines_of_twenty_runs_differ_and_show_on_both_backgrounds() -> None:
     backgrounds = re.findall(r"--page: (#\w{6})", style)
     assert len(set(backgrounds)) == 2
 
-    def luminance(colour: str) -> float:
-        levels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    def luminance(color: str) -> float:
+        levels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
-    for colour in COLOURS:
+    for color in COLOURS:
         for background in backgrounds:
-            high, low = sorted((luminance(colour), luminance(background)), reverse=True)
+            high, low = sorted((luminance(color), luminance(background)), reverse=True)
             assert (high + 0.05) / (low + 0.05) >= 3
 
 
-def test_colours_show_all_of_three_directions_and_less_of_more() -> None:
+def test_colors_show_all_of_three_directions_and_less_of_more() -> None:
     directions = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
     which = torch.arange(2 * 32) % 4
-    colours, share = tokens_to_colours(directions[which].view(2, 32, 16))
-    assert colours.shape == (2, 32, 3)
+    colors, share = tokens_to_colors(directions[which].view(2, 32, 16))
+    assert colors.shape == (2, 32, 3)
     assert share == pytest.approx(1)
-    assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 4
-    _, share = tokens_to_colours(directions[torch.arange(64) % 16].view(2, 32, 16))
+    assert len(np.unique(colors.reshape(-1, 3), axis=0)) == 4
+    _, share = tokens_to_colors(directions[torch.arange(64) % 16].view(2, 32, 16))
     assert share == pytest.approx(3 / 15, abs=1e-6)
 
 
@@ -800,8 +800,8 @@ def test_browser_draws_the_curves_without_a_complaint(scheme: str, tmp_path: Pat
     assert complaints(done) == []
     pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
     assert (pixels[0, 0].mean() < 64) == (scheme == "dark")
-    for colour in COLOURS[:2]:
-        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    for color in COLOURS[:2]:
+        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         columns = (np.abs(pixels - wanted).max(-1) < 12).any(0)
         assert columns.sum() > 60  # wider than the strokes beside the runs' names
 

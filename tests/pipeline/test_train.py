@@ -17,7 +17,7 @@ from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts import metrics_log
 from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints, load_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
-from repa_pipe.pipeline.runtime.distributed import Ranks
+from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.training.objective import Objective
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.stores import open_store
@@ -60,7 +60,9 @@ def test_without_alignment_no_token_is_read(config_of, make_store, weights_of):
 
 def inputs_of_steps(config, steps):
     with open_store(config.store) as store:
-        trainer = train.Trainer(resolve(config, store), store, torch.device("cpu"), Ranks(0, 1, 0), Path("unused"))
+        trainer = train.Trainer(
+            resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1, 0), Path("unused")
+        )
         batch = trainer.dataset.read(trainer.dataset.indices_of_step(0))
         return [trainer._objective.inputs(batch, step, trainer.ranks) for step in range(steps)], trainer.model.config
 
@@ -216,7 +218,7 @@ def test_a_full_disk_stops_cleanly_and_the_run_goes_on_later(
 
     train.run(config_of(max_train_steps=3))
     with monkeypatch.context() as patch, pytest.raises(CheckpointError, match=r"No space left.*make room"):
-        patch.setattr(*{"checkpoint": (torch, "save"), "metrics": (metrics_log, "write_atomically")}[what], full)
+        patch.setattr(*{"checkpoint": (torch, "save"), "metrics": (metrics_log, "atomic_write_bytes")}[what], full)
         train.run(config_of())
     folder = Path(whole.run).parent / "run"
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["0000003.pt"]

@@ -14,7 +14,7 @@ Encode = Callable[..., bytes]
 def encode(
     seed: int = 0, size: tuple[int, int] = (40, 30), file_format: str = "PNG", mode: str = "RGB", **options: object
 ) -> bytes:
-    """One small image file of random colours."""
+    """One small image file of random colors."""
     width, height = size
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()

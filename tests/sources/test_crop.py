@@ -37,7 +37,7 @@ def test_crop_of_a_jpeg_is_within_two_levels_of_the_published_one(name):
 
 @settings(max_examples=100, deadline=None)
 @given(width=sides, height=sides, size=sizes, color=st.tuples(*[st.integers(0, 255)] * 3))
-def test_any_shape_gives_a_square_and_a_plain_colour_stays(width, height, size, color):
+def test_any_shape_gives_a_square_and_a_plain_color_stays(width, height, size, color):
     crop = center_crop(PIL.Image.new("RGB", (width, height), color), size)
     assert crop.dtype == np.uint8
     np.testing.assert_array_equal(crop, np.broadcast_to(np.array(color, np.uint8), (size, size, 3)))

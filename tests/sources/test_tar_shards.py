@@ -121,7 +121,7 @@ def test_member_of_more_than_eight_gigabytes_is_stepped_over(tmp_path, encode):
             file.write(small)
         source = open_source(str(tmp_path / "a.tar"))
         (record,) = records_of(source.index())
-        assert record.where == f"a.tar:{len(header) + large.size + small.index(encode())}"
+        assert record.locator == f"a.tar:{len(header) + large.size + small.index(encode())}"
         assert source.read(record) == encode()
 
 

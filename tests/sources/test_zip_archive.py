@@ -136,7 +136,7 @@ def test_member_is_never_inflated_beyond_its_stated_size(tmp_path):
 def test_archive_that_was_replaced_is_noticed(plain_tree, tmp_path):
     file = pack(plain_tree, tmp_path / "a.zip")
     source = open_source(str(file))
-    last = max(records_of(source.index()), key=lambda record: int(record.where.split(":")[0]))
+    last = max(records_of(source.index()), key=lambda record: int(record.locator.split(":")[0]))
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(SourceError, match="has changed since it was listed"):
         source.read(last)

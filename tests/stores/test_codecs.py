@@ -98,7 +98,7 @@ def test_directions_survive(name, width, mean, least):
         assert cosines.min() > least
 
 
-def test_int4_reaches_the_distortion_of_the_lloyd_max_quantiser():
+def test_int4_reaches_the_distortion_of_the_lloyd_max_quantizer():
     # Max 1960, table I: mean squared error 0.009497 at 16 levels of a normal variable; cosine² = 1 - error
     tokens = torch.randn(4, 256, 768, generator=torch.Generator().manual_seed(5))
     cosines = cosine(restored(make_codec("int4", 256, 768), tokens), tokens)
@@ -238,7 +238,7 @@ def test_tokens_too_large_for_float16_are_refused_never_infinite(name, largest, 
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
-def test_quantised_codecs_take_outliers_that_float16_cannot_hold(name):
+def test_quantized_codecs_take_outliers_that_float16_cannot_hold(name):
     tokens = torch.ones(1, 1, 256)
     tokens[0, 0, 100] = 2e5
     assert cosine(restored(make_codec(name, 1, 256), tokens), tokens).min() > 0.99

@@ -208,7 +208,7 @@ def test_a_rename_that_did_not_happen_does_not_count(tmp_path, monkeypatch):
     (tmp_path / "final").write_bytes(b"another writer's")
     monkeypatch.setattr(Path, "replace", lambda self, target: self.unlink() or self.stat())
     with pytest.raises(FileNotFoundError):
-        files.write_atomically(tmp_path / "final", b"mine")
+        files.atomic_write_bytes(tmp_path / "final", b"mine")
 
 
 @pytest.mark.parametrize(("code", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
@@ -219,6 +219,6 @@ def test_folders_that_cannot_be_synced(tmp_path, monkeypatch, code, fails):
     monkeypatch.setattr(os, "fsync", refuse)
     if fails:
         with pytest.raises(OSError, match="Input/output"):
-            files.sync_folder(tmp_path)
+            files.fsync_directory(tmp_path)
     else:
-        files.sync_folder(tmp_path)
+        files.fsync_directory(tmp_path)

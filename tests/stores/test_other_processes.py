@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from repa_pipe.errors import ConfigError, StoreError
-from repa_pipe.stores import AlignmentDataset, Samples, open_store
+from repa_pipe.stores import AlignmentDataset, MapStyleDataset, open_store
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def assert_holds(batch, contents):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_data_loader_gets_whole_batches_from_its_workers(dataset_of, start):
     loader = torch.utils.data.DataLoader(
-        Samples(dataset_of()),
+        MapStyleDataset(dataset_of()),
         batch_size=8,
         shuffle=True,
         num_workers=2,
-        collate_fn=Samples.collate,
+        collate_fn=MapStyleDataset.collate,
         multiprocessing_context=start,
     )
     batches = list(loader)
@@ -54,7 +54,7 @@ def test_a_data_loader_gets_whole_batches_from_its_workers(dataset_of, start):
 
 
 def test_samples_alone(dataset_of):
-    samples = Samples(dataset_of())
+    samples = MapStyleDataset(dataset_of())
     assert len(samples) == 50
     assert_holds(samples[7], dataset_of.contents)
 

@@ -170,7 +170,7 @@ def test_a_store_read_before_a_fork_reads_after_it(read_store):
 def test_more_shards_than_open_files(make_store, monkeypatch):
     from repa_pipe.stores import reader
 
-    monkeypatch.setattr(reader.Descriptors.__init__, "__defaults__", (3,))
+    monkeypatch.setattr(reader.FileDescriptorCache.__init__, "__defaults__", (3,))
     path, contents = make_store(shard_size=4)
     store = open_store(path)
     for _ in range(2):

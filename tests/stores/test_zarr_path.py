@@ -34,7 +34,7 @@ def test_arrays_in_another_form_read_the_same(make_store, how):
     rows = [40, 1, 1, 0, 49, 16]
     with open_store(path) as store:
         got = store.read(["features/enc"], rows)
-        assert not store.group("features/enc").readers["tokens"].layout.plain
+        assert not store.group("features/enc").shard_indexes["tokens"].layout.plain
     for array in ("tokens", "cls_token"):
         np.testing.assert_array_equal(got[f"features/enc/{array}"], contents[f"features/enc/{array}"][rows])
 

@@ -15,8 +15,8 @@ from ....models.sit import SiT
 from ....models.sit.entangled import EntangledSiT
 from ....stores import Batch, Store
 from ....stores.layout import features_group
-from ...artifacts.checkpoints import StoreFacts
-from ...runtime.distributed import Ranks
+from ...artifacts.checkpoints import StoreMetadata
+from ...runtime.distributed import DistributedContext
 from ..objective import Inputs, Objective
 from .alignment import Alignment
 
@@ -28,12 +28,12 @@ def cls_dim(config: TrainConfig, store: Store) -> int:
     """Width of the first encoder's class token; StoreError when one of the encoders has none."""
     for encoder in config.enc_type:
         group = store.group(features_group(encoder))
-        if CLS_TOKEN not in group.readers:
+        if CLS_TOKEN not in group.shard_indexes:
             raise StoreError(
                 f"{encoder} has no class token in {store.location}, which --cls-coeff needs: take an encoder that "
                 "has one (docs/encoders.md), or --cls-coeff 0"
             )
-    return store.group(features_group(config.enc_type[0])).readers[CLS_TOKEN].layout.spec.sample_shape[0]
+    return store.group(features_group(config.enc_type[0])).shard_indexes[CLS_TOKEN].layout.spec.sample_shape[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class RegObjective(Objective):
     names: ClassVar[tuple[str, ...]] = (*Objective.names, "cls_loss")
     model: EntangledSiT
 
-    def inputs(self, batch: Batch, step: int, ranks: Ranks) -> RegInputs:
+    def inputs(self, batch: Batch, step: int, ranks: DistributedContext) -> RegInputs:
         """As of the plain objective, and the class token with its noise."""
         plain = super().inputs(batch, step, ranks)
         classes = [token.float() for token in batch.cls_tokens if token is not None]
@@ -80,7 +80,7 @@ class RegObjective(Objective):
         return torch.stack([loss, denoising, alignment, cls_loss])
 
 
-def make_objective(model: SiT, config: TrainConfig, facts: StoreFacts, alignment: Alignment) -> Objective:
+def make_objective(model: SiT, config: TrainConfig, facts: StoreMetadata, alignment: Alignment) -> Objective:
     """The objective that a config asks for."""
     kind = RegObjective if config.cls_coeff else Objective
     return kind(model, config, facts, alignment)

@@ -9,7 +9,7 @@ HALF = (0.5, 0.5, 0.5)
 
 @pytest.mark.parametrize("resize", ["before", "after"])
 @pytest.mark.parametrize("size", [32, 28, 64])
-def test_white_image_becomes_the_normalised_one_at_every_size(resize, size):
+def test_white_image_becomes_the_normalized_one_at_every_size(resize, size):
     white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     pixels = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD, resize=resize)(white, size)
     expected = (1 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
@@ -27,7 +27,7 @@ def test_only_antialiasing_keeps_an_edge_within_the_range_of_an_image():
     assert (smooth.min(), smooth.max()) == (-1, 1)
 
 
-@pytest.mark.parametrize(("name", "first"), [("dinov2-vit-b", "normalise"), ("clip-vit-L", "resize 256 to 224")])
+@pytest.mark.parametrize(("name", "first"), [("dinov2-vit-b", "normalize"), ("clip-vit-L", "resize 256 to 224")])
 def test_description_tells_the_order(name, first):
     steps = find_entry(name).preprocessing.describe(256, 224).split("; ")
     assert steps[0] == "divide by 255"

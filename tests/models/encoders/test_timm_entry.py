@@ -19,7 +19,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """Make a randomly initialised network and its weights file, once each."""
+    """Make a randomly initialized network and its weights file, once each."""
     folder = tmp_path_factory.mktemp("timm")
     made = {}
 

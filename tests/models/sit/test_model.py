@@ -212,7 +212,7 @@ def test_projectors_read_the_tokens_after_encoder_depth(small, inputs):
     torch.testing.assert_close(small.projectors[0](state), projected)
 
 
-def test_a_convolving_projector_sees_a_token_and_its_neighbours():
+def test_a_convolving_projector_sees_a_token_and_its_neighbors():
     model = SiT(replace(SMALL, projector="conv"))
     tokens = torch.zeros(1, 64, 192)
     tokens[0, 3 * 8 + 4] = 1  # row 3, column 4 of the grid

@@ -191,7 +191,7 @@ def test_a_thousand_broken_images_are_listed_and_two_thousand_good_ones_stored(t
         def __call__(self, crops):
             return {"moments": crops.float().mean((2, 3), keepdim=True).numpy() + 1}
 
-    monkeypatch.setattr("repa_pipe.pipeline.encoding.shard.load_stages", lambda *_: [Means()])
+    monkeypatch.setattr("repa_pipe.pipeline.encoding.shard.load_group_encoders", lambda *_: [Means()])
     folder = tmp_path / "images/class-0"
     folder.mkdir(parents=True)
     buffer = io.BytesIO()

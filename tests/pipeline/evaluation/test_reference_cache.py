@@ -15,10 +15,10 @@ from repa_pipe.stores.manifest import record_checksum
 CPU = torch.device("cpu")
 
 
-class MeanColours:
+class MeanColors:
     """A detector that counts the images it has seen."""
 
-    name, width = "mean-colours", 3
+    name, width = "mean-colors", 3
 
     def __init__(self, version="1"):
         self.fingerprint = {"name": self.name, "version": version}
@@ -48,7 +48,7 @@ def save(path, seed):
 
 
 def load(reference, detector=None, batch_size=4):
-    detector = detector or MeanColours()
+    detector = detector or MeanColors()
     config = EvaluateConfig(samples="", reference=str(reference), batch_size=batch_size)
     return load_reference(detector, config, 8, CPU), detector.seen
 
@@ -68,12 +68,12 @@ def test_a_reference_is_looked_at_once(cache, reference):
 
 def test_other_images_detectors_or_devices_are_other_references(cache, reference, tmp_path, monkeypatch):
     assert load(reference)[1] == 10
-    assert load(reference, MeanColours("2"))[1] == 10
+    assert load(reference, MeanColors("2"))[1] == 10
     reference.rename(tmp_path / "moved.npz")
     assert load(tmp_path / "moved.npz")[1] == 0
     assert load(save(reference, seed=1))[1] == 10
     images = open_images(str(reference), 4)
-    assert references._key(MeanColours(), images, CPU) != references._key(MeanColours(), images, torch.device("cuda"))
+    assert references._key(MeanColors(), images, CPU) != references._key(MeanColors(), images, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("place", [40, -40])

@@ -7,7 +7,7 @@ import torch
 from repa_pipe.errors import CheckpointError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints, load_checkpoint
-from repa_pipe.pipeline.training.nonfinite import Health
+from repa_pipe.pipeline.training.nonfinite import NonFiniteGuard
 from repa_pipe.stores import AlignmentDataset, open_store
 
 
@@ -56,9 +56,9 @@ def test_the_checkpoint_beside_holds_the_weights_before_the_bad_step(config_of, 
 
 def test_overflowing_gradients_are_a_scalers_daily_work():
     for scaled, found in ((False, 7), (True, None)):
-        health = Health(torch.device("cpu"), ("loss",), scaled)
+        health = NonFiniteGuard(torch.device("cpu"), ("loss",), scaled)
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-        health.look(7, torch.tensor([1.0, float("inf")]), optimizer)
-        health.look(8, torch.tensor([1.0, float("inf")]), optimizer)
+        health.check(7, torch.tensor([1.0, float("inf")]), optimizer)
+        health.check(8, torch.tensor([1.0, float("inf")]), optimizer)
         bad = health.bad_step()
         assert (bad.step if bad else None) == found

@@ -11,7 +11,7 @@ from repa_pipe.errors import ConfigError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
-from repa_pipe.pipeline.runtime.distributed import Ranks
+from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.training.setup import open_dataset, resolve
 from repa_pipe.pipeline.training.terms.alignment import Alignment
 from repa_pipe.stores import Batch, open_store
@@ -60,7 +60,7 @@ def test_alignment_by_nt_xent(config_of):
 
 
 @pytest.mark.parametrize(("codec_name", "close"), [("float16", 1e-2), ("int8", 0.1), ("int4", 0.5)])
-def test_targets_are_normalised_over_the_image_whatever_the_codec(codec_name, close):
+def test_targets_are_normalized_over_the_image_whatever_the_codec(codec_name, close):
     tokens = torch.randn(3, 16, 32) * torch.linspace(0.5, 8, 16)[None, :, None] + 2
     codec = make_codec(codec_name, 16, 32)
     stored = {name: torch.from_numpy(array) for name, array in codec.encode(tokens).items()}
@@ -72,10 +72,10 @@ def test_targets_are_normalised_over_the_image_whatever_the_codec(codec_name, cl
     assert (target - spatial_zscore(tokens, 0.6)).square().mean().sqrt() < close
 
 
-def test_scales_of_tokens_are_read_only_for_spatial_normalisation(config_of):
+def test_scales_of_tokens_are_read_only_for_spatial_normalization(config_of):
     with open_store(config_of().store) as store:
         for gamma, wanted in ((None, False), (1.0, True)):
-            dataset = open_dataset(resolve(config_of(spatial_norm=gamma), store), store, Ranks(0, 1, 0))
+            dataset = open_dataset(resolve(config_of(spatial_norm=gamma), store), store, DistributedContext(0, 1, 0))
             assert ("token_scale" in dataset._wanted) == wanted
 
 

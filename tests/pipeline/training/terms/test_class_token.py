@@ -8,11 +8,11 @@ from repa_pipe.config import SampleConfig
 from repa_pipe.errors import ConfigError, StoreError
 from repa_pipe.pipeline import sample, train
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
-from repa_pipe.pipeline.runtime.distributed import Ranks
+from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.stores import open_store
 
-ALONE = Ranks(0, 1, 0)
+ALONE = DistributedContext(0, 1, 0)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_ranks_share_the_noise_of_class_tokens(trainer_of):
     trainer = trainer_of(cls_coeff=0.03)
     batch = first_batch(trainer)
     whole = trainer._objective.inputs(batch, 3, ALONE).cls_noise
-    shares = [trainer._objective.inputs(batch, 3, Ranks(rank, 2, rank)).cls_noise for rank in range(2)]
+    shares = [trainer._objective.inputs(batch, 3, DistributedContext(rank, 2, rank)).cls_noise for rank in range(2)]
     assert torch.equal(torch.cat(shares), whole)
 
 

@@ -18,10 +18,10 @@ else:
     Base = torch.utils.data.Dataset
 
 
-class Samples(Base):
+class MapStyleDataset(Base):
     """Valid samples of a store, by their position among these.
 
-    DataLoader(Samples(dataset), batch_size=64, shuffle=True, num_workers=4, collate_fn=Samples.collate)
+    DataLoader(MapStyleDataset(dataset), batch_size=64, shuffle=True, num_workers=4, collate_fn=MapStyleDataset.collate)
 
     Each DataLoader batch is one read of the store and arrives as a `Batch`. `dataset` says which latents and encoders;
     its own order, ranks and read-ahead are not used.

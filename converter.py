@@ -1,0 +1,100 @@
+"""The one way in and out of JSON and TOML: configs, manifests, commit records, store metadata, sweeps.
+
+Values that come from a file are never trusted: unknown keys, missing keys, wrong types and values outside a `Literal` are
+refused with the place where they were found. Types are exact, except that an integer is accepted for a float.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from .errors import ConfigError, RepaPipeError
+
+T = TypeVar("T")
+
+
+def structure(values: object, kind: type[T], where: str, error: type[RepaPipeError] = ConfigError) -> T:
+    """Build an instance of the dataclass `kind` from plain values, as JSON or TOML hold them.
+
+    Args:
+        values: a mapping from field names to values; lists become tuples where the field is a tuple.
+        kind: the dataclass. Errors that its `__post_init__` raises are passed on, with `where` in front.
+        where: the file, and the place in it, that errors name.
+        error: the class of the errors raised.
+
+    Raises:
+        error: a key is unknown or missing, or a value has another type than its field.
+    """
+    _require_known_keys(values, kind, where, error)
+    try:
+        return msgspec.convert(values, kind)
+    except (msgspec.ValidationError, RepaPipeError) as problem:
+        own = problem if isinstance(problem, RepaPipeError) else problem.__cause__
+        if isinstance(own, RepaPipeError):
+            raise type(own)(f"{where}: {own}") from problem
+        raise error(f"{where}: {_describe(str(problem), kind)}") from problem
+
+
+def unstructure(instance: Any) -> dict[str, Any]:
+    """Return a dataclass instance as plain JSON values: tuples become lists, nested dataclasses mappings."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(instance)))
+    return values
+
+
+def read_json(path: Path, error: type[RepaPipeError] = ConfigError) -> dict[str, Any]:
+    """Read a JSON file that holds a mapping; raises `error` when it is missing or damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise error(f"{path} cannot be read ({problem})") from problem
+    if not isinstance(values, dict):
+        raise error(f"{path} holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def choices_of(hint: object) -> tuple[Any, ...]:
+    """Return the values of a `Literal[...]` or `Literal[...] | None` hint; empty for any other hint."""
+    for kind in (hint, *typing.get_args(hint)):
+        if typing.get_origin(kind) is Literal:
+            return typing.get_args(kind)
+    return ()
+
+
+def _require_known_keys(values: object, kind: Any, where: str, error: type[RepaPipeError]) -> None:
+    """Refuse keys that are no field, at any depth: msgspec ignores them for dataclasses."""
+    if isinstance(values, Mapping) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        known = [field.name for field in dataclasses.fields(kind)]
+        for key, value in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=3) or known
+                raise error(f"{where}: unknown key {key!r}; expected {' or '.join(near)}")
+            _require_known_keys(value, hints[key], f"{where}: {key}", error)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            for inner in typing.get_args(kind):
+                _require_known_keys(value, inner, where, error)
+
+
+def _describe(problem: str, kind: Any) -> str:
+    """Turn msgspec's message into `batch_size: expected int, found str`."""
+    message, _, place = problem.partition(" - at `$")
+    name = place.rstrip("`").lstrip(".")
+    message = re.sub(r"Expected `(.*?)`, got `(.*?)`", r"expected \1, found \2", message)
+    missing = re.fullmatch(r"Object missing required field `(.*)`", message)
+    if missing:
+        return f"{name + ': ' if name else ''}required key {missing.group(1)!r} is missing"
+    choices = choices_of(typing.get_type_hints(kind).get(name, NoneType))
+    if choices:
+        message = f"{message[0].lower()}{message[1:]}; expected {' or '.join(map(str, choices))}"
+    return f"{name}: {message}" if name else message
