@@ -1,40 +1,51 @@
-# The commands that people type. `make` alone lists them.
+# The commands that people and CI type. `make` alone lists them.
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+# make install CONSTRAINTS=constraints.txt installs the exact versions of the lock file
+CONSTRAINTS ?=
 
-.PHONY: help install demo site test test-slow lint format
+.PHONY: help install demo site test test-slow lint format lock
 
-help:  ## list the commands
+help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(VENV)/.installed  ## make .venv and install repa-pipe into it
+install: $(VENV)/.installed  ## create .venv and install repa-pipe with all development tools into it
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --progress-bar on --editable '.[demo,dev]' $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	@touch $@
 
-demo: install  ## encode, train, sample, evaluate and report on real photographs (ends with a page to open)
+demo: install  ## encode, train, sample and evaluate on real images, then write an HTML report
 	$(BIN)/repa-pipe demo
 
-test: install lint  ## lint, types and the tests that take minutes at most
+test: install lint  ## run lint and all tests but the slow ones (minutes)
 	$(BIN)/python -m pytest
 
-test-slow: install  ## the long tests only
+test-slow: install  ## run only the slow tests (20 minutes, up to 10 GB of memory)
 	$(BIN)/python -m pytest -m slow
 
-site: install  ## the documentation as a site, in build/site
+site: install  ## build the documentation site in build/site
 	$(BIN)/python -m mkdocs build --strict
 
-lint: install  ## formatting, style, types and the direction of imports
+lint: install  ## check formatting, style, spelling, wording, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/python tests/wording.py
 	@mkdir -p build/types && ln -sfn ../.. build/types/repa_pipe
 	MYPYPATH=build/types $(BIN)/mypy -p repa_pipe
 	$(BIN)/lint-imports
 
-format:  ## let ruff format and mend what it can
+format:  ## format the code and apply automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+lock: install  ## write the versions installed in .venv to constraints.txt
+	@mkdir -p build
+	$(BIN)/python -m pip list --format freeze --exclude-editable --exclude pip --exclude setuptools > build/versions.txt
+	@# the comment at the top of the file stays; a suffix such as +cpu names a package index, not a version
+	{ sed '/^[^#]/,$$d' constraints.txt; sed 's/+.*//' build/versions.txt; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt

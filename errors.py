@@ -1,21 +1,21 @@
 """The errors that users meet: one small tree, each also the builtin that it is.
 
-A message states what was found, where, what was expected, and what to do. The command line prints it as one
-line and exits with code 2.
+A message states what was found, where, what was expected, and what to do. The command line prints it as one line and
+exits with code 2.
 """
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's exception says, for a message of ours; its type where it says nothing."""
+    """Return the first line of another library's exception, or its type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class RepaPipeError(Exception):
-    """Anything that the user can mend."""
+    """Base class: anything that the user can fix."""
 
 
 class ConfigError(RepaPipeError, ValueError):
-    """An option's value, or a combination of options, that cannot work."""
+    """A value of an option, or a combination of options, that cannot work."""
 
 
 class SourceError(RepaPipeError, ValueError):
@@ -23,20 +23,24 @@ class SourceError(RepaPipeError, ValueError):
 
 
 class BadImageError(RepaPipeError, ValueError):
-    """One image that cannot be decoded; the message is the reason that the quarantine lists."""
+    """One image that cannot be decoded; the message is the reason recorded in the quarantine."""
 
 
 class StoreError(RepaPipeError, RuntimeError):
-    """A store that is missing, incomplete, damaged, or made from something else than asked for."""
+    """A store that is missing, incomplete, damaged, or made from something other than what was requested."""
 
 
 class RemoteError(StoreError):
-    """A store behind a URL whose server cannot be reached, or refuses; it may be well again in a while."""
+    """A store behind a URL whose server cannot be reached or refuses access; it may recover."""
 
 
 class WeightsError(RepaPipeError, RuntimeError):
-    """A weights file that cannot be had, or does not fit the model that it was named for."""
+    """A weights file that is unavailable, or does not fit the model that it was given for."""
 
 
 class CheckpointError(RepaPipeError, RuntimeError):
     """A training checkpoint that cannot be read, or belongs to another configuration."""
+
+
+class ActorError(RepaPipeError, RuntimeError):
+    """Ray actors that fail again and again."""

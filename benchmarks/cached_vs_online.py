@@ -1,11 +1,11 @@
-"""What training from a store changes against running the encoder in every step: the losses of both, step by step.
+"""Compare the losses of training from a store with those of running the encoder in every step.
 
     python benchmarks/cached_vs_online.py [--steps 50] [--images 32] [--out FILE.json]
 
-Real photographs (the demo's crops), a small real encoder, SiT-T/2 in float32 on the CPU, the same seed, order and
-noise in all runs. The online run encodes each batch's images again, in float32; the others read tokens that were
-stored as float16, int8 and int4. Printed: the largest and the mean absolute difference of each loss to the online
-run's, over all steps.
+All runs use real images (the demo's crops), a small real encoder, SiT-T/2 in float32 on the CPU, and the same seed,
+order and noise. The online run encodes the images of each batch in float32; the others read tokens stored as float16,
+int8 and int4. The result is the maximum and the mean absolute difference of each loss from the online run, over all
+steps.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from repa_pipe.config import EncodeConfig, TrainConfig
 from repa_pipe.models.encoders import load_encoder
 from repa_pipe.pipeline import encode
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.demo import ENCODER, MODEL, VAE
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.train import Trainer
@@ -35,8 +36,8 @@ from repa_pipe.stores import Batch, Store, open_store
 LOSSES = ("denoising_loss", "alignment_loss")
 
 
-def some_crops(folder: Path, count: int) -> Path:
-    """A folder of `count` of the demo's crops, of all classes."""
+def select_crops(folder: Path, count: int) -> Path:
+    """Return a folder with `count` of the demo's crops, spread over all classes."""
     make_crops(folder / "all")
     for path in sorted((folder / "all").rglob("*.jpg"))[:: max(1, 320 // count)][:count]:
         target = folder / "images" / path.parent.name
@@ -46,20 +47,20 @@ def some_crops(folder: Path, count: int) -> Path:
 
 
 def online_tokens(store: Store) -> Callable[[Batch], Batch]:
-    """Replaces the stored tokens of a batch by the encoder's, run on the batch's images."""
+    """Return a function that replaces the stored tokens of a batch with the encoder's output for its images."""
     source, encoder = open_source(store.manifest.source["path"]), load_encoder(ENCODER)
 
-    def replace(batch: Batch) -> Batch:
+    def encode_batch(batch: Batch) -> Batch:
         records = records_of(store.samples.take(batch.indices))
         crops = [decode_crop(source.read(record), store.manifest.resolution) for record in records]
         images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         return batch._replace(patch_tokens=[encoder(images).patch_tokens])
 
-    return replace
+    return encode_batch
 
 
-def losses_of(store_path: Path, steps: int, batch_size: int, online: bool = False) -> np.ndarray:
-    """Denoising and alignment loss of every step, `[steps, 2]`."""
+def train_losses(store_path: Path, steps: int, batch_size: int, online: bool = False) -> np.ndarray:
+    """Return the denoising and the alignment loss of every step, `[steps, 2]`."""
     with open_store(store_path) as store:
         config = TrainConfig(
             store=str(store_path),
@@ -69,14 +70,14 @@ def losses_of(store_path: Path, steps: int, batch_size: int, online: bool = Fals
             mixed_precision="fp32",
             device="cpu",
         )
-        trainer = Trainer(
-            resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1, 0), Path("unused")
-        )
-        change = online_tokens(store) if online else lambda batch: batch
+        torch.manual_seed(config.seed)  # of the initial weights, as `repa-pipe train` does
+        run_folder = RunFolder(Path("unused"))
+        trainer = Trainer(resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1, 0), run_folder)
+        transform = online_tokens(store) if online else lambda batch: batch
         columns = [trainer.nonfinite.names.index(name) for name in LOSSES]
         rows = []
         for step in range(steps):
-            batch = change(trainer.dataset.read(trainer.dataset.indices_of_step(step)))
+            batch = transform(trainer.dataset.read(trainer.dataset.indices_of_step(step)))
             rows.append(trainer.train_step(batch)[columns].tolist())
             trainer.step += 1
     print(f"{'online' if online else store_path.name}: {steps} steps", file=sys.stderr)
@@ -84,8 +85,8 @@ def losses_of(store_path: Path, steps: int, batch_size: int, online: bool = Fals
 
 
 def compare(folder: Path, count: int, steps: int, batch_size: int, codecs: tuple[str, ...]) -> list[dict[str, object]]:
-    """One row a codec: how far its losses are from the online run's."""
-    images = some_crops(folder, count)
+    """Return one row per codec: the differences of its losses from those of the online run."""
+    images = select_crops(folder, count)
     rows: list[dict[str, object]] = []
     reference = None
     for codec in codecs:
@@ -94,8 +95,8 @@ def compare(folder: Path, count: int, steps: int, batch_size: int, codecs: tuple
             EncodeConfig(source=str(images), store=str(store), vae=VAE, encoder=(ENCODER,), codec=codec, device="cpu")
         )
         if reference is None:
-            reference = losses_of(folder / codecs[0], steps, batch_size, online=True)
-        difference = np.abs(losses_of(store, steps, batch_size) - reference)
+            reference = train_losses(folder / codecs[0], steps, batch_size, online=True)
+        difference = np.abs(train_losses(store, steps, batch_size) - reference)
         row: dict[str, object] = {"codec": codec, "steps": steps}
         for column, name in enumerate(LOSSES):
             row |= {
@@ -109,10 +110,10 @@ def compare(folder: Path, count: int, steps: int, batch_size: int, codecs: tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=None, help="JSON file for the rows")
+    parser.add_argument("--steps", type=int, default=50, help="training steps per run")
+    parser.add_argument("--images", type=int, default=32, help="number of crops in the store")
+    parser.add_argument("--batch-size", type=int, default=4, help="images per training step")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(Path(folder), args.images, args.steps, args.batch_size, ("float16", "int8", "int4"))

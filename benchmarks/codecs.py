@@ -1,22 +1,21 @@
-"""What the codecs of patch tokens cost: cosine to the exact token, bytes, and the alignment loss's gradient.
+"""Measure the codecs of patch tokens: size, cosine to the exact tokens, error of the alignment loss's gradient, time.
 
     python benchmarks/codecs.py                       # a few minutes on 2 cores
-    python benchmarks/codecs.py --images FOLDER       # other photographs than the 20 that come with foolbox
+    python benchmarks/codecs.py --images FOLDER       # instead of the 20 images that foolbox ships
     python benchmarks/codecs.py --encoder dinov2-vit-b --weights FOLDER
     python benchmarks/codecs.py --device cuda
 
-Tokens are those of a registered encoder (EfficientNet-Lite0) with its published weights, those of a ViT-B/14 with
-random weights, both on photographs, and synthetic ones with what makes DINOv2's hard to quantize: outlier channels and
-2 % massive tokens.
+The tokens come from a registered encoder (EfficientNet-Lite0) with its published weights and from a ViT-B/14 with
+random weights, both applied to images. Synthetic tokens add the properties that make those of DINOv2 hard to quantize:
+outlier channels and 2 % massive tokens.
 
-Columns: cosine between exact and stored token (mean, 0.1 % quantile, least); cosine between the gradients of the
-alignment loss with exact and with stored tokens, for the projected tokens and for the layer that projects them;
-milliseconds a sample (of processor time on a CPU). Codecs marked "unrotated" are here for comparison alone: nothing
-stores them.
+Columns: cosine between exact and stored tokens (mean, 0.1 % quantile, minimum); cosine between the gradients of the
+alignment loss with exact and with stored tokens, for the projected tokens ("tokens") and for the layer that projects
+them ("layer"); milliseconds per sample (CPU time on a CPU). The "unrotated" codecs are included for comparison only;
+they cannot be selected.
 """
 
 import argparse
-import importlib.util
 import time
 from pathlib import Path
 
@@ -28,13 +27,16 @@ from PIL import Image
 from repa_pipe.diffusion.loss import alignment_loss
 from repa_pipe.models.encoders import load_encoder
 from repa_pipe.sources.crop import center_crop
+from repa_pipe.sources.demo_images import photographs
 from repa_pipe.stores.codecs import CODEC_NAMES, Codec, QuantizedCodec, make_codec
 from repa_pipe.stores.rotation import Rotation
 
-COLUMNS = "codec | bytes a sample | mean | 0.1 % | min | tokens | layer | encode | decode"
+COLUMNS = "codec | bytes per sample | mean | 0.1 % | min | tokens | layer | encode | decode"
 
 
 class Unrotated(Rotation):
+    """The identity in place of a rotation."""
+
     def rotate(self, tokens):
         return tokens
 
@@ -42,16 +44,20 @@ class Unrotated(Rotation):
         return np.eye(self.width, dtype=np.float32)
 
 
-def load_images(folder: Path) -> torch.Tensor:
-    """Every photograph's center crop, uint8 [B, 3, 256, 256]."""
-    files = sorted(path for path in folder.glob("imagenet_*") if path.suffix in (".jpg", ".JPEG", ".png")) or sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")
-    )
+def image_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+
+
+def load_images(files: list[Path]) -> torch.Tensor:
+    """Return the center crops of images, uint8 `[B, 3, 256, 256]`."""
     return torch.from_numpy(np.stack([center_crop(Image.open(file), 256) for file in files])).permute(0, 3, 1, 2)
 
 
 def synthetic_tokens(count: int, width: int) -> torch.Tensor:
-    """[count, 256, width]: smooth and low-rank with a mean, outlier channels, massive tokens, after a LayerNorm."""
+    """Return tokens `[count, 256, width]`: smooth, low-rank, with a mean, outlier channels and massive tokens.
+
+    They are the output of a LayerNorm.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -71,6 +77,7 @@ def synthetic_tokens(count: int, width: int) -> torch.Tensor:
 
 @torch.no_grad()
 def random_vit_tokens(images: torch.Tensor) -> torch.Tensor:
+    """Return the patch tokens of a ViT-B/14 with random weights."""
     torch.manual_seed(0)
     model = timm.create_model("vit_base_patch14_dinov2", pretrained=False, img_size=224).eval()
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -79,6 +86,7 @@ def random_vit_tokens(images: torch.Tensor) -> torch.Tensor:
 
 
 def codecs_for(width: int) -> dict[str, Codec]:
+    """Return the codecs, and the quantized ones without rotation."""
     codecs = {name: make_codec(name, 256, width) for name in CODEC_NAMES}
     for name in CODEC_NAMES:
         codec = make_codec(name, 256, width)
@@ -89,9 +97,9 @@ def codecs_for(width: int) -> dict[str, Codec]:
 
 
 def gradients(tokens: torch.Tensor, exact: torch.Tensor) -> list[torch.Tensor]:
-    """Of the alignment loss with `tokens`: for the projected tokens, and for the linear layer that makes them.
+    """Return the alignment loss's gradients for the projected tokens and for the linear layer that projects them.
 
-    The layer's input is half-way through a training: noise whose cosine to the exact tokens is 0.4.
+    The input of the layer resembles a model halfway through training: its cosine to the exact tokens is 0.4.
     """
     noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(exact.device)
     direction, noise = (torch.nn.functional.normalize(x, dim=-1) for x in (exact, noise))
@@ -106,7 +114,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def timed(function, device: torch.device):
-    """Result, and seconds of the fastest of five calls: of processor time on a CPU, of real time on a GPU."""
+    """Return the result and the seconds of the fastest of five calls: CPU time on a CPU, wall time on a GPU."""
     on_gpu = device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
     seconds = []
@@ -120,33 +128,35 @@ def timed(function, device: torch.device):
 
 
 def measure(name: str, codec: Codec, exact: torch.Tensor) -> str:
+    """Return one row of the table."""
     arrays, encoding = timed(lambda: codec.encode(exact), exact.device)
     codes = torch.from_numpy(arrays["tokens"]).to(exact.device)
     stored, decoding = timed(lambda: codec.decode(codes), exact.device)
     cosines = cosine(stored, exact).flatten()
-    of_tokens, of_weight = (
-        cosine(found.flatten(), wanted.flatten())
-        for found, wanted in zip(gradients(stored, exact), gradients(exact, exact), strict=True)
+    token_cosine, layer_cosine = (
+        cosine(found.flatten(), expected.flatten())
+        for found, expected in zip(gradients(stored, exact), gradients(exact, exact), strict=True)
     )
     size = sum(spec.sample_bytes for spec in codec.arrays)
+    encode_ms, decode_ms = (1e3 * seconds / len(exact) for seconds in (encoding, decoding))
     return (
         f"| {name} | {size:,} | {cosines.mean():.6f} | {cosines.quantile(0.001):.6f} | {cosines.min():.6f} "
-        f"| {of_tokens:.6f} | {of_weight:.6f} | {1e3 * encoding / len(exact):.2f} | {1e3 * decoding / len(exact):.2f} |"
+        f"| {token_cosine:.6f} | {layer_cosine:.6f} | {encode_ms:.2f} | {decode_ms:.2f} |"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="a folder of photographs")
-    parser.add_argument("--encoder", default="efficientnet-lite0")
-    parser.add_argument("--weights", type=Path, help="the encoder's published checkpoint; by default from its hub")
-    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--images", type=Path, help="folder of images. Default: the images of foolbox")
+    parser.add_argument("--encoder", default="efficientnet-lite0", help="registered encoder")
+    parser.add_argument("--weights", type=Path, help="published weights of the encoder. Default: download")
+    parser.add_argument("--device", default="cpu", type=torch.device, help="device of the codecs")
     args = parser.parse_args()
-    images = load_images(args.images or Path(importlib.util.find_spec("foolbox").origin).parent / "data")
+    images = load_images(image_files(args.images) if args.images else [path for path, _ in photographs()])
     encoder = load_encoder(args.encoder, args.weights)
     sets = {
-        f"{args.encoder}, published weights, {len(images)} photographs": encoder(images).patch_tokens,
-        f"ViT-B/14, random weights, {len(images)} photographs": random_vit_tokens(images),
+        f"{args.encoder}, published weights, {len(images)} images": encoder(images).patch_tokens,
+        f"ViT-B/14, random weights, {len(images)} images": random_vit_tokens(images),
         "synthetic, 768 wide": synthetic_tokens(32, 768),
         "synthetic, 1,024 wide": synthetic_tokens(32, 1024),
     }

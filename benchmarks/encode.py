@@ -1,22 +1,22 @@
-"""How fast encoding is: against a plain loop that only decodes and computes, and against the published way.
+"""Compare the speed of encoding with a plain loop that only decodes and computes, and with the published way.
 
     python benchmarks/encode.py [--images 640] [--rounds 3] [--out FILE]        throughput
     python benchmarks/encode.py --linear [--sizes 1000 10000 100000]           cost and memory by number of images
 
-Throughput: crops of real photographs (JPEG) through the small VAE that is shipped and EfficientNet-Lite0, on CPUs, at
-float32. In every round, in turn, each of the others just after the loop that it is compared with:
+Throughput: real images (JPEG) through the shipped small VAE and EfficientNet-Lite0, on CPUs, in float32. Each round
+runs these in turn, and measures the loop again right before each encode command:
 
-    loop       decode threads a batch ahead of the models, nothing written: the limit of what follows
-    inline     `repa-pipe encode`: decoded, encoded, checksummed, written, synced, committed
+    loop       decode threads one batch ahead of the models, nothing written: the upper limit of the others
+    inline     `repa-pipe encode`: decode, encode, checksum, write, sync, commit
     ray-1, -2  the same with one and two Ray actors
-    published  every image decoded, cropped and saved as PNG, one after the other; then read, encoded at batch 1 and
-               saved as .npy, one after the other (a quarter of the images, like the loop)
+    published  decode, crop and save every image as PNG, sequentially; then read, encode with batch size 1 and save as
+               .npy, sequentially (a quarter of the images, like the loop)
 
-Rates of encode run from the second commit of each worker to the last, as the loop's are of a warm loop; the rest is
-stated apart as start-up: imports, weights, Ray, the first two shards (of 64 images). Medians over rounds; ratios are
-medians of the rounds' ratios.
+The rate of encode is measured from the second commit of each worker to the last commit, since the loop is also measured
+warm. The rest of the time is reported as start-up: imports, weights, Ray, the first two shards (of 64 images). Rates
+are medians over the rounds, ratios are medians of the ratios within each round.
 
---linear: 32 px images through a stage that costs nothing (means of the crop), inline, each size in its own process.
+--linear: 32 px images through a stage that costs nothing (means of the crop), inline, one process per size.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,10 @@ from PIL import Image
 
 from repa_pipe.config import EncodeConfig
 from repa_pipe.pipeline import encode
-from repa_pipe.pipeline.encoding import shard as encode_shard
+from repa_pipe.pipeline.encoding import shard
+from repa_pipe.pipeline.encoding.group_encoder import EncodedBatch
+from repa_pipe.pipeline.encoding.loading import load_group_encoders
+from repa_pipe.pipeline.encoding.work import open_or_create
 from repa_pipe.pipeline.runtime.device import choose_device
 from repa_pipe.sources import decode_crop
 from repa_pipe.sources.demo_images import photographs
@@ -51,11 +54,13 @@ from repa_pipe.stores.layout import ArraySpec, GroupSpec, features_group, latent
 VAE, ENCODER = "tiny-kl-f8", "efficientnet-lite0"
 GROUPS = (latents_group(VAE), features_group(ENCODER))
 BATCH, SHARD = 16, 64
-IN_FLIGHT = 2  # shards that a worker is at
+IN_FLIGHT = 2  # shards that a worker encodes at the same time
+
+Models = Callable[[torch.Tensor], list[EncodedBatch]]
 
 
 def copy_photographs(folder: Path, count: int) -> list[Path]:
-    """The demo's photographs, whole, again and again."""
+    """Write `count` copies of the demo's uncropped images, cycling through them."""
     (folder / "class-0").mkdir(parents=True)
     originals = [path.read_bytes() for path, _ in photographs()]
     paths = [folder / f"class-0/{number:05d}.jpg" for number in range(count)]
@@ -69,16 +74,17 @@ def config_of(images: Path, store: Path, **changes: object) -> EncodeConfig:
     return EncodeConfig(source=str(images), store=str(store), **options | changes)  # type: ignore[arg-type]
 
 
-def load(config: EncodeConfig) -> Callable[[torch.Tensor], object]:
-    stages = encode_shard.load_group_encoders(config, GROUPS, torch.device("cpu"), "fp32")
-    return lambda crops: [stage(crops) for stage in stages]
+def load_models(config: EncodeConfig) -> Models:
+    encoders = load_group_encoders(config, GROUPS, torch.device("cpu"), "fp32")
+    return lambda crops: [encoder(crops) for encoder in encoders]
 
 
-def plain_loop(paths: list[Path], models: Callable[[torch.Tensor], object]) -> float:
-    """Images a second of decoding two batches ahead and computing."""
+def plain_loop(paths: list[Path], models: Models) -> float:
+    """Decode up to two batches ahead and run the models; return images per second."""
     start = time.perf_counter()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        waiting, rest = deque(), deque(paths)
+        waiting: deque[Future[npt.NDArray[np.uint8]]] = deque()
+        rest = deque(paths)
         while rest or waiting:
             while rest and len(waiting) < 2 * BATCH:
                 waiting.append(pool.submit(lambda path: decode_crop(path.read_bytes(), 256), rest.popleft()))
@@ -87,22 +93,25 @@ def plain_loop(paths: list[Path], models: Callable[[torch.Tensor], object]) -> f
     return len(paths) / (time.perf_counter() - start)
 
 
-def published_way(paths: list[Path], models: Callable[[torch.Tensor], object], folder: Path) -> float:
-    """Images a second of two passes, PNG between them, batch 1, one .npy an array and image."""
+def published_way(paths: list[Path], models: Models, folder: Path) -> float:
+    """Encode in two passes (PNG in between, batch size 1, one .npy per array and image); return images per second."""
     start = time.perf_counter()
     for number, path in enumerate(paths):
         Image.fromarray(decode_crop(path.read_bytes(), 256)).save(folder / f"{number}.png", compress_level=0)
     for number in range(len(paths)):
         with Image.open(folder / f"{number}.png") as image:
             crop = np.array(image)
-        for stage, arrays in enumerate(models(torch.from_numpy(crop[None]).permute(0, 3, 1, 2))):  # type: ignore[arg-type, var-annotated]
-            for name, array in arrays.items():
-                np.save(folder / f"{number}-{stage}-{name}.npy", array[0])
+        for group, encoded in enumerate(models(torch.from_numpy(crop[None]).permute(0, 3, 1, 2))):
+            for name, array in encoded.arrays.items():
+                np.save(folder / f"{number}-{group}-{name}.npy", array[0])
     return len(paths) / (time.perf_counter() - start)
 
 
 def command_rate(config: EncodeConfig) -> tuple[float, float]:
-    """Images a second of `repa-pipe encode` once every worker has committed two shards, and the seconds until then."""
+    """Run `repa-pipe encode`.
+
+    Return images per second after every worker has committed two shards, and the seconds of everything else.
+    """
     start = time.perf_counter()
     command = [sys.executable, "-m", "repa_pipe.cli", *config.command().split()[1:]]
     subprocess.run(command, capture_output=True, check=True)
@@ -114,7 +123,8 @@ def command_rate(config: EncodeConfig) -> tuple[float, float]:
 
 
 def throughput(count: int, rounds: int) -> dict[str, object]:
-    choose_device("cpu")  # sets the allocator as encode does
+    """Measure all ways in turn; return medians and ratios."""
+    choose_device("cpu")  # configures the allocator as encode does
     runners: dict[str, dict[str, object]] = {
         "inline": {},
         "ray-1": {"ray": True, "actors": 1},
@@ -126,8 +136,8 @@ def throughput(count: int, rounds: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         paths = copy_photographs(folder / "images", count)
-        models = load(config_of(folder / "images", folder / "none"))
-        plain_loop(paths[: 2 * BATCH], models)  # warm
+        models = load_models(config_of(folder / "images", folder / "none"))
+        plain_loop(paths[: 2 * BATCH], models)  # warm-up
         for number in range(rounds):
             for name, changes in runners.items():
                 loops[name].append(plain_loop(paths[: count // 4], models))
@@ -154,8 +164,8 @@ def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
-class MeanStage:
-    """In place of a VAE: means of 64 x 64 blocks, as moments `[8, 4, 4]`."""
+class MeanEncoder:
+    """A stand-in for a VAE: means of 64 x 64 blocks, as moments `[8, 4, 4]`."""
 
     spec = GroupSpec(
         path=latents_group(VAE),
@@ -163,17 +173,17 @@ class MeanStage:
         attributes={"vae": VAE, "fingerprint": {"name": "means"}, "scale": [1.0] * 4, "bias": [0.0] * 4},
     )
 
-    def __call__(self, crops: torch.Tensor) -> dict[str, npt.NDArray[np.float32]]:
+    def __call__(self, crops: torch.Tensor) -> EncodedBatch:
         means = crops[:, :, ::16, ::16].float().reshape(len(crops), 3, 4, 4, 4, 4).mean((3, 5))
-        return {"moments": means.repeat(1, 3, 1, 1)[:, :8].numpy()}
+        return EncodedBatch({"moments": means.repeat(1, 3, 1, 1)[:, :8].numpy()})
 
 
 def linear_one(folder: Path, count: int) -> dict[str, object]:
-    """Encode `count` tiny images in this process; seconds of it and memory."""
-    encode_shard.load_group_encoders = lambda *_: [MeanStage()]  # type: ignore[assignment]
+    """Encode `count` tiny images in this process; return its time and memory."""
+    shard.load_group_encoders = lambda *_: [MeanEncoder()]  # type: ignore[assignment]
     config = EncodeConfig(source=str(folder), store=str(folder) + "-store", vae=VAE, device="cpu")
     before, used = _resident(), time.process_time()
-    encode.open_or_create(config)
+    open_or_create(config).close()
     listed = _resident()
     result = encode.run(config)
     used = time.process_time() - used
@@ -193,6 +203,7 @@ def _resident() -> int:
 
 
 def linear(sizes: list[int]) -> list[dict[str, object]]:
+    """Encode each number of images in its own process; return one row per size."""
     rows = []
     generator = np.random.default_rng(0)
     for count in sizes:
@@ -215,12 +226,12 @@ def linear(sizes: list[int]) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=640)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--linear", action="store_true")
+    parser.add_argument("--images", type=int, default=640, help="images to encode")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
+    parser.add_argument("--linear", action="store_true", help="measure cost and memory by number of images")
     parser.add_argument("--linear-one", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--out", type=Path, default=None, help="JSON file that the figures are added to")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="for --linear")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to add the results to")
     args = parser.parse_args()
     if args.linear_one:
         print(json.dumps(linear_one(args.linear_one, args.sizes[0])))

@@ -1,4 +1,4 @@
-"""The tables of `docs/encoders.md`: `python benchmarks/encoder_table.py` prints them."""
+"""Print the tables of docs/encoders.md: `python benchmarks/encoder_table.py`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,23 +10,23 @@ from repa_pipe.models.flops import encoder_flops
 
 RESOLUTION = 256
 
-SHAPES = (
-    "| name | tokens | width | class token | parameters (M) | FLOPs an image (G) | float16 | int8 | int4 |\n"
+_SHAPES_HEADER = (
+    "| name | tokens | width | class token | parameters (M) | GFLOPs per image | float16 | int8 | int4 |\n"
     "|---|---:|---:|---|---:|---:|---:|---:|---:|"
 )
-WEIGHTS = "| name | weights | license | verified by |\n|---|---|---|---|"
+_WEIGHTS_HEADER = "| name | weights | license | verified by |\n|---|---|---|---|"
 
 
 def shapes_table(names: Sequence[str]) -> str:
-    """Return a Markdown table of encoders' sizes and costs at 256 pixels; needs no weights."""
-    return "\n".join([SHAPES, *(_shapes_row(name, find_entry(name)) for name in names)])
+    """Return a Markdown table of encoders' sizes and costs at 256 pixels. No weights are needed."""
+    return "\n".join([_SHAPES_HEADER, *(_shapes_row(name, find_entry(name)) for name in names)])
 
 
 def weights_table(names: Sequence[str]) -> str:
-    """Return a Markdown table of where encoders' weights come from, and what verifies their tokens."""
+    """Return a Markdown table of the origin of encoders' weights and the evidence that their tokens are correct."""
     entries = {name: find_entry(name) for name in names}
     rows = [f"| `{n}` | {e.weights.origin()} | {e.license} | {e.verified_by} |" for n, e in entries.items()]
-    return "\n".join([WEIGHTS, *rows])
+    return "\n".join([_WEIGHTS_HEADER, *rows])
 
 
 def _shapes_row(name: str, entry: EncoderEntry) -> str:
@@ -49,5 +49,5 @@ def _shapes_row(name: str, entry: EncoderEntry) -> str:
 
 
 if __name__ == "__main__":
-    everything = [*REGISTRY, *TIMM_NAMES]
-    print(shapes_table(everything), weights_table(everything), sep="\n\n")
+    names = [*REGISTRY, *TIMM_NAMES]
+    print(shapes_table(names), weights_table(names), sep="\n\n")

@@ -1,11 +1,11 @@
-"""Kill encoding at random moments, continue it, compare every byte: does a killed run ever leave a trace?
+"""Kill encode runs at random moments, resume them, and compare every byte with an undisturbed store.
 
     python benchmarks/kill_encode.py [--runs 200] [--images 48] [--seed 0]
 
-For every run a store is begun and its process killed with SIGKILL at a random moment of the time that an undisturbed
-run takes, then the same run is started again and left to finish. Array files, sample index and commit records (but
-for writer and time) have to be those of an undisturbed store. Processes are forked from a server that has imported
-everything, so that a run takes about a second; encoding runs inline, with a VAE of four channels.
+Each run starts a new store and is killed with SIGKILL at a random moment within the time that an undisturbed run
+takes. The same run is then started again and finishes. Array files, sample index and commit records (except writer and
+time) must equal those of an undisturbed store. Processes are forked from a server that has imported everything, so a
+run takes about a second. Encoding runs inline, with a VAE of four channels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def make_vae(folder: Path) -> None:
-    """A VAE of very few channels: what is tested is the writing."""
+    """Save a VAE with very few channels: only writing is tested."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -57,23 +57,23 @@ def make_vae(folder: Path) -> None:
 
 
 def encode(config: EncodeConfig) -> None:
-    """What the killed process does, in silence."""
+    """Encode without output, in the process that is killed."""
     from repa_pipe.pipeline import encode as stage
 
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - closed with the process
     stage.run(config)
 
 
-def contents(store: Path) -> dict[str, bytes]:
-    """Every file; of commit records all but who wrote them, and when."""
-    found = {}
+def file_contents(store: Path) -> dict[str, bytes]:
+    """Return the contents of every file, except writer and time of commit records."""
+    contents = {}
     for path in sorted(path for path in store.rglob("*") if path.is_file()):
         data = path.read_bytes()
         if "commits" in path.parts:
             record = json.loads(data)
             data = json.dumps({key: record[key] for key in record if key not in ("writer", "time", "crc32c")}).encode()
-        found[str(path.relative_to(store))] = data
-    return found
+        contents[str(path.relative_to(store))] = data
+    return contents
 
 
 def start(context: ForkServerContext, config: EncodeConfig) -> BaseProcess:
@@ -82,18 +82,18 @@ def start(context: ForkServerContext, config: EncodeConfig) -> BaseProcess:
     return process
 
 
-def finish(context: ForkServerContext, config: EncodeConfig) -> float:
-    """Run to the end; seconds."""
-    begun = time.monotonic()
+def run_to_end(context: ForkServerContext, config: EncodeConfig) -> float:
+    """Encode in a process; return the seconds it took."""
+    start_time = time.monotonic()
     process = start(context, config)
     process.join()
     if process.exitcode != 0:
-        raise RuntimeError(f"encoding ended with {process.exitcode}")
-    return time.monotonic() - begun
+        raise RuntimeError(f"encoding failed with exit code {process.exitcode}")
+    return time.monotonic() - start_time
 
 
 def kill_runs(folder: Path, runs: int, images: int, seed: int) -> dict[str, object]:
-    """Do it; RuntimeError at the first byte that differs."""
+    """Kill and resume `runs` times; return a summary. Raises RuntimeError when a file differs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     make_images(folder / "images", images)
@@ -104,9 +104,9 @@ def kill_runs(folder: Path, runs: int, images: int, seed: int) -> dict[str, obje
             source=str(folder / "images"), store=str(folder / name), vae=str(folder / "vae"), shard_size=4, device="cpu"
         )
 
-    finish(context, config_of("warm-up"))
-    seconds = finish(context, config_of("whole"))
-    whole = contents(folder / "whole")
+    run_to_end(context, config_of("warm-up"))
+    seconds = run_to_end(context, config_of("undisturbed"))
+    expected = file_contents(folder / "undisturbed")
     generator = random.Random(seed)
     killed, commits = 0, []
     for run in range(runs):
@@ -114,15 +114,15 @@ def kill_runs(folder: Path, runs: int, images: int, seed: int) -> dict[str, obje
         shutil.rmtree(store, ignore_errors=True)
         process = start(context, config_of("killed"))
         time.sleep(generator.uniform(0, seconds))
-        process.kill()  # SIGKILL; nothing happens when it has already finished
+        process.kill()  # SIGKILL; no effect when it has already finished
         process.join()
         killed += process.exitcode == -signal.SIGKILL
         commits.append(len(list(store.glob("commits/*/*/*.json"))))
-        finish(context, config_of("killed"))
-        found = contents(store)
-        different = sorted(name for name in found.keys() | whole.keys() if found.get(name) != whole.get(name))
+        run_to_end(context, config_of("killed"))
+        found = file_contents(store)
+        different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         if different:
-            raise RuntimeError(f"run {run}: {len(different)} files differ, the first being {different[0]}")
+            raise RuntimeError(f"run {run}: {len(different)} files differ, including {different[0]}")
     return {
         "runs": runs,
         "killed": killed,
@@ -135,9 +135,9 @@ def kill_runs(folder: Path, runs: int, images: int, seed: int) -> dict[str, obje
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=int, default=200, help="number of runs to kill")
+    parser.add_argument("--images", type=int, default=48, help="images to encode, in shards of 4")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(kill_runs(Path(folder), args.runs, args.images, args.seed)))

@@ -1,11 +1,11 @@
-"""A store as large as ImageNet: how long opening takes, how much memory, and what a random batch costs.
+"""Time and memory needed to open a store as large as ImageNet, and the cost of a random batch.
 
     python benchmarks/open_large.py [--samples 1281167] [--rounds 5] [--folder DIR]
 
-Metadata, sample index, commit records and shard indices are real; the samples are holes in sparse files, so nothing of
-this depends on a disk. Opening is a process of its own each time: open, list of valid samples of latents and tokens,
-order of the first epoch; imports are not counted, neither as time nor as memory. Batches are 256 random samples of
-which the page cache has the pages, beside those of a store of 10,000 samples.
+Metadata, sample index, commit records and shard indices are real. The samples are holes in sparse files, so the disk
+has no influence. Each opening runs in a new process: open the store, list the valid samples of latents and tokens,
+compute the order of the first epoch. Imports count neither as time nor as memory. Batches are 256 random samples in the
+page cache, compared with those of a store of 10,000 samples.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def sparse_store(path: Path, count: int) -> None:
 
 
 def write_shard(path: Path, manifest: Manifest, spec: GroupSpec, shard: int) -> None:
-    """What ShardWriter leaves behind, with holes for samples and without waiting for the disk."""
+    """Write the files that ShardWriter writes, with holes instead of samples and without fsync."""
     samples = len(shard_range(shard, manifest.num_samples, manifest.shard_size))
     files = {}
     for array in spec.arrays:
@@ -74,7 +74,7 @@ def write_shard(path: Path, manifest: Manifest, spec: GroupSpec, shard: int) -> 
 
 
 class Batches:
-    """The same few random batches again and again."""
+    """Reads the same few random batches repeatedly."""
 
     def __init__(self, path: Path) -> None:
         self._store = open_store(path)
@@ -95,8 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1_281_167)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", default=None, help="where to write the data; default: the temporary folder")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file for the rows")
+    parser.add_argument("--folder", default=None, help="folder for the data; default: the temporary folder")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         large, small = Path(folder) / "large", Path(folder) / "small"

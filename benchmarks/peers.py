@@ -1,7 +1,7 @@
-"""Other ways to keep and read the same samples: how each is written and how each is read, as its documentation says.
+"""Other formats for the same samples, each written and read as its documentation recommends.
 
-A sample is three arrays: `tokens` float16 [256, 768], `moments` float32 [8, 32, 32], `index` int64. Formats with random
-access get globally shuffled batches; formats made for streaming get an epoch in their own shuffled order.
+A sample consists of three arrays: `tokens` float16 `[256, 768]`, `moments` float32 `[8, 32, 32]`, `index` int64.
+Formats with random access read globally shuffled batches; streaming formats read an epoch in their own shuffled order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 TOKENS, MOMENTS = ((256, 768), "float16"), ((8, 32, 32), "float32")
 SHAPES = {"tokens": TOKENS, "moments": MOMENTS}
 BATCH = 256
-BLOCK = 128  # samples written at a time
+BLOCK = 128  # samples per write
+ROW_GROUP = 16  # rows per row group of parquet
 WORKERS = os.cpu_count() or 1
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -28,7 +29,7 @@ Blocks = Iterator[Arrays]  # blocks of samples, with "index"
 
 @dataclass(frozen=True)
 class Peer:
-    """A format. `open` gives a reader of random batches, `stream` an epoch of batches in the format's own order."""
+    """A format. `open` returns a reader of random batches, `stream` an epoch of batches in the format's own order."""
 
     write: Callable[[Path, Blocks, int], None]
     open: Callable[[Path], Read] | None = None
@@ -48,9 +49,9 @@ def open_npy(folder: Path) -> Read:
 
 
 def stream_npy(folder: Path) -> Iterator[Arrays]:
-    """As the published trainer reads: a map-style dataset of single files in a DataLoader."""
+    """Read like the published trainer: a map-style dataset of single files in a DataLoader."""
     count = len(list(folder.glob("*.tokens.npy")))
-    yield from _loaded(_NpyFiles(folder, count), shuffle=True)
+    yield from _load_batches(_NpyFiles(folder, count), shuffle=True)
 
 
 class _NpyFiles:
@@ -64,7 +65,7 @@ class _NpyFiles:
         return {name: np.load(self.folder / f"{i}.{name}.npy") for name in SHAPES} | {"index": np.array(i)}
 
 
-def _loaded(dataset: Any, shuffle: bool = False) -> Iterator[Arrays]:
+def _load_batches(dataset: Any, shuffle: bool = False) -> Iterator[Arrays]:
     from torch.utils.data import DataLoader
 
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=shuffle, num_workers=WORKERS, drop_last=True)
@@ -94,14 +95,14 @@ def open_hdf5(path: Path) -> Read:
     def read(rows: np.ndarray[Any, Any]) -> Arrays:
         out = {name: np.empty((len(rows), *shape), dtype) for name, (shape, dtype) in SHAPES.items()}
         for name, target in out.items():
-            for place in np.argsort(rows).tolist():  # one by one: ten times faster than a list of rows
+            for place in np.argsort(rows).tolist():  # single rows are ten times faster than a list of rows
                 file[name].read_direct(target, np.s_[rows[place]], np.s_[place])
         return out
 
     return read
 
 
-def _schema(rows_a_group: int) -> Any:
+def _schema() -> Any:
     import pyarrow as pa
 
     sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (shape, dtype) in SHAPES.items()}
@@ -127,33 +128,34 @@ def _from_binary(table: Any) -> Arrays:
 def write_parquet(path: Path, blocks: Blocks, count: int) -> None:
     import pyarrow.parquet as pq
 
-    schema = _schema(16)
+    schema = _schema()
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False, write_statistics=False) as writer:
         for block in blocks:
-            writer.write_table(_table(block, schema), row_group_size=16)
+            writer.write_table(_table(block, schema), row_group_size=ROW_GROUP)
 
 
 def stream_parquet(path: Path) -> Iterator[Arrays]:
-    """Row groups of 16 in random order: a batch is 16 groups, so shuffling is by block."""
+    """Read row groups of 16 in random order. A batch consists of 16 groups, so only blocks are shuffled."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path, memory_map=False)
     groups = np.random.default_rng(0).permutation(file.num_row_groups)
-    for start in range(0, len(groups) - BATCH // 16 + 1, BATCH // 16):
-        yield _from_binary(file.read_row_groups(groups[start : start + BATCH // 16].tolist()))
+    per_batch = BATCH // ROW_GROUP
+    for start in range(0, len(groups) - per_batch + 1, per_batch):
+        yield _from_binary(file.read_row_groups(groups[start : start + per_batch].tolist()))
 
 
 def open_parquet(path: Path) -> Read:
-    """Random rows: the groups that hold them are read whole."""
+    """Read random rows; the row groups that contain them are read completely."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path, memory_map=False)
 
     def read(rows: np.ndarray[Any, Any]) -> Arrays:
-        groups = np.unique(rows // 16)
+        groups = np.unique(rows // ROW_GROUP)
         found = _from_binary(pa.table(file.read_row_groups(groups.tolist())))
-        places = np.searchsorted(groups, rows // 16) * 16 + rows % 16
+        places = np.searchsorted(groups, rows // ROW_GROUP) * ROW_GROUP + rows % ROW_GROUP
         return {name: found[name][places] for name in SHAPES}
 
     return read
@@ -162,7 +164,7 @@ def open_parquet(path: Path) -> Read:
 def write_arrow(path: Path, blocks: Blocks, count: int) -> None:
     import pyarrow as pa
 
-    schema = _schema(BLOCK)
+    schema = _schema()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for block in blocks:
             writer.write_table(_table(block, schema))
@@ -193,11 +195,11 @@ def open_safetensors(folder: Path) -> Read:
     }
 
 
-def _packed(block: Arrays, i: int) -> bytes:
+def _pack(block: Arrays, i: int) -> bytes:
     return b"".join(block[name][i].tobytes() for name in ("index", *SHAPES))
 
 
-def _unpacked(data: bytes) -> Arrays:
+def _unpack(data: bytes) -> Arrays:
     found, start = {"index": np.frombuffer(data, np.int64, 1)[0]}, 8
     for name, (shape, dtype) in SHAPES.items():
         array = np.frombuffer(data, dtype, int(np.prod(shape)), start).reshape(shape)
@@ -205,7 +207,7 @@ def _unpacked(data: bytes) -> Arrays:
     return found
 
 
-def _stacked(samples: Sequence[Arrays]) -> Arrays:
+def _stack(samples: Sequence[Arrays]) -> Arrays:
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
@@ -215,7 +217,7 @@ def write_array_record(path: Path, blocks: Blocks, count: int) -> None:
     writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for block in blocks:
         for i in range(len(block["index"])):
-            writer.write(_packed(block, i))
+            writer.write(_pack(block, i))
     writer.close()
 
 
@@ -223,7 +225,7 @@ def open_array_record(path: Path) -> Read:
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
-    return lambda rows: _stacked([_unpacked(data) for data in reader.read(rows.tolist())])
+    return lambda rows: _stack([_unpack(data) for data in reader.read(rows.tolist())])
 
 
 def write_mds(folder: Path, blocks: Blocks, count: int) -> None:
@@ -244,7 +246,7 @@ def stream_mds(folder: Path) -> Iterator[Arrays]:
 
     clean_stale_shared_memory()
     dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
-    yield from _loaded(dataset)
+    yield from _load_batches(dataset)
 
 
 def write_webdataset(folder: Path, blocks: Blocks, count: int) -> None:
@@ -269,7 +271,7 @@ def stream_webdataset(folder: Path) -> Iterator[Arrays]:
     files = [str(file) for file in sorted(folder.iterdir())]
     dataset = webdataset.WebDataset(files, shardshuffle=len(files), seed=0).shuffle(512).decode()
     dataset = dataset.map(_from_webdataset)
-    yield from _loaded(dataset)
+    yield from _load_batches(dataset)
 
 
 def _from_webdataset(sample: dict[str, Any]) -> Arrays:

@@ -1,17 +1,18 @@
-"""Shuffled batches: samples a second, cold and warm, beside other formats that hold the same data.
+"""Compare reading shuffled batches, cold and warm, with other formats that hold the same data.
 
     python benchmarks/read.py [--samples 4096] [--rounds 5] [--codec int8] [--encoder dinov2-vit-g] [--folder DIR]
 
-A sample is the patch tokens of an encoder (DINOv2-B in float16: 393 KB) and SD-VAE moments (33 KB), in random numbers.
-In every round each reader in turn reads
-- one batch, cold: 256 random samples, after every file's pages were dropped from the page cache;
+A sample consists of the patch tokens of an encoder (DINOv2-B in float16: 393 KB) and SD-VAE moments (33 KB), filled
+with random numbers. In every round, the readers take turns reading
+- one batch, cold: 256 random samples, after the pages of the reader's files were dropped from the page cache;
 - an epoch, cold, and then the same again, warm: shuffled batches of 256, for at most `--seconds`.
-Readers made for streaming give an epoch in their own order, start of their workers included, and no single batch.
-Medians over the rounds are reported; every reader's contents are compared. CPU is processor time of the warm epoch;
-"read / asked" is what the cold epoch took from the disk over what was asked for, where the reader has no workers.
-`fio` reads random blocks of the tokens' size past the cache with 16 threads: what the disk can do.
+Streaming readers read epochs in their own order, including the start of their workers, and no single batches. Results
+are medians over the rounds; the contents of all readers are compared. "CPU ms" is the CPU time per sample in the warm
+epoch; "read / requested" is the bytes read from disk in the cold epoch divided by the bytes requested, for readers
+without workers. `fio` reads random blocks of the size of the tokens with 16 threads, bypassing the cache: the limit of
+the disk.
 
-Peers that are not installed are left out and named: pip install '.[bench]'.
+Formats that are not installed are skipped with a message: pip install '.[bench]'.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Epoch = Callable[[], Iterator[Arrays]]
 
 
 class OurStore:
-    """The store under test and the other programs that read it."""
+    """The store under test, read by this package and by other libraries."""
 
     def __init__(self, path: Path, encoder: str) -> None:
         self.path, self.encoder = path, encoder
@@ -64,7 +65,7 @@ class OurStore:
 
         return read
 
-    def in_a_data_loader(self) -> Iterator[Arrays]:
+    def data_loader(self) -> Iterator[Arrays]:
         from torch.utils.data import DataLoader
 
         with open_store(self.path) as store:
@@ -79,12 +80,12 @@ class OurStore:
 
         group = zarr.open_group(str(self.path), mode="r")
         arrays: dict[str, Any] = {array: group[name] for array, name in self.names.items()}
-        # one by one: six times faster than `array.oindex[rows]`
+        # single rows are six times faster than `array.oindex[rows]`
         return lambda rows: {name: np.stack([array[i] for i in rows.tolist()]) for name, array in arrays.items()}
 
     def zarr_python_with_zarrs(self) -> Read:
         import zarr
-        import zarrs  # noqa: F401 - registers its pipeline
+        import zarrs  # noqa: F401 - registers its codec pipeline
 
         with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
             return self.zarr_python()
@@ -106,15 +107,15 @@ class OurStore:
 
 
 class Reader:
-    """One contestant: random batches, or an epoch in its own order."""
+    """A reader of random batches, or of an epoch in its own order, and its measurements."""
 
     def __init__(self, open_: Callable[[], Read] | None, stream: Epoch | None, files: Path) -> None:
         self._open, self._stream, self._files = open_, stream, files
         self.random = open_() if open_ else None
-        self.found: dict[str, list[float]] = defaultdict(list)
+        self.measurements: dict[str, list[float]] = defaultdict(list)
 
     def make_cold(self) -> None:
-        """Drop the pages of its files from the page cache; those of open memory maps would stay."""
+        """Drop the pages of the files from the page cache. The reader is reopened, since memory maps keep pages."""
         self.random = None
         gc.collect()
         drop_cache(self._files)
@@ -130,7 +131,7 @@ class Reader:
             yield self.random(rows) | {"index": rows}
 
 
-def contestants(folder: Path, args: argparse.Namespace) -> dict[str, Reader]:
+def open_readers(folder: Path, args: argparse.Namespace) -> dict[str, Reader]:
     """Write the data in every format, and open it."""
     path = folder / "store"
     synthetic_store(path, args.encoder, args.samples, args.codec)
@@ -140,7 +141,7 @@ def contestants(folder: Path, args: argparse.Namespace) -> dict[str, Reader]:
     makers: dict[str, tuple[Callable[[], Read] | None, Epoch | None, Path]] = {
         "store, past the cache": (lambda: store.ours(direct=True), None, path),
         "store, page cache": (lambda: store.ours(direct=False), None, path),
-        "store in a DataLoader": (None, store.in_a_data_loader, path),
+        "store in a DataLoader": (None, store.data_loader, path),
         "tensorstore": (store.tensorstore, None, path),
         "zarr-python with zarrs": (store.zarr_python_with_zarrs, None, path),
         "zarr-python": (store.zarr_python, None, path),
@@ -161,7 +162,7 @@ def contestants(folder: Path, args: argparse.Namespace) -> dict[str, Reader]:
                 PEERS[name].write(where, blocks_of(store), args.samples)
             readers[name] = Reader(open_, stream, where)
         except ImportError as error:
-            print(f"{name} left out: {error}")
+            print(f"{name} skipped: {error}")
     return readers
 
 
@@ -174,7 +175,7 @@ def blocks_of(store: OurStore) -> peers.Blocks:
 
 
 def drop_cache(path: Path) -> None:
-    """Drop the pages of a file, or of every file below a folder, from the page cache; no rights are needed for it."""
+    """Drop the pages of a file, or of every file in a folder, from the page cache. Needs no privileges."""
     for file in [path] if path.is_file() else path.rglob("*"):
         if file.is_file():
             fd = os.open(file, os.O_RDONLY)
@@ -182,7 +183,8 @@ def drop_cache(path: Path) -> None:
             os.close(fd)
 
 
-def fio_samples_a_second(folder: Path, block: int, sample_bytes: int) -> float | None:
+def fio_samples_per_second(folder: Path, block: int, sample_bytes: int) -> float | None:
+    """Return the speed of the disk, or None if fio is not installed."""
     if shutil.which("fio") is None:
         return None
     file = max((folder / "store").rglob("tokens/c/*/*/*"), key=lambda each: each.stat().st_size)
@@ -192,41 +194,44 @@ def fio_samples_a_second(folder: Path, block: int, sample_bytes: int) -> float |
     return float(found["jobs"][0]["read"]["bw_bytes"]) / sample_bytes
 
 
-def processor_seconds() -> float:
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its finished children."""
     uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def bytes_from_disk() -> int:
+    """Return the number of bytes that this process has read from disk."""
     return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
 
 
 def run_epoch(
     reader: Reader, order: np.ndarray[Any, Any], seconds: float, expected: Read
 ) -> tuple[int, float, float, int]:
-    """Samples read, and the seconds, processor seconds and bytes from the disk that it took."""
-    count, start, cpu, disk = 0, time.perf_counter(), processor_seconds(), bytes_from_disk()
+    """Read an epoch; return the number of samples, seconds, CPU seconds and bytes read from disk."""
+    count, start, cpu, disk = 0, time.perf_counter(), cpu_seconds(), bytes_from_disk()
     batches = reader.epoch(order)
     for batch in batches:
         count += len(batch["tokens"])
         elapsed = time.perf_counter() - start
         if elapsed > seconds and reader.random is not None:
             break
-    used = processor_seconds() - cpu
+    used = cpu_seconds() - cpu
     read = bytes_from_disk() - disk
-    wanted = expected(np.asarray(batch["index"])[:8])
-    assert all(np.array_equal(batch[name][:8], wanted[name]) for name in wanted), "other contents"
+    samples = expected(np.asarray(batch["index"])[:8])
+    assert all(np.array_equal(batch[name][:8], samples[name]) for name in samples), "contents differ"
     return count, elapsed, used, read
 
 
 def measure(readers: dict[str, Reader], args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Measure all readers in turn; return one row of medians per reader."""
     sample_bytes = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in peers.SHAPES.values())
     block = int(np.prod(peers.SHAPES["tokens"][0])) * np.dtype(peers.SHAPES["tokens"][1]).itemsize
     expected = OurStore(folder / "store", args.encoder).ours(direct=False)
     rng = np.random.default_rng(0)
     disk: list[float | None] = []
     for number in range(args.rounds):
-        disk.append(fio_samples_a_second(folder, block, sample_bytes))  # in every round: disks drift
+        disk.append(fio_samples_per_second(folder, block, sample_bytes))  # in every round: disk speed drifts
         for reader in readers.values():
             order = rng.permutation(args.samples)
             if reader.random is not None:
@@ -234,19 +239,20 @@ def measure(readers: dict[str, Reader], args: argparse.Namespace, folder: Path) 
                     reader.make_cold()
                     start = time.perf_counter()
                     reader.random(rows)
-                    reader.found["cold_batch"].append(BATCH / (time.perf_counter() - start))
+                    reader.measurements["cold_batch"].append(BATCH / (time.perf_counter() - start))
             reader.make_cold()
             count, elapsed, _, read = run_epoch(reader, order, args.seconds, expected)
-            reader.found["cold_epoch"].append(count / elapsed)
+            reader.measurements["cold_epoch"].append(count / elapsed)
             if reader.random is not None:
-                reader.found["read_over_asked"].append(read / count / sample_bytes)
+                reader.measurements["read_over_asked"].append(read / count / sample_bytes)
             run_epoch(reader, order, args.seconds, expected)
             count, elapsed, cpu, _ = run_epoch(reader, order, args.seconds, expected)
-            reader.found["warm_epoch"].append(count / elapsed)
-            reader.found["cpu_ms"].append(1000 * cpu / count)
+            reader.measurements["warm_epoch"].append(count / elapsed)
+            reader.measurements["cpu_ms"].append(1000 * cpu / count)
         print(f"round {number + 1} of {args.rounds} done", flush=True)
     rows = [
-        {"reader": name} | {what: round(statistics.median(values), 2) for what, values in reader.found.items()}
+        {"reader": name}
+        | {figure: round(statistics.median(values), 2) for figure, values in reader.measurements.items()}
         for name, reader in readers.items()
     ]
     if None not in disk:
@@ -259,37 +265,37 @@ COLUMNS = {
     "cold_epoch": ("epoch, cold", "{:,.0f}"),
     "warm_epoch": ("epoch, warm", "{:,.0f}"),
     "cpu_ms": ("CPU ms", "{:.2f}"),
-    "read_over_asked": ("read / asked", "{:.2f}"),
+    "read_over_asked": ("read / requested", "{:.2f}"),
 }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    print(f"{'samples/s':<28}" + "".join(f"{title:>13}" for title, _ in COLUMNS.values()))
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print(f"{'samples/s':<28}" + "".join(f"{title:>18}" for title, _ in COLUMNS.values()))
     for row in rows:
         cells = (form.format(row[key]) if key in row else "" for key, (_, form) in COLUMNS.items())
-        print(f"{row['reader']:<28}" + "".join(f"{cell:>13}" for cell in cells))
+        print(f"{row['reader']:<28}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of an epoch at most")
-    parser.add_argument("--encoder", default="dinov2-vit-b")
-    parser.add_argument("--codec", default="float16", choices=["float16", "int8", "int4"])
-    parser.add_argument("--only", nargs="*", help="readers whose names contain one of these words")
-    parser.add_argument("--folder", default=None, help="where to write the data; default: the temporary folder")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file for the rows")
+    parser.add_argument("--samples", type=int, default=4096, help="samples per format")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    parser.add_argument("--seconds", type=float, default=4.0, help="maximum duration of an epoch")
+    parser.add_argument("--encoder", default="dinov2-vit-b", help="encoder with the shape of the tokens")
+    parser.add_argument("--codec", default="float16", choices=["float16", "int8", "int4"], help="codec of the tokens")
+    parser.add_argument("--only", nargs="*", help="use only readers whose name contains one of these words")
+    parser.add_argument("--folder", default=None, help="folder for the data. Default: the system's temporary folder")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        readers = contestants(Path(folder), args)
+        readers = open_readers(Path(folder), args)
         os.sync()
         rows = measure(readers, args, Path(folder))
-    show(rows)
+    print_table(rows)
     if args.out:
-        facts = {"samples": args.samples, "rounds": args.rounds, "encoder": args.encoder, "codec": args.codec}
-        args.out.write_text(json.dumps(facts | {"processors": os.cpu_count(), "rows": rows}, indent=1) + "\n")
+        settings = {"samples": args.samples, "rounds": args.rounds, "encoder": args.encoder, "codec": args.codec}
+        args.out.write_text(json.dumps(settings | {"processors": os.cpu_count(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

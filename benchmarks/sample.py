@@ -1,18 +1,20 @@
-"""Images/s of `repa-pipe sample` against the published generator's loop, on the same weights.
+"""Compare the speed of `repa-pipe sample` with the published generator's loop, on the same weights.
 
     python benchmarks/sample.py --model SiT-S/2 --images 16 --batch-size 8 --num-steps 10
     python benchmarks/sample.py --model SiT-XL/2 --images 512 --batch-size 64 --num-steps 250 --mode sde \
         --precision bf16 --vae sd-vae-ft-ema --cfg-scale 1.8 --guidance-high 0.7
 
-Timed in turn, `--rounds` times each, from noise to the finished .npz, loading left out; medians are reported:
+Three ways are timed in turn, `--rounds` times each, from noise to the finished .npz, without loading; results are
+medians:
 
-    ours              blocks as `repa-pipe sample` makes them
-    published         REPA's generate.py with its defaults: attention not fused, projectors run too, every image decoded
-                      after its batch, written as a PNG file and read back for the .npz, one process
+    ours              blocks as in `repa-pipe sample`
+    published         REPA's generate.py with its defaults, in one process: attention is not fused, projectors run too,
+                      every batch is decoded when it is finished, written as PNG files and read back for the .npz
     published, fused  the same with --fused-attn
 
-The published loop is written out here, Euler's and Euler-Maruyama's steps as in its samplers.py. Weights are random;
-for speed, values do not matter. `--precision` other than fp32 runs all under autocast; generate.py has TF32 only.
+The published loop is reimplemented here, with the Euler and Euler-Maruyama steps of its samplers.py. Weights are
+random: the values do not affect speed. With a `--precision` other than fp32, all three run under autocast; generate.py
+only has TF32.
 """
 
 from __future__ import annotations
@@ -35,15 +37,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repa_pipe.config import SampleConfig, TrainConfig
 from repa_pipe.models.sit import SiT, sit_config
-from repa_pipe.models.vae import describe_vae, load_vae
+from repa_pipe.models.vae import Vae, describe_vae, load_vae
 from repa_pipe.pipeline.artifacts.checkpoints import StoreMetadata, TrainedModel
+from repa_pipe.pipeline.artifacts.sample_files import SampleFiles
 from repa_pipe.pipeline.runtime.device import DTYPES, choose_device
 from repa_pipe.pipeline.sampling.blocks import SampleBlocks, make_blocks
 from repa_pipe.pipeline.sampling.sampler import Sampler
 
 
 def random_model(name: str, side: int, channels: int) -> SiT:
-    """Random weights everywhere: none of them zero."""
+    """Return a model whose weights are all random: none of them is zero."""
     torch.manual_seed(0)
     model = SiT(sit_config(name, input_size=side, in_channels=channels)).eval()
     for parameter in model.parameters():
@@ -53,13 +56,12 @@ def random_model(name: str, side: int, channels: int) -> SiT:
 
 
 def ours(sampler: Sampler, config: SampleConfig, device: torch.device, folder: Path) -> None:
-    out = folder / "ours.npz"
-    blocks = SampleBlocks(config, {}, out)
-    make_blocks(sampler, blocks.folder, blocks.all, device, lambda count: None)
-    blocks.assemble(sampler.all_labels(), out.with_suffix(".png"))
+    blocks = SampleBlocks(config, {}, SampleFiles(folder / "ours.npz"))
+    make_blocks(sampler, blocks.folder, blocks.all, device)
+    blocks.assemble(sampler.all_labels())
 
 
-def published(model: SiT, vae, config: SampleConfig, fused: bool, folder: Path) -> None:
+def published(model: SiT, vae: Vae, config: SampleConfig, fused: bool, folder: Path) -> None:
     batch, sit, device = config.per_proc_batch_size, model.config, vae.device
     done = 0
     while done < config.num_fid_samples:
@@ -105,6 +107,7 @@ def published_sampler(model: SiT, x: torch.Tensor, labels: torch.Tensor, config:
 
 
 def timed(work: Callable[[Path], None], device: torch.device) -> float:
+    """Return the seconds of a call with a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         work(Path(folder))
@@ -115,19 +118,19 @@ def timed(work: Callable[[Path], None], device: torch.device) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="SiT-S/2")
-    parser.add_argument("--vae", default="tiny-kl-f8")
-    parser.add_argument("--resolution", type=int, default=256)
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--num-steps", type=int, default=10)
-    parser.add_argument("--mode", choices=("ode", "sde"), default="ode")
-    parser.add_argument("--cfg-scale", type=float, default=1.5)
-    parser.add_argument("--guidance-high", type=float, default=1.0)
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    parser.add_argument("--compile", action="store_true", help="ours only")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--model", default="SiT-S/2", help="model to sample from")
+    parser.add_argument("--vae", default="tiny-kl-f8", help="VAE that decodes the latents")
+    parser.add_argument("--resolution", type=int, default=256, help="side of the images in pixels")
+    parser.add_argument("--images", type=int, default=16, help="images to generate")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per batch")
+    parser.add_argument("--num-steps", type=int, default=10, help="sampling steps")
+    parser.add_argument("--mode", choices=("ode", "sde"), default="ode", help="sampler")
+    parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance scale")
+    parser.add_argument("--guidance-high", type=float, default=1.0, help="highest time with guidance")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the model")
+    parser.add_argument("--compile", action="store_true", help="compile the model, in our sampler only")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    parser.add_argument("--device", default=None, help="torch device. Default: cuda if available, else cpu")
     options = parser.parse_args()
     device = choose_device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -145,8 +148,8 @@ def main() -> None:
         compile=options.compile,
     )
     vae = load_vae(options.vae, device=device)
-    facts = StoreMetadata(options.vae, vae.latents_scale, vae.latents_bias, (), "", {})
-    sampler = Sampler(config, TrainedModel(model, facts, TrainConfig(store=""), 0), device)
+    metadata = StoreMetadata(options.vae, vae.latents_scale, vae.latents_bias, (), "", {})
+    sampler = Sampler(config, TrainedModel(model, metadata, TrainConfig(store=""), 0), device)
     ways = {
         "ours": partial(ours, sampler, config, device),
         "published": partial(published, model, vae, config, False),
@@ -159,11 +162,11 @@ def main() -> None:
         for name, way in ways.items():
             seconds[name].append(timed(way, device))
             print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
-    rows = {name: round(options.images / statistics.median(found), 4) for name, found in seconds.items()}
-    for name, rate in rows.items():
+    rates = {name: round(options.images / statistics.median(values), 4) for name, values in seconds.items()}
+    for name, rate in rates.items():
         ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["ours"], strict=True))
         print(f"{name:<18} {rate:>8.3f} images/s   ours is {ratio:.2f} times as fast")
-    print(json.dumps({"options": vars(options), "images_per_s": rows, "seconds": seconds}))
+    print(json.dumps({"options": vars(options), "images_per_s": rates, "seconds": seconds}))
 
 
 if __name__ == "__main__":

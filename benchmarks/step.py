@@ -1,18 +1,18 @@
-"""How fast training from a store is: against the same trainer fed from memory, and with the encoder online.
+"""Compare the speed of training from a store with the same trainer fed from memory, and with an online encoder.
 
     python benchmarks/step.py --model SiT-B/2 --encoder dinov2-vit-b [--batch-size 256] [--steps 20] [--rounds 3]
 
-For every encoder a store is written with random numbers of the true shapes; for speed, values do not matter. Three
-ways to take the same step are timed in turn, `rounds` times each, and medians reported:
+For each encoder, a store is filled with random numbers of the real shapes: the values do not affect speed. Three ways
+to take the same step are timed in turn, `--rounds` times each; results are medians:
 
-    memory   one batch that already lies on the device: what the step costs without any reading
-    store    batches read, shuffled and copied from the store: what `repa-pipe train` does
-    online   the batch from memory, the tokens from the encoder run on 256 px images in the step: what is usual
+    memory   one batch that is already on the device: the cost of the step without any reading
+    store    batches read, shuffled and copied from the store, as in `repa-pipe train`
+    online   the batch from memory, the tokens from the encoder, which encodes 256 px images in the step
 
-A breakdown of the step from memory follows, with the device waited for after every part (so its sum is more than a
-step, whose parts overlap).
+A breakdown of the step from memory follows. The device is synchronized after every part, so the sum is more than the
+time of a step, whose parts overlap.
 
-The encoder's weights are random. MFU counts the model's forward pass three times (recomputation not counted), against
+The weights of the encoder are random. MFU counts three forward passes of the model (without recomputation) relative to
 `--peak-tflops`.
 """
 
@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from synthetic import synthetic_store
-from torch.utils.flop_counter import FlopCounterMode
+from synthetic import sample_bytes, synthetic_store
 
 from repa_pipe.config import TrainConfig
+from repa_pipe.models.flops import sit_flops
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.train import Trainer
 from repa_pipe.pipeline.training.prefetch import prefetch_to_device
@@ -43,7 +44,7 @@ from repa_pipe.stores import Batch, open_store
 
 
 def online_encoder(name: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The encoder's network with random weights; images uint8 [B, 3, 256, 256] to tokens, fp16 autocast on a GPU."""
+    """Return an encoder with random weights, from images uint8 `[B, 3, 256, 256]` to tokens; fp16 autocast on a GPU."""
     import timm
 
     architecture = {"dinov2-vit-b": "vit_base_patch14_dinov2", "dinov2-vit-g": "vit_giant_patch14_dinov2"}[name]
@@ -63,31 +64,33 @@ def online_encoder(name: str, device: torch.device) -> Callable[[torch.Tensor], 
 
 
 def timed(trainer: Trainer, batches: Iterator[Batch], steps: int) -> float:
-    """Seconds a step."""
+    """Return seconds per step."""
     for batch in islice(batches, 2):
         trainer.train_step(batch)
-    _finish(trainer.device)
+    _synchronize(trainer.device)
     start = time.perf_counter()
     for batch in islice(batches, steps):
         trainer.train_step(batch)
         trainer.step += 1
-    _finish(trainer.device)
+    _synchronize(trainer.device)
     return (time.perf_counter() - start) / steps
 
 
-def _finish(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def with_tokens(batch: Batch, encode: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> Iterator[Batch]:
-    """The batch again and again, its tokens from the encoder each time."""
+def online_batches(
+    batch: Batch, encode: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor
+) -> Iterator[Batch]:
+    """Yield the batch repeatedly, with new tokens from the encoder each time."""
     while True:
         yield batch._replace(patch_tokens=[encode(images)])
 
 
 def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path) -> dict[str, object]:
-    """All three ways for one model and encoder."""
+    """Time all three ways for one model and encoder; return one row of the result."""
     with open_store(store_path) as store, tempfile.TemporaryDirectory() as runs:
         config = TrainConfig(
             store=str(store_path),
@@ -97,19 +100,22 @@ def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path
             mixed_precision=args.precision,
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        trainer = Trainer(resolve(config, store), store, device, DistributedContext(0, 1, 0), Path(runs))
-        flops = _forward_flops(trainer)
+        config = resolve(config, store)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32  # as `train` does
+        trainer = Trainer(config, store, device, DistributedContext(0, 1, 0), RunFolder(Path(runs)))
+        sit = trainer.model.config
+        flops = sit_flops(model, sit.input_size, sit.in_channels, sit.z_dims)
         encode = online_encoder(encoder, device)
         images = torch.randint(0, 256, (args.batch_size, 3, 256, 256), dtype=torch.uint8, device=device)
         seconds: dict[str, list[float]] = {"memory": [], "store": [], "online": []}
         with closing(prefetch_to_device(trainer.dataset, device, 0)) as batches:
             batch = next(batches)
             timed(trainer, repeat(batch), 3)  # compiles
-            timed(trainer, with_tokens(batch, encode, images), 1)
+            timed(trainer, online_batches(batch, encode, images), 1)
             for _ in range(args.rounds):
                 seconds["memory"].append(timed(trainer, repeat(batch), args.steps))
                 seconds["store"].append(timed(trainer, batches, args.steps))
-                seconds["online"].append(timed(trainer, with_tokens(batch, encode, images), args.steps))
+                seconds["online"].append(timed(trainer, online_batches(batch, encode, images), args.steps))
             parts = breakdown(trainer, batch, args.steps)
     step = {name: statistics.median(values) for name, values in seconds.items()}
     row: dict[str, object] = {
@@ -122,7 +128,7 @@ def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path
         "store_over_online": round(step["online"] / step["store"], 3),
         "milliseconds": parts,
         "forward_gflops_an_image": round(flops / 1e9, 2),
-        "samples_mib_a_second": round(args.batch_size / step["store"] * _sample_bytes(store) / 2**20),
+        "samples_mib_a_second": round(args.batch_size / step["store"] * sample_bytes(store) / 2**20),
     }
     if args.peak_tflops:
         row["mfu"] = round(3 * flops * args.batch_size / step["store"] / (args.peak_tflops * 1e12), 3)
@@ -133,37 +139,37 @@ def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path
 
 
 def breakdown(trainer: Trainer, batch: Batch, steps: int) -> dict[str, float]:
-    """Milliseconds of a step's parts."""
+    """Return the milliseconds of the parts of a step."""
     spent: Counter[str] = Counter()
 
     def timing(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            _finish(trainer.device)
+            _synchronize(trainer.device)
             start = time.perf_counter()
             result = function(*args, **kwargs)
-            _finish(trainer.device)
+            _synchronize(trainer.device)
             spent[name] += time.perf_counter() - start
             return result
 
         return call
 
     parts = [
-        (trainer._objective, "inputs"),
+        (trainer.objective, "inputs"),
         (trainer, "_call"),
-        (trainer, "_gradients"),
+        (trainer, "_accumulate_gradients"),
         (trainer.optimizer, "step"),
         (trainer.ema, "update"),
     ]
-    before = [getattr(owner, name) for owner, name in parts]
-    for (owner, name), function in zip(parts, before, strict=True):
+    functions = [getattr(owner, name) for owner, name in parts]
+    for (owner, name), function in zip(parts, functions, strict=True):
         setattr(owner, name, timing(name, function))
-    total = timed(trainer, repeat(batch), steps) * (steps + 2)  # `timed` takes two more to warm up
-    for (owner, name), function in zip(parts, before, strict=True):
+    total = timed(trainer, repeat(batch), steps) * (steps + 2)  # `timed` takes two more steps for warm-up
+    for (owner, name), function in zip(parts, functions, strict=True):
         setattr(owner, name, function)
     named = {
         "draws_and_decoding": spent["inputs"],
         "forward": spent["_call"],
-        "backward": spent["_gradients"] - spent["_call"],
+        "backward": spent["_accumulate_gradients"] - spent["_call"],
         "optimizer": spent["step"],
         "ema": spent["update"],
     }
@@ -171,31 +177,17 @@ def breakdown(trainer: Trainer, batch: Batch, steps: int) -> dict[str, float]:
     return {name: round(1000 * seconds / (steps + 2), 1) for name, seconds in named.items()}
 
 
-def _sample_bytes(store: object) -> int:
-    return sum(store.group(name).spec.sample_bytes for name in store.group_names())  # type: ignore[attr-defined]
-
-
-def _forward_flops(trainer: Trainer) -> int:
-    sit = trainer.ema.model
-    size = sit.config.input_size
-    x = torch.zeros(1, sit.config.in_channels, size, size, device=trainer.device)
-    zero = torch.zeros(1, device=trainer.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        sit(x, zero, zero.long())
-    return counter.get_total_flops()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["SiT-B/2"])
-    parser.add_argument("--encoder", nargs="+", default=["dinov2-vit-b"])
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", nargs="+", default=["SiT-B/2"], help="models to train")
+    parser.add_argument("--encoder", nargs="+", default=["dinov2-vit-b"], help="encoders to align with")
+    parser.add_argument("--batch-size", type=int, default=256, help="images per step")
+    parser.add_argument("--precision", default="bf16", help="mixed precision of the training")
+    parser.add_argument("--steps", type=int, default=20, help="steps per measurement, after two for warm-up")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
     parser.add_argument("--samples", type=int, default=4096, help="samples in the store")
-    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device, for MFU")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file for the rows")
+    parser.add_argument("--peak-tflops", type=float, default=0.0, help="peak TFLOP/s of the device, for MFU")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
     rows = []
     for encoder in args.encoder:

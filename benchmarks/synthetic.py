@@ -1,4 +1,4 @@
-"""Stores of random numbers in true shapes: for speed, values do not matter."""
+"""Stores of random numbers with the real shapes: the values do not affect speed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from repa_pipe.models.encoders import describe_encoder
+from repa_pipe.stores import Store
 from repa_pipe.stores.codecs import make_codec
 from repa_pipe.stores.layout import ArraySpec, GroupSpec, features_group, num_shards
 from repa_pipe.stores.manifest import Manifest
@@ -22,7 +23,7 @@ LATENTS_GROUP = GroupSpec(
 
 
 def features_template(encoder: str, codec_name: str = "float16") -> GroupSpec:
-    """The group of an encoder at 256 px."""
+    """Return the group of an encoder at 256 px."""
     info = describe_encoder(encoder, 256)
     codec = make_codec(codec_name, info.num_tokens, info.width)
     attributes = {"encoder": encoder, "num_tokens": info.num_tokens, "width": info.width, "codec": codec.attributes}
@@ -30,7 +31,7 @@ def features_template(encoder: str, codec_name: str = "float16") -> GroupSpec:
 
 
 def new_store(path: Path, count: int, shard_size: int = 512) -> Manifest:
-    """A store without groups; label i is i modulo 1,000."""
+    """Create a store without groups. The label of sample i is i modulo 1,000."""
     manifest = Manifest(
         num_samples=count,
         resolution=256,
@@ -40,17 +41,22 @@ def new_store(path: Path, count: int, shard_size: int = 512) -> Manifest:
         class_names=tuple(map(str, range(1000))),
         source={},
     )
-    names = [str(i) for i in range(count)]
+    keys = [str(i) for i in range(count)]
     labels = pa.array([i % 1000 for i in range(count)], pa.int32())
-    create_store(path, manifest, pa.table({"key": names, "label": labels, "num_bytes": [0] * count, "where": names}))
+    create_store(path, manifest, pa.table({"key": keys, "label": labels, "num_bytes": [0] * count, "where": keys}))
     return manifest
 
 
 def synthetic_store(path: Path, encoder: str, count: int, codec_name: str = "float16") -> None:
-    """A store of random numbers in the shapes of SD-VAE and the encoder at 256 px."""
+    """Create a store of random numbers with the shapes of SD-VAE and of the encoder at 256 px."""
     manifest, rng = new_store(path, count), np.random.default_rng(0)
     for spec in (LATENTS_GROUP, features_template(encoder, codec_name)):
         fill_group(path, manifest, spec, rng)
+
+
+def sample_bytes(store: Store) -> int:
+    """Return the bytes of a sample in all groups of a store."""
+    return sum(store.group(name).spec.sample_bytes for name in store.group_names())
 
 
 def fill_group(path: Path, manifest: Manifest, spec: GroupSpec, rng: np.random.Generator) -> None:

@@ -1,10 +1,10 @@
-"""What `store verify` costs beside merely reading the same bytes, with the same threads and the same size of reads.
+"""Cost of `store verify` compared with only reading the same bytes, with the same threads and read size.
 
     python benchmarks/verify.py                      # a store of 2 GB, deleted afterwards
     python benchmarks/verify.py --folder /mnt/disk   # on another disk
 
-"warm": everything is in the page cache. "cold": the files' pages are dropped before every run. Medians of five runs,
-reading and verifying in turn, of real time and of processor time (which other programs on the machine disturb less).
+"warm": all files are in the page cache. "cold": their pages are dropped before every run. Prints medians of five runs,
+which alternate between reading and verifying, of wall time and of CPU time (which other programs disturb less).
 """
 
 import argparse
@@ -69,7 +69,7 @@ def drop_pages(path: Path) -> None:
 
 
 def seconds(function: Callable[[], object], before: Callable[[], object]) -> tuple[float, float]:
-    """Real and processor time."""
+    """Wall time and CPU time."""
     before()
     start, start_cpu = time.perf_counter(), time.process_time()
     function()
@@ -78,11 +78,11 @@ def seconds(function: Callable[[], object], before: Callable[[], object]) -> tup
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the store is made")
+    parser.add_argument("--folder", type=Path, help="folder for the store; default: the temporary folder")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     args = parser.parse_args()
-    print("| store | cache | threads | reading, GB/s | verify, GB/s | ratio | of processor time |")
+    print("| store | cache | threads | reading, GB/s | verify, GB/s | ratio | ratio of CPU time |")
     print("|---|---|--:|--:|--:|--:|--:|")
     for title, arrays in (("float16", FLOAT16), ("int4", INT4)):
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -1,10 +1,11 @@
-"""Writing shards: MB/s of the store's writer beside zarr-python and tensorstore writing the same array.
+"""Compare the speed of the store's writer with zarr-python and tensorstore writing the same array.
 
     python benchmarks/write.py [--samples 2048] [--rounds 5] [--folder DIR]
 
-Each writes patch tokens of DINOv2-B in float16, `[N, 256, 768]`, in shards of 512 samples with one sample an inner
-chunk and no compressor, from memory, shard by shard, and ends when the files are on the disk (fsync). Ours also takes a
-checksum of every sample and writes commit records. Writers take turns; medians over the rounds are reported.
+Each writer writes patch tokens of DINOv2-B in float16, `[N, 256, 768]`, from memory, shard by shard: 512 samples per
+shard, one sample per inner chunk, no compressor. The time ends when the files are on disk (fsync). The store's writer
+also computes a checksum of every sample and writes commit records. Writers take turns; results are medians over the
+rounds.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ SHARD, SHAPE = 512, (256, 768)
 Block = np.ndarray[Any, Any]
 
 
-def ours(path: Path, count: int, block: Block) -> None:
+def store_writer(path: Path, count: int, block: Block) -> None:
     manifest, spec = new_store(path, count, SHARD), features_template("dinov2-vit-b")
     create_group(path, manifest, spec)
     for shard in range(count // SHARD):
         with ShardWriter(path, manifest, spec, shard) as writer:
-            for start in range(0, SHARD, 64):  # as encoding does
+            for start in range(0, SHARD, 64):  # in batches, like encoding
                 writer.append({"tokens": block[start : start + 64]})
             writer.commit(np.zeros(SHARD, np.uint32), ())
 
@@ -47,7 +48,7 @@ def zarr_python(path: Path, count: int, block: Block) -> None:
     )
     for start in range(0, count, SHARD):
         array[start : start + SHARD] = block
-    sync(path)
+    fsync_files(path)
 
 
 def tensorstore(path: Path, count: int, block: Block) -> None:
@@ -67,10 +68,10 @@ def tensorstore(path: Path, count: int, block: Block) -> None:
     array = tensorstore.open(spec, create=True).result()
     for start in range(0, count, SHARD):
         array[start : start + SHARD].write(block).result()
-    sync(path)
+    fsync_files(path)
 
 
-def sync(path: Path) -> None:
+def fsync_files(path: Path) -> None:
     for file in path.rglob("*"):
         fd = os.open(file, os.O_RDONLY)
         os.fsync(fd)
@@ -78,7 +79,7 @@ def sync(path: Path) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, int, Block], None]] = {
-    "store": ours,
+    "store": store_writer,
     "zarr-python": zarr_python,
     "tensorstore": tensorstore,
 }
@@ -86,14 +87,14 @@ WRITERS: dict[str, Callable[[Path, int, Block], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", default=None, help="where to write the data; default: the temporary folder")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file for the rows")
+    parser.add_argument("--samples", type=int, default=2048, help="samples per array, a multiple of 512")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    parser.add_argument("--folder", default=None, help="folder for the data. Default: the system's temporary folder")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
     block = np.random.default_rng(0).standard_normal((SHARD, *SHAPE), np.float32).astype("float16")
     size = block.nbytes * (args.samples // SHARD) / 1e6
-    found: dict[str, list[float]] = {name: [] for name in WRITERS}
+    speeds: dict[str, list[float]] = {name: [] for name in WRITERS}
     for _ in range(args.rounds):
         for name, write in WRITERS.items():
             folder = Path(tempfile.mkdtemp(dir=args.folder))
@@ -101,12 +102,12 @@ def main() -> None:
                 os.sync()
                 start = time.perf_counter()
                 write(folder / "array", args.samples, block)
-                found[name].append(size / (time.perf_counter() - start))
+                speeds[name].append(size / (time.perf_counter() - start))
             except ImportError as error:
-                print(f"{name} left out: {error}")
+                print(f"{name} skipped: {error}")
             finally:
                 shutil.rmtree(folder)
-    rows = [{"writer": name, "MB_per_s": round(statistics.median(rates))} for name, rates in found.items() if rates]
+    rows = [{"writer": name, "MB_per_s": round(statistics.median(values))} for name, values in speeds.items() if values]
     for row in rows:
         print(f"{row['writer']:<14}{row['MB_per_s']:>8,} MB/s")
     if args.out:

@@ -1,7 +1,7 @@
-"""The path from data to noise that the model learns to walk back (SiT, arXiv 2401.08740; REPA, `loss.py`).
+"""Interpolation paths from data to noise (SiT, arXiv 2401.08740; REPA, `loss.py`).
 
-x_t = alpha_t * data + sigma_t * noise, from the data at t = 0 to the noise at t = 1. The velocity is the derivative of
-x_t by t, and the model predicts it.
+x_t = alpha_t * data + sigma_t * noise, with the data at t = 0 and the noise at t = 1. The velocity, which the model
+predicts, is the derivative of x_t with respect to t.
 """
 
 import math
@@ -15,7 +15,7 @@ from ..errors import ConfigError
 
 
 class Schedule(NamedTuple):
-    """The path's coefficients and their derivatives by t, each of the shape and dtype of t."""
+    """The coefficients of a path and their derivatives with respect to t, each with the shape and dtype of t."""
 
     alpha_t: Tensor
     sigma_t: Tensor
@@ -25,19 +25,20 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Interpolant:
-    """A path: "linear", alpha_t = 1 - t and sigma_t = t, or "cosine", a quarter turn of the circle.
+    """A path: "linear" (alpha_t = 1 - t, sigma_t = t) or "cosine" (alpha_t = cos(pi t / 2), sigma_t = sin(pi t / 2)).
 
-    Raises ConfigError for another name.
+    Raises:
+        ConfigError: the path is unknown.
     """
 
     path: Literal["linear", "cosine"]
 
     def __post_init__(self) -> None:
         if self.path not in ("linear", "cosine"):
-            raise ConfigError(f"path {self.path!r} is neither 'linear' nor 'cosine'")
+            raise ConfigError(f"unknown path {self.path!r}; expected 'linear' or 'cosine'")
 
     def __call__(self, t: Tensor) -> Schedule:
-        """The coefficients at time t (any shape)."""
+        """Return the coefficients at times t of any shape."""
         if self.path == "linear":
             return Schedule(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
         angle = t * (math.pi / 2)
@@ -45,12 +46,12 @@ class Interpolant:
         return Schedule(cosine, sine, -math.pi / 2 * sine, math.pi / 2 * cosine)
 
     def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The points x_t at t [B] and their velocities, the model's input and target, each [B, ...] like the data."""
+        """Return the model's input x_t and its target, the velocity, at times t [B]; both [B, ...] like the data."""
         alpha_t, sigma_t, d_alpha_t, d_sigma_t = self(t.reshape(-1, *[1] * (data.ndim - 1)))
         return alpha_t * data + sigma_t * noise, d_alpha_t * data + d_sigma_t * noise
 
     def score(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The gradient of the log-density at x_t that belongs to a velocity (SiT, section 2), for 0 < t <= 1.
+        """Convert a velocity to the score, the gradient of the log-density at x_t (SiT, section 2), for 0 < t <= 1.
 
         t broadcasts against x_t.
         """
@@ -58,7 +59,7 @@ class Interpolant:
         return (alpha_t * velocity - d_alpha_t * x_t) / (sigma_t * (d_alpha_t * sigma_t - alpha_t * d_sigma_t))
 
     def lognormal_time(self, normal: Tensor) -> Tensor:
-        """Times where sigma_t / alpha_t is lognormal (EDM, arXiv 2206.00364), from standard normal draws."""
+        """Convert standard normal draws to times at which sigma_t / alpha_t is lognormal (EDM, arXiv 2206.00364)."""
         if self.path == "linear":
             return torch.sigmoid(normal)
         return torch.atan(normal.exp()) * (2 / math.pi)
@@ -70,12 +71,13 @@ def draw_times(
     count: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Training times [count] float32, on the generator's device: uniform, or lognormal in the noise ratio.
+    """Draw training times [count] float32 on the generator's device: uniform, or with a lognormal noise ratio.
 
-    Raises ConfigError for another weighting.
+    Raises:
+        ConfigError: the weighting is unknown.
     """
     if weighting == "uniform":
         return torch.rand(count, generator=generator, device=generator.device)
     if weighting == "lognormal":
         return interpolant.lognormal_time(torch.randn(count, generator=generator, device=generator.device))
-    raise ConfigError(f"time weighting {weighting!r} is neither 'uniform' nor 'lognormal'")
+    raise ConfigError(f"unknown time weighting {weighting!r}; expected 'uniform' or 'lognormal'")

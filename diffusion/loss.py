@@ -1,4 +1,4 @@
-"""What training minimizes: `denoising_loss(...).mean() + proj_coeff * alignment_loss(...)` (REPA, arXiv 2410.06940)."""
+"""Training losses: `denoising_loss(...).mean() + proj_coeff * alignment_loss(...)` (REPA, arXiv 2410.06940)."""
 
 from collections.abc import Sequence
 
@@ -10,70 +10,95 @@ from ..errors import ConfigError
 
 
 def denoising_loss(velocity: Tensor, target: Tensor) -> Tensor:
-    """Each sample's mean squared error: [B, ...] twice, of any floating dtype, to [B] float32."""
+    """Return the mean squared error per sample.
+
+    Args:
+        velocity: the model's prediction [B, ...], of any floating dtype.
+        target: the velocity of the path, with the same shape.
+
+    Returns:
+        [B] float32.
+    """
     return (velocity.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
 def alignment_loss(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> Tensor:
-    """REPA's alignment: minus the cosine between projected and stored tokens, averaged over encoders, samples, tokens.
+    """Return REPA's alignment loss: the negative cosine similarity, averaged over encoders, samples and tokens.
 
     Args:
-        projected: the model's guess for each encoder, [B, N, D] of any floating dtype.
-        patch_tokens: the encoder's own tokens, in the same order and shapes. Their lengths don't matter.
+        projected: the model's projected tokens per encoder, [B, N, D] of any floating dtype.
+        patch_tokens: the encoders' patch tokens, in the same order and shapes. Their norms do not matter.
 
     Returns:
-        A scalar float32 between -1 and 1. All of it is computed in float32, also under autocast: float16 runs of the
-        published program, which isn't as careful, have ended in NaN.
+        A float32 scalar between -1 and 1. Everything is computed in float32, also under autocast: float16 runs of the
+        published code, which does not do so, have diverged to NaN.
 
-    Raises ConfigError where encoders or shapes don't match.
+    Raises:
+        ConfigError: the number of encoders or the shapes differ.
     """
-    pairs = _pairs(projected, patch_tokens)
-    return torch.stack([-(guess * token).sum(dim=-1).mean() for guess, token in pairs]).mean()
+    pairs = _normalized_pairs(projected, patch_tokens)
+    return torch.stack([-(prediction * token).sum(dim=-1).mean() for prediction, token in pairs]).mean()
 
 
 def nt_xent_loss(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor], temperature: float = 0.1) -> Tensor:
-    """The contrastive alternative that REPA's ablation names: SimCLR's NT-Xent (arXiv 2002.05709, equation 1).
+    """Return the contrastive loss of REPA's ablation: SimCLR's NT-Xent (arXiv 2002.05709, equation 1).
 
-    A projected token and the stored token of the same patch are the two views of one thing; every other token of that
-    image, projected or stored, is a negative. REPA's release doesn't contain this loss, so the negatives are our
-    choice: they stay within the image, so that the loss, like the other one, is a mean over samples that doesn't depend
-    on how a batch is spread over processes. 0.1 is SimCLR's temperature.
+    The positive pair is the projected token and the stored token of a patch. Negatives are all other tokens of the same
+    image, projected and stored. REPA's release does not include this loss, so the choice of negatives is ours: within
+    an image, the loss is a mean over samples like `alignment_loss` and does not depend on how a batch is distributed
+    over processes.
 
-    Takes and raises what `alignment_loss` does; returns a scalar float32.
+    Args:
+        projected: as for `alignment_loss`.
+        patch_tokens: as for `alignment_loss`.
+        temperature: above 0. The default is SimCLR's.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ConfigError: the number of encoders or the shapes differ, or the temperature is not positive.
     """
     if temperature <= 0:
-        raise ConfigError(f"temperature {temperature} must be above 0")
+        raise ConfigError(f"temperature is {temperature}; expected a number above 0")
     losses = []
-    for guess, token in _pairs(projected, patch_tokens):
-        batch, count, _ = guess.shape
-        views = torch.cat([guess, token], dim=1)
+    for prediction, token in _normalized_pairs(projected, patch_tokens):
+        batch, count, _ = prediction.shape
+        views = torch.cat([prediction, token], dim=1)
         with torch.autocast(views.device.type, enabled=False):
             similarity = views @ views.mT / temperature  # [B, 2N, 2N]
-        itself = torch.eye(2 * count, dtype=torch.bool, device=views.device)
-        partner = torch.arange(2 * count, device=views.device).roll(count).repeat(batch)
-        losses.append(cross_entropy(similarity.masked_fill(itself, -torch.inf).flatten(0, 1), partner))
+        diagonal = torch.eye(2 * count, dtype=torch.bool, device=views.device)
+        positive = torch.arange(2 * count, device=views.device).roll(count).repeat(batch)
+        losses.append(cross_entropy(similarity.masked_fill(diagonal, -torch.inf).flatten(0, 1), positive))
     return torch.stack(losses).mean()
 
 
-def _pairs(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Normalized float32 tokens, encoder by encoder."""
-    guesses, tokens = [list(each.shape) for each in projected], [list(each.shape) for each in patch_tokens]
-    if guesses != tokens or not guesses:
+def _normalized_pairs(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return (projected, stored) tokens per encoder, normalized in float32."""
+    found, expected = [list(each.shape) for each in projected], [list(each.shape) for each in patch_tokens]
+    if found != expected or not found:
         raise ConfigError(
-            f"the model projects tokens of shape {guesses}, the encoders' are {tokens}: these must be equal, and at "
-            "least one. z_dims gives the projectors' widths; input_size / patch_size squared, the number of tokens"
+            f"projected tokens have shapes {found}; expected those of the encoders' patch tokens, {expected}, and at "
+            "least one encoder. z_dims sets the widths, (input_size / patch_size) squared the number of tokens"
         )
     return [
-        (normalize(guess.float(), dim=-1), normalize(token.float(), dim=-1))
-        for guess, token in zip(projected, patch_tokens, strict=True)
+        (normalize(prediction.float(), dim=-1), normalize(token.float(), dim=-1))
+        for prediction, token in zip(projected, patch_tokens, strict=True)
     ]
 
 
 def spatial_zscore(patch_tokens: Tensor, gamma: float) -> Tensor:
-    """Every channel less gamma times its mean over the image, divided by its deviation over the image.
+    """Apply iREPA's spatial normalization to target tokens (arXiv 2512.10794): remove what all patches have in common.
 
-    This is iREPA's spatial normalization of the target tokens (arXiv 2512.10794): it takes away what all patches share.
-    [B, N, D] of any floating dtype to the same in float32; the deviation is the sample's (N - 1).
+    Each channel minus gamma times its mean over the image, divided by its standard deviation over the image (with
+    Bessel's correction).
+
+    Args:
+        patch_tokens: [B, N, D] of any floating dtype.
+        gamma: the fraction of the mean that is subtracted.
+
+    Returns:
+        [B, N, D] float32.
     """
     tokens = patch_tokens.float()
     deviation = tokens.std(dim=1, keepdim=True)

@@ -1,7 +1,7 @@
-"""From noise to data: REPA's samplers over any velocity function (REPA, `samplers.py`; SiT, arXiv 2401.08740).
+"""REPA's samplers, from noise to data, for any velocity function (REPA, `samplers.py`; SiT, arXiv 2401.08740).
 
-Both take noise x [B, ...], go from t = 1 to t = 0 and return float64. The state is kept in float64; the velocity
-function is asked in the dtype that x came in.
+Both integrate noise [B, ...] from t = 1 to t = 0 and return float64. The state is kept in float64; the velocity
+function is called in the dtype of the noise.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +14,19 @@ from torch import Tensor
 from ..errors import ConfigError
 from .interpolant import Interpolant
 
-Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], t, a scalar tensor) -> velocity [B, ...]
-Model = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Sequence[Tensor]]]  # (x_t, t [B], labels [B]) -> SiT's pair
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], scalar t) -> velocity [B, ...]
+Model = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Sequence[Tensor]]]  # (x_t, t [B], labels [B]) -> as SiT
 Noise = Callable[[int, Tensor], Tensor]  # (step from 0, a tensor like the state) -> standard normal draws
 
-LAST_NOISY_TIME = 0.04  # where the published SDE sampler stops adding noise, and takes one plain step to 0
+LAST_NOISY_TIME = 0.04  # the published SDE sampler adds no noise after this time and takes one deterministic step to 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuidedVelocity:
-    """A velocity function with classifier-free guidance inside an interval of time; `guided` makes it.
+    """A velocity function with classifier-free guidance within a time interval; create it with `guided`.
 
-    A step of Heun's method asks twice, at the step's start and at its end, and the published sampler lets the start
-    decide for both. So samplers ask for the velocity function of a step, with `of_step`.
+    Heun's method evaluates the velocity at the start and at the end of a step. The published sampler applies guidance
+    to both evaluations or to neither, depending on the start, so samplers call `at_step` once per step.
     """
 
     model: Model
@@ -38,16 +38,16 @@ class GuidedVelocity:
 
     def __post_init__(self) -> None:
         if self.scale < 1:
-            raise ConfigError(f"guidance scale {self.scale} must be at least 1, which is no guidance")
+            raise ConfigError(f"guidance scale is {self.scale}; expected at least 1, which means no guidance")
         if not 0 <= self.low <= self.high <= 1:
-            raise ConfigError(f"guidance from {self.low} to {self.high}: needs 0 <= low <= high <= 1")
+            raise ConfigError(f"guidance interval is {self.low} to {self.high}; expected 0 <= low <= high <= 1")
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """The velocity at x and the scalar time t."""
-        return self.of_step(float(t))(x, t)
+        """Return the velocity at x and the scalar time t."""
+        return self.at_step(float(t))(x, t)
 
-    def of_step(self, start: float) -> Velocity:
-        """The velocity function of the step that starts at this time: guided or not, throughout."""
+    def at_step(self, start: float) -> Velocity:
+        """Return the velocity function for the step that starts at this time, guided or not throughout."""
         inside = self.low <= start <= self.high
         return self._guided if self.scale > 1 and inside else self._conditional
 
@@ -55,14 +55,14 @@ class GuidedVelocity:
         return self.model(x, t.repeat(len(x)), self.labels)[0]
 
     def _guided(self, x: Tensor, t: Tensor) -> Tensor:
-        """Both passes in one batch."""
+        """Evaluate with labels and null label in one batch, and extrapolate."""
         labels = torch.cat([self.labels, torch.full_like(self.labels, self.null_label)])
         both = self.model(torch.cat([x, x]), t.repeat(len(labels)), labels)[0]
         conditional, unconditional = both.double().chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
 
 
-def guided(  # noqa: PLR0917 (other programs call it so)
+def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
     model: Model,
     labels: Tensor,
     null_label: int,
@@ -70,75 +70,85 @@ def guided(  # noqa: PLR0917 (other programs call it so)
     low: float = 0.0,
     high: float = 1.0,
 ) -> GuidedVelocity:
-    """The model's velocity for these labels: `null + scale * (label - null)` for low <= t <= high, plain elsewhere.
+    """Return the model's velocity for labels, with classifier-free guidance for low <= t <= high.
+
+    The guided velocity is `null + scale * (label - null)`.
 
     Args:
-        model: `(x_t, t, labels) -> (velocity, ...)`, as SiT; `functools.partial(model, project=False)` saves the
-            projectors' work.
-        labels: [B] int64, one for each sample.
+        model: `(x_t, t, labels) -> (velocity, ...)`, as SiT. `functools.partial(model, project=False)` skips the
+            projectors.
+        labels: [B] int64, one per sample.
         null_label: the label that stands for no class.
-        scale: 1 for no guidance, which costs one pass a step; above, two passes inside the interval, in one batch.
-        low: end of the guided interval towards the data.
-        high: end of the guided interval towards the noise (arXiv 2404.07724 tells why it may be below 1).
+        scale: 1 for no guidance, at one forward pass per evaluation. Above 1, evaluations inside the interval run two
+            passes in one batch.
+        low: end of the guided interval toward the data.
+        high: end of the guided interval toward the noise (arXiv 2404.07724 explains why it may be below 1).
 
-    Raises ConfigError for a scale below 1 and for an interval outside [0, 1].
+    Raises:
+        ConfigError: the scale is below 1, or the interval is not within [0, 1].
     """
     return GuidedVelocity(model=model, labels=labels, null_label=null_label, scale=scale, low=low, high=high)
 
 
 @torch.no_grad()
 def euler(velocity: Velocity, x: Tensor, num_steps: int, heun: bool = False) -> Tensor:
-    """Follow the velocity in `num_steps` equal steps (the probability flow).
+    """Integrate the velocity (the probability flow ODE) in `num_steps` equal steps.
 
     Args:
-        velocity: `(x_t, t) -> velocity`, or what `guided` returns.
+        velocity: `(x_t, t) -> velocity`, or the result of `guided`.
         x: noise [B, ...].
-        num_steps: steps, at least 1.
-        heun: second order, Heun's method, at two evaluations a step. The last step, to t = 0, stays Euler's.
+        num_steps: number of steps, at least 1.
+        heun: use Heun's second-order method, with two evaluations per step. The last step, to t = 0, remains Euler's.
 
     Returns:
-        The data [B, ...] float64. Raises ConfigError for less than one step.
+        The data [B, ...] float64.
+
+    Raises:
+        ConfigError: `num_steps` is below 1.
     """
     _check_steps(num_steps)
     times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     state = x.double()
     for step, (start, end) in enumerate(pairwise(times)):
-        step_velocity = _of_step(velocity, start)
-        slope = _ask(step_velocity, state, start, x.dtype)
-        following = state + (end - start) * slope
+        step_velocity = _at_step(velocity, start)
+        slope = _evaluate(step_velocity, state, start, x.dtype)
+        next_state = state + (end - start) * slope
         if heun and step < num_steps - 1:
-            slope = (slope + _ask(step_velocity, following, end, x.dtype)) / 2
-            following = state + (end - start) * slope
-        state = following
+            slope = (slope + _evaluate(step_velocity, next_state, end, x.dtype)) / 2
+            next_state = state + (end - start) * slope
+        state = next_state
     return state
 
 
 @torch.no_grad()
 def euler_maruyama(velocity: Velocity, x: Tensor, num_steps: int, noise: Noise, interpolant: Interpolant) -> Tensor:
-    """Follow the reverse stochastic equation with diffusion 2t, which has the same marginals as the velocity's flow.
+    """Integrate the reverse SDE with diffusion coefficient 2t, which has the same marginals as the velocity's flow.
 
-    `num_steps` - 1 equal steps lead from t = 1 to 0.04, each adding noise; one without noise leads from there to 0.
+    `num_steps` - 1 equal steps from t = 1 to 0.04 add noise; one last step without noise goes from there to 0.
 
     Args:
-        velocity: `(x_t, t) -> velocity`, or what `guided` returns.
+        velocity: `(x_t, t) -> velocity`, or the result of `guided`.
         x: noise [B, ...].
-        num_steps: evaluations of the velocity, at least 1.
-        noise: `(step, like) -> Tensor`, standard normal draws of the shape, dtype (float64) and device of `like`, for
-            the steps 0 to `num_steps` - 2.
-        interpolant: the path that the velocity belongs to: it turns velocity into score.
+        num_steps: number of velocity evaluations, at least 1.
+        noise: `(step, like) -> Tensor`, standard normal draws with the shape, dtype (float64) and device of `like`,
+            called for steps 0 to `num_steps` - 2.
+        interpolant: the path that the velocity belongs to; it converts velocity to score.
 
     Returns:
-        The data [B, ...] float64. Raises ConfigError for less than one step.
+        The data [B, ...] float64.
+
+    Raises:
+        ConfigError: `num_steps` is below 1.
     """
     _check_steps(num_steps)
     times = torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64)
     times = torch.cat([times, times.new_zeros(1)])
     state = x.double()
     for step, (start, end) in enumerate(pairwise(times)):
-        slope = _ask(_of_step(velocity, start), state, start, x.dtype)
+        slope = _evaluate(_at_step(velocity, start), state, start, x.dtype)
         diffusion = 2 * start
         drift = slope - diffusion / 2 * interpolant.score(slope, state, start)
-        span = end - start  # below 0
+        span = end - start  # negative
         state = state + span * drift
         if step < num_steps - 1:
             state = state + (diffusion * -span).sqrt() * noise(step, state)
@@ -147,12 +157,12 @@ def euler_maruyama(velocity: Velocity, x: Tensor, num_steps: int, noise: Noise, 
 
 def _check_steps(num_steps: int) -> None:
     if num_steps < 1:
-        raise ConfigError(f"num_steps {num_steps} must be at least 1")
+        raise ConfigError(f"num_steps is {num_steps}; expected at least 1")
 
 
-def _of_step(velocity: Velocity, start: Tensor) -> Velocity:
-    return velocity.of_step(float(start)) if isinstance(velocity, GuidedVelocity) else velocity
+def _at_step(velocity: Velocity, start: Tensor) -> Velocity:
+    return velocity.at_step(float(start)) if isinstance(velocity, GuidedVelocity) else velocity
 
 
-def _ask(velocity: Velocity, state: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+def _evaluate(velocity: Velocity, state: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
     return velocity(state.to(dtype), t.to(state.device, dtype)).double()

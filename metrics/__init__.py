@@ -1,10 +1,14 @@
-"""How good samples are, and how much an encoder knows of space: numbers from features."""
+"""Metrics of generated images and of encoders, computed from features.
+
+The pipeline may import this package. From the rest of the project it imports only `errors`. Its functions work on
+tensors, so importing it loads torch, but no heavier library.
+"""
 
 from . import spatial
 from .cknna import cknna
 from .detectors import Detector, Features, InceptionDetector
 from .frechet import frechet_distance
-from .gaussian import FeatureStatistics, Gaussian, load_statistics, save_statistics
+from .gaussian import FeatureStatistics, Gaussian, load_statistics
 from .inception_score import inception_score
 from .kernel import kernel_distance
 from .linear_probe import linear_probe
@@ -24,6 +28,5 @@ __all__ = [
     "linear_probe",
     "load_statistics",
     "precision_recall",
-    "save_statistics",
     "spatial",
 ]

@@ -1,4 +1,4 @@
-"""What every metric here does with the arrays that it is given."""
+"""Validation, dtypes and numerical precision that the metrics share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,65 +15,63 @@ Array = Tensor | npt.NDArray[Any]
 
 
 def as_tensor(values: Array) -> Tensor:
-    """The values as a tensor, not copied if that can be helped."""
+    """Return the values as a detached tensor, without a copy where possible."""
     if isinstance(values, np.ndarray) and not values.flags.writeable:
-        values = values.copy()  # torch has no read-only tensors
+        values = values.copy()  # torch does not support read-only tensors
     return torch.as_tensor(values).detach()
 
 
 def as_features(values: Array, name: str) -> Tensor:
-    """Check that the values are feature vectors, one a row, and return them as a tensor [N, D].
+    """Validate feature vectors and return them as a tensor [N, D].
 
-    Raises ConfigError for another shape, for no rows, and for numbers that are not finite.
+    Raises:
+        ConfigError: the array is empty or has another shape, or values are not finite. The message names `name`.
     """
     features = as_tensor(values)
     if features.ndim != 2 or 0 in features.shape:
         raise ConfigError(
-            f"{name}: an array of shape {list(features.shape)}, but features are [images, width]; "
+            f"{name}: expected features [images, width], found shape {list(features.shape)}; "
             "flatten each image's features into one row"
         )
-    if not features.sum(dtype=torch.float64).isfinite():  # one NaN or infinity makes the sum one
+    if not features.sum(dtype=torch.float64).isfinite():  # the sum is not finite if any value is not
         raise ConfigError(
-            f"{name}: some features are NaN or infinite; look for broken images, or run the detector in float32"
+            f"{name}: some features are NaN or infinite; check for broken images, or run the detector in float32"
         )
     return features
 
 
 def check_same_width(a: Tensor, b: Tensor, names: str) -> None:
-    """Raise ConfigError unless both hold vectors of the same width."""
+    """Raise ConfigError unless both have the same last dimension."""
     if a.shape[-1] != b.shape[-1]:
-        raise ConfigError(
-            f"{names}: widths {a.shape[-1]} and {b.shape[-1]}; both sides must come from the same detector"
-        )
+        raise ConfigError(f"{names} have widths {a.shape[-1]} and {b.shape[-1]}; both must come from the same detector")
 
 
 def working_dtype(*features: Tensor) -> torch.dtype:
-    """Float64 if all the features have it, float32 otherwise."""
+    """Return float64 if all features are float64, else float32."""
     return torch.float64 if all(f.dtype == torch.float64 for f in features) else torch.float32
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Switch TensorFloat-32 off inside, whatever training has set, and restore it.
+    """Disable TensorFloat-32 within the context, and restore the previous setting.
 
-    TF32 keeps 10 bits: enough to train with, too few for the distances and features that a published number
-    is made of.
+    TF32 keeps a 10-bit mantissa: enough for training, but not for the features and distances behind published numbers.
     """
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
-        cudnn: Any = torch.backends.cudnn  # its stubs lack `conv`
-        places: list[tuple[Any, str]] = [
+        cudnn: Any = torch.backends.cudnn  # the type stubs lack `conv`
+        settings: list[tuple[Any, str]] = [
             (torch.backends.cuda.matmul, "fp32_precision"),
             (cudnn.conv, "fp32_precision"),
         ]
-        exact: Any = "ieee"
+        full: Any = "ieee"
     else:
-        places = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")]
-        exact = False
-    before = [getattr(*place) for place in places]
+        settings = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")]
+        full = False
+    before = [getattr(*setting) for setting in settings]
     try:
-        for place in places:
-            setattr(*place, exact)
+        for setting in settings:
+            setattr(*setting, full)
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            setattr(*place, value)
+        for setting, value in zip(settings, before, strict=True):
+            setattr(*setting, value)

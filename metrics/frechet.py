@@ -8,17 +8,23 @@ from .arrays import Array, as_tensor, check_same_width
 
 
 def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
-    """Squared Fréchet distance between N(mu1, sigma1) and N(mu2, sigma2), as Heusel et al. (2017) define FID.
+    """Return the squared Fréchet distance between N(mu1, sigma1) and N(mu2, sigma2), as FID (Heusel et al. 2017).
 
     |mu1 - mu2|^2 + tr(sigma1) + tr(sigma2) - 2 tr((sigma1 sigma2)^(1/2))
 
-    Means are [D], covariances [D, D], tensors on one device or arrays of any float type; computed in float64. The
-    last trace comes from the eigenvalues of the symmetric matrix R^T sigma2 R, with R R^T = sigma1, which are
-    those of sigma1 sigma2: they are real and not negative whatever the rank, so nothing needs to be added to the
-    diagonal and no imaginary part thrown away, as is done around a general matrix square root. Agrees with the ADM
-    suite's `frechet_distance` (OpenAI guided-diffusion, evaluations/evaluator.py) to its rounding.
+    The last trace is computed from the eigenvalues of the symmetric matrix R^T sigma2 R with R R^T = sigma1, which are
+    those of sigma1 sigma2. They are real and non-negative at any rank, so unlike with a general matrix square root,
+    nothing has to be added to the diagonal and no imaginary part discarded. Agrees with the ADM suite's
+    `frechet_distance` (OpenAI guided-diffusion, evaluations/evaluator.py) to the latter's rounding.
 
-    Raises ConfigError when shapes do not fit, or when a number is not finite.
+    Args:
+        mu1: mean [D], of any floating dtype; computed in float64. Tensors must be on one device.
+        sigma1: covariance [D, D].
+        mu2: mean [D].
+        sigma2: covariance [D, D].
+
+    Raises:
+        ConfigError: shapes do not match, or a value is not finite.
     """
     mu1, sigma1 = _checked(mu1, sigma1, "mu1 and sigma1")
     mu2, sigma2 = _checked(mu2, sigma2, "mu2 and sigma2")
@@ -30,10 +36,10 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
 
 
 def _root(sigma: Tensor) -> Tensor:
-    """R [D, rank] with R R^T = sigma: Cholesky's factor, or eigenvectors where the matrix is singular.
+    """Return R [D, rank] with R R^T = sigma: the Cholesky factor, or scaled eigenvectors if sigma is singular.
 
-    Eigenvalues below what rounding leaves of zero (numpy's `matrix_rank` draws the same line) are taken as zero: their
-    square roots, a hundred million times larger, would not be negligible any more.
+    Eigenvalues within rounding of zero (the threshold of numpy's `matrix_rank`) are treated as zero: their square
+    roots, up to a hundred million times larger, would not be negligible.
     """
     root: Tensor
     root, failed = torch.linalg.cholesky_ex(sigma)
@@ -47,7 +53,7 @@ def _root(sigma: Tensor) -> Tensor:
 def _checked(mu: Array, sigma: Array, names: str) -> tuple[Tensor, Tensor]:
     mu, sigma = as_tensor(mu).to(torch.float64), as_tensor(sigma).to(torch.float64)
     if mu.ndim != 1 or len(mu) == 0 or sigma.shape != (len(mu), len(mu)):
-        raise ConfigError(f"{names} have shapes {list(mu.shape)} and {list(sigma.shape)}, but must be [D] and [D, D]")
+        raise ConfigError(f"{names} have shapes {list(mu.shape)} and {list(sigma.shape)}; expected [D] and [D, D]")
     if not (mu.isfinite().all() and sigma.isfinite().all()):
-        raise ConfigError(f"{names} hold NaN or infinite numbers; some of the features they come from did")
+        raise ConfigError(f"{names} hold NaN or infinite values; check the features that they were computed from")
     return mu, sigma

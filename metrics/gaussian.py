@@ -1,6 +1,5 @@
-"""Mean and covariance of features: accumulated while images pass by, saved, loaded."""
+"""Mean and covariance of features: accumulated in batches, or loaded from statistics files."""
 
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -14,14 +13,14 @@ from torch import Tensor
 from ..errors import ConfigError
 from .arrays import Array, as_features
 
-BLOCK = 2048  # rows that are turned into float64 at a time
+BLOCK = 2048  # rows converted to float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Gaussian:
-    """What a Fréchet distance needs to know of a set of features.
+    """The statistics of a set of features that a Fréchet distance is computed from.
 
-    `count` is None where a statistics file does not say how many images it was made from.
+    `count` is None if a statistics file does not record the number of images.
     """
 
     mean: Tensor  # [D] float64
@@ -30,11 +29,11 @@ class Gaussian:
 
 
 class FeatureStatistics:
-    """Mean and covariance of features that arrive in batches, in float64.
+    """Float64 mean and covariance of features, accumulated in batches.
 
-    Batches are joined by the update of Chan, Golub and LeVeque (1979) for means and scatter matrices, so nothing
-    is lost where the mean is large against the spread. The order of the batches, or their sizes, change the
-    result by rounding only. Memory: one [D, D] float64 matrix and two blocks of 2,048 rows.
+    Batches are combined with the update of Chan, Golub and LeVeque (1979) for means and scatter matrices, which keeps
+    its precision if the mean is large compared with the spread. Order and size of the batches change the result only by
+    rounding. Memory: one [D, D] float64 matrix and two blocks of 2,048 rows.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -44,54 +43,47 @@ class FeatureStatistics:
 
     @property
     def width(self) -> int:
-        """Numbers in one image's features."""
+        """Width D of the features."""
         return len(self._mean)
 
     @property
     def mean(self) -> Tensor:
-        """Mean feature, [D] float64."""
+        """Mean [D] float64."""
         return self._mean.clone()
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance, [D, D] float64, with Bessel's correction as in `numpy.cov`.
+        """Covariance [D, D] float64, with Bessel's correction as in `numpy.cov`.
 
-        Raises ConfigError when fewer than two images have been seen.
+        Raises:
+            ConfigError: fewer than two images have been added.
         """
         if self.count < 2:
-            raise ConfigError(f"a covariance of {self.count} image(s): at least 2 are needed")
+            raise ConfigError(f"a covariance needs at least 2 images, found {self.count}")
         return self._scatter / (self.count - 1)
 
     def update(self, features: Array) -> None:
-        """Add features [B, D] of any float type.
+        """Add features [B, D] of any floating dtype.
 
-        Raises ConfigError when their width is another one, or when some are not finite.
+        Raises:
+            ConfigError: the features have another width, or some are not finite.
         """
         features = as_features(features, "features")
-        self._check_width(features.shape[1])
+        if features.shape[1] != self.width:
+            raise ConfigError(
+                f"features of width {features.shape[1]} added to statistics of width {self.width}; "
+                "both must come from the same detector"
+            )
         for block in torch.split(features, BLOCK):
             rows = block.to(self._mean)
             mean = rows.mean(0)
-            self._join(len(rows), mean, _gram(rows - mean))
-
-    def merge(self, other: "FeatureStatistics") -> None:
-        """Add everything that `other` has seen, for instance on another device or in another process."""
-        self._check_width(other.width)
-        if other.count:
-            self._join(other.count, other._mean.to(self._mean), other._scatter.to(self._scatter))
+            self._combine(len(rows), mean, _gram(rows - mean))
 
     def gaussian(self) -> Gaussian:
-        """The statistics so far, on this object's device. Raises ConfigError below two images."""
+        """Return the statistics so far, on this object's device; raises ConfigError for fewer than two images."""
         return Gaussian(self.mean, self.covariance, self.count)
 
-    def _check_width(self, width: int) -> None:
-        if width != self.width:
-            raise ConfigError(
-                f"features of width {width} added to statistics of width {self.width}: "
-                "both must come from the same detector"
-            )
-
-    def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+    def _combine(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
         step = mean - self._mean
         self._scatter += scatter
@@ -101,40 +93,23 @@ class FeatureStatistics:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """`rows.T @ rows`, [D, D]."""
-    if rows.device.type == "cpu":  # numpy knows that the product is symmetric, and does half the work
+    """Return `rows.T @ rows` [D, D]."""
+    if rows.device.type == "cpu":  # numpy exploits the symmetry of the product, at half the work
         return torch.from_numpy(rows.numpy().T @ rows.numpy())
     return rows.T @ rows
 
 
-def save_statistics(path: str | Path, pooled: Gaussian, spatial: Gaussian | None = None) -> None:
-    """Write a statistics file as the ADM evaluation suite reads it.
-
-    Its arrays are `mu` [D], `sigma` [D, D] and, where spatial features are given, `mu_s` and `sigma_s`, all
-    float64; `count` says how many images there were. The file appears complete or not at all.
-    """
-    arrays: dict[str, Any] = {"mu": pooled.mean.cpu().numpy(), "sigma": pooled.covariance.cpu().numpy()}
-    if spatial is not None:
-        arrays |= {"mu_s": spatial.mean.cpu().numpy(), "sigma_s": spatial.covariance.cpu().numpy()}
-    if pooled.count is not None:
-        arrays["count"] = np.array(pooled.count)
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            np.savez(file, **arrays)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def load_statistics(path: str | Path) -> tuple[Gaussian, Gaussian | None]:
-    """Read `mu`, `sigma` and, where they are there, `mu_s` and `sigma_s` from an .npz file.
+    """Read an .npz file of statistics: ADM's reference batches and statistics files, TTUR's or pytorch-fid's.
 
-    Reads ADM's reference batches, its statistics files, those of TTUR and pytorch-fid, and ours. Returns pooled and
-    spatial statistics (None: the file has none) in float64.
+    Args:
+        path: a file with the arrays `mu` and `sigma`, and optionally `mu_s`, `sigma_s` and `count`.
 
-    Raises ConfigError when the file is missing, is no .npz, or its arrays are not a mean and a covariance.
+    Returns:
+        Pooled and spatial statistics in float64; None for the latter if the file has none.
+
+    Raises:
+        ConfigError: the file is missing or is not an .npz file, or the arrays are not a mean and a covariance.
     """
     try:
         with Path(path).open("rb") as file:
@@ -143,12 +118,12 @@ def load_statistics(path: str | Path) -> tuple[Gaussian, Gaussian | None]:
             names = list(archive.files) if is_archive else []
             arrays = {name: archive[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "count") if name in names}
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give an .npz with the arrays mu and sigma") from None
+        raise ConfigError(f"{path} does not exist; expected an .npz file with the arrays mu and sigma") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConfigError(f"{path}: no .npz file, or a damaged one ({error}); get or make it again") from None
+        raise ConfigError(f"{path} is not an .npz file, or is damaged ({error}). Download or create it again") from None
     if "mu" not in arrays or "sigma" not in arrays:
         found = ", ".join(names) if is_archive else "a single array"
-        raise ConfigError(f"{path}: holds {found}, but statistics are an .npz file with the arrays mu and sigma")
+        raise ConfigError(f"{path} holds {found}; expected an .npz file with the arrays mu and sigma")
     count = int(arrays["count"]) if "count" in arrays else None
     pooled = _gaussian(path, arrays, "", count)
     spatial = _gaussian(path, arrays, "_s", count) if "mu_s" in arrays and "sigma_s" in arrays else None
@@ -159,7 +134,7 @@ def _gaussian(path: str | Path, arrays: dict[str, Any], suffix: str, count: int 
     mean, covariance = arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"]
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ConfigError(
-            f"{path}: mu{suffix} has shape {list(mean.shape)} and sigma{suffix} {list(covariance.shape)}, "
-            "but they must be [D] and [D, D]"
+            f"{path}: mu{suffix} has shape {list(mean.shape)} and sigma{suffix} {list(covariance.shape)}; "
+            "expected [D] and [D, D]"
         )
     return Gaussian(torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64)), count)

@@ -1,4 +1,4 @@
-"""Kernel distance: KID on Inception features."""
+"""Kernel distance, which is KID on Inception features."""
 
 import torch
 from torch import Tensor
@@ -8,22 +8,27 @@ from .arrays import Array, as_features, check_same_width, full_float32, working_
 
 
 def kernel_distance(reference: Array, samples: Array, block: int = 4096) -> float:
-    """Squared maximum mean discrepancy of reference [N, D] and samples [M, D] under k(x, y) = (x.y / D + 1)^3.
+    """Return the squared maximum mean discrepancy of two sets under the kernel k(x, y) = (x.y / D + 1)^3.
 
     The unbiased estimator of Bińkowski et al. (2018, arXiv 1801.01401, equation 4) over *all* pairs. Their published
-    code, and torch-fidelity's, average it over random subsets of 1,000 images instead: the same expectation, with
-    more noise and a seed. Slightly negative where both sets come from one distribution.
+    code, like torch-fidelity's, averages it over random subsets of 1,000 images: the same expectation, with more noise
+    and a seed. It can be slightly negative if both sets come from the same distribution.
 
-    Works on the device that the features are on; matrix products in float32 (float64 if both sets are), sums in
-    float64; holds two blocks of `block` rows and their products at a time.
+    Runs on the features' device: matrix products in float32 (float64 if both sets are), sums in float64.
 
-    Raises ConfigError when a set has fewer than two rows, or when the widths differ.
+    Args:
+        reference: features [N, D].
+        samples: features [M, D].
+        block: rows per block; two blocks and their products are in memory at a time.
+
+    Raises:
+        ConfigError: a set has fewer than two rows, or the widths differ.
     """
     reference, samples = as_features(reference, "reference"), as_features(samples, "samples")
     check_same_width(reference, samples, "reference and samples")
     n, m = len(reference), len(samples)
     if n < 2 or m < 2:
-        raise ConfigError(f"KID of {n} reference images and {m} samples: at least 2 of each are needed")
+        raise ConfigError(f"KID of {n} reference images and {m} samples; expected at least 2 of each")
     dtype = working_dtype(reference, samples)
     with full_float32():
         within_reference = _sum_of_pairs(reference, dtype, block) / (n * (n - 1))
@@ -37,7 +42,7 @@ def kernel_distance(reference: Array, samples: Array, block: int = 4096) -> floa
 
 
 def _sum_of_pairs(features: Tensor, dtype: torch.dtype, block: int) -> float:
-    """Sum of k(x_i, x_j) over all i != j."""
+    """Return the sum of k(x_i, x_j) over all i != j."""
     total = 0.0
     for i in range(0, len(features), block):
         rows = features[i : i + block].to(dtype)

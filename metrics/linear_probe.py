@@ -1,4 +1,4 @@
-"""Linear probing: how well classes can be told from features by a linear classifier."""
+"""Linear probing: the accuracy of a linear classifier on features."""
 
 import torch
 from torch import Tensor, nn
@@ -16,29 +16,43 @@ def linear_probe(
     weight_decay: float = 1e-3,
     max_iterations: int = 200,
 ) -> float:
-    """Share of the test features [M, D] whose label [M] a linear classifier fitted to the training ones gets right.
+    """Return the accuracy on test features of a linear classifier fitted to training features.
 
-    Features are brought to mean 0 and deviation 1 by the training set, as the batch norm without parameters before
-    the classifier of MAE's protocol does (He et al. 2022, arXiv 2111.06377), which REPA follows. The classifier is
-    fitted to the end, by L-BFGS on mean cross-entropy + weight_decay / 2 * |W|^2, from zero and on all features at
-    once, not by 90 epochs of SGD: no learning rate, no seed. So orders can be compared with published ones, the figures
-    themselves with those of this function. Works in float32 on the device that the training features are on.
+    Features are standardized by the training set's mean and standard deviation, like the parameter-free batch norm
+    before the classifier in MAE's protocol (He et al. 2022, arXiv 2111.06377), which REPA follows. Unlike their 90
+    epochs of SGD, the classifier is fitted to convergence by L-BFGS, from zero and on all features at once, which needs
+    no learning rate and no seed. Rankings are comparable with published ones; values are comparable only with each
+    other. Runs in float32 on the training features' device.
 
-    Raises ConfigError when shapes do not fit.
+    Args:
+        train_features: [N, D].
+        train_labels: [N], integers from 0.
+        test_features: [M, D].
+        test_labels: [M].
+        weight_decay: the loss is mean cross-entropy + weight_decay / 2 * |W|^2.
+        max_iterations: limit of L-BFGS iterations.
+
+    Returns:
+        The fraction of test features whose label is predicted correctly.
+
+    Raises:
+        ConfigError: shapes do not match.
     """
     train, test = as_features(train_features, "train_features"), as_features(test_features, "test_features")
     check_same_width(train, test, "train_features and test_features")
     device = train.device
-    targets, wanted = (as_tensor(labels).to(device, torch.int64) for labels in (train_labels, test_labels))
-    for name, features, labels in (("train", train, targets), ("test", test, wanted)):
+    targets, expected = (as_tensor(labels).to(device, torch.int64) for labels in (train_labels, test_labels))
+    for name, features, labels in (("train", train, targets), ("test", test, expected)):
         if labels.shape != features.shape[:1]:
-            raise ConfigError(f"{name}: {len(features)} features and labels {list(labels.shape)}; give one label each")
+            raise ConfigError(
+                f"{name}: {len(features)} features and labels of shape {list(labels.shape)}; expected one label each"
+            )
     mean, deviation = train.float().mean(0), train.float().std(0, correction=0)
     scale = 1 / deviation.clamp(min=1e-6)
     with full_float32():
         weight, bias = _fit((train.float() - mean) * scale, targets, weight_decay, max_iterations)
         scores = (test.to(device).float() - mean) * scale @ weight + bias
-    return (scores.argmax(1) == wanted).double().mean().item()
+    return (scores.argmax(1) == expected).double().mean().item()
 
 
 @torch.enable_grad()

@@ -1,4 +1,4 @@
-"""Improved precision and recall of Kynkäänniemi et al. (2019, arXiv 1904.06991)."""
+"""Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991)."""
 
 from typing import NamedTuple
 
@@ -10,31 +10,39 @@ from .arrays import Array, as_features, check_same_width, full_float32, working_
 
 
 class PrecisionRecall(NamedTuple):
-    """Share of samples that lie on the reference's manifold, and of the reference on the samples'."""
+    """The fraction of samples on the reference's manifold, and of the reference on the samples' manifold."""
 
     precision: float
     recall: float
 
 
 def precision_recall(reference: Array, samples: Array, k: int = 3, block: int = 4096) -> PrecisionRecall:
-    """Precision and recall of samples [M, D] against a reference [N, D], by balls to the k-th nearest neighbor.
+    """Return precision and recall of samples against a reference.
 
-    A set's manifold is the union of balls around its points, each reaching to the point's k-th neighbor in the
-    same set, the point itself not counted. The definitions are the ADM suite's (OpenAI guided-diffusion,
-    evaluations/evaluator.py: `nhood_sizes=(3,)`, squared distances, `<=`). Its figures come from float16
-    distances and differ by up to about 0.005; ours are float32, or float64 if both sets are.
+    A set's manifold is the union of balls around its points, with the distance to the point's k-th nearest neighbor in
+    the same set, not counting itself, as radius. The definitions are the ADM suite's (OpenAI guided-diffusion,
+    evaluations/evaluator.py: `nhood_sizes=(3,)`, squared distances, `<=`). ADM computes distances in float16, so its
+    values differ by up to about 0.005; here they are float32, or float64 if both sets are. Runs on the device of the
+    features.
 
-    Works on the device that the features are on, and holds two blocks of `block` rows and their distances at a
-    time, however many features there are; the block size does not change the result beyond rounding.
+    Args:
+        reference: features [N, D].
+        samples: features [M, D].
+        k: the neighbor that sets the radius.
+        block: rows per block; two blocks and their distances are in memory at a time. The block size changes the result
+            only by rounding.
 
-    Raises ConfigError when a set has no more than k rows, or when the widths differ.
+    Raises:
+        ConfigError: a set has k rows or fewer, or the widths differ.
     """
     reference, samples = as_features(reference, "reference"), as_features(samples, "samples")
     check_same_width(reference, samples, "reference and samples")
     for name, features in (("reference", reference), ("samples", samples)):
         if not 1 <= k < len(features):
-            raise ConfigError(f"{name}: {len(features)} image(s) and k={k}, but k must be 1 to the images less one")
-    # Distances do not see where the origin is, but lose fewer digits the nearer it is.
+            raise ConfigError(
+                f"{name}: k={k} with {len(features)} image(s); expected k from 1 to the number of images minus 1"
+            )
+    # Distances do not depend on the origin, but lose fewer digits the closer it is.
     center = reference.mean(0, dtype=torch.float64).to(working_dtype(reference, samples))
     with full_float32():
         reference_radii = _radii(reference, center, k, block)
@@ -53,11 +61,11 @@ def precision_recall(reference: Array, samples: Array, k: int = 3, block: int = 
 
 
 def _radii(features: Tensor, center: Tensor, k: int, block: int) -> Tensor:
-    """Squared distance [N] of every row to its k-th neighbor among the others."""
+    """Return the squared distance [N] of each row to its k-th nearest neighbor among the others."""
     nearest = torch.full((len(features), k + 1), torch.inf, dtype=center.dtype, device=center.device)
     for i in range(0, len(features), block):
         rows = _block(features, i, block, center)
-        for j in range(i, len(features), block):  # the other half of the matrix is this one, transposed
+        for j in range(i, len(features), block):  # the other half of the matrix is the transpose
             squares = _squared_distances(rows, _block(features, j, block, center))
             _keep_smallest(nearest[i : i + block], squares)
             if j > i:
@@ -66,7 +74,7 @@ def _radii(features: Tensor, center: Tensor, k: int, block: int) -> Tensor:
 
 
 def _keep_smallest(nearest: Tensor, squares: Tensor) -> None:
-    """Let `nearest` [R, k+1], ascending, be the smallest of itself and of `squares` [R, C]."""
+    """Update `nearest` [R, k+1], ascending, with the smallest values of itself and `squares` [R, C]."""
     width = nearest.shape[1]
     candidates = squares.topk(min(width, squares.shape[1]), dim=1, largest=False).values
     nearest.copy_(torch.cat([nearest, candidates], dim=1).topk(width, dim=1, largest=False).values)
@@ -77,5 +85,5 @@ def _block(features: Tensor, start: int, size: int, center: Tensor) -> Tensor:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a_i - b_j|^2 as [A, B], by one matrix product."""
+    """Return |a_i - b_j|^2 as [A, B], with one matrix product."""
     return torch.addmm(b.square().sum(1), a, b.T, alpha=-2).add_(a.square().sum(1, keepdim=True))

@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights."""
+"""Exponential moving average of a model's weights."""
 
 import copy
 from typing import Generic, TypeVar
@@ -10,10 +10,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Ema(Generic[M]):
-    """A frozen copy of a model that follows its weights: `ema = decay * ema + (1 - decay) * weight`.
+    """A frozen copy of a model that tracks its weights: `ema = decay * ema + (1 - decay) * weight`.
 
-    It starts as the weights that the model has, and is updated after every optimizer step (REPA: decay 0.9999). What is
-    not trained, frozen parameters and buffers, is copied. `ema.model` is an ordinary model: sample with it, and save
+    The average starts at the model's current weights. Update it after every optimizer step (REPA: decay 0.9999).
+    Frozen parameters and buffers are copied, not averaged. `ema.model` is an ordinary model: sample from it and save
     `ema.model.state_dict()`.
     """
 
@@ -23,16 +23,16 @@ class Ema(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take one step towards `model`, the uncompiled, unwrapped model that this was made from."""
-        averaged: list[Tensor] = []
-        trained: list[Tensor] = []
+        """Move the average one step toward `model`, the same network, uncompiled and unwrapped."""
+        averages: list[Tensor] = []
+        weights: list[Tensor] = []
         for average, weight in zip(self.model.parameters(), model.parameters(), strict=True):
             if weight.requires_grad:
-                averaged.append(average)
-                trained.append(weight)
+                averages.append(average)
+                weights.append(weight)
             else:
                 average.copy_(weight)
-        torch._foreach_mul_(averaged, self.decay)
-        torch._foreach_add_(averaged, trained, alpha=1 - self.decay)
-        for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
-            kept.copy_(buffer)
+        torch._foreach_mul_(averages, self.decay)
+        torch._foreach_add_(averages, weights, alpha=1 - self.decay)
+        for copied, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            copied.copy_(buffer)

@@ -1,6 +1,6 @@
-"""Floating-point operations of one image, counted on networks without memory: no weights are needed.
+"""Floating-point operations per image, counted on the meta device: no weights and no memory are needed.
 
-Two operations for each multiplication and addition of matrix products, attention and convolutions.
+A multiply-add counts as two operations. Matrix products, attention and convolutions are counted.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .encoders.registry import find_entry
 from .encoders.weights import create_on_meta
-from .sit.model import SIT_PRESETS, SiT
+from .sit import SIT_PRESETS, SiT
 from .vae import create_vae_on_meta
 
 
 def encoder_flops(name: str, resolution: int) -> int:
-    """Of an encoder's forward pass up to its last block or the stage taken; ConfigError for an unknown name."""
+    """Return the FLOPs of an encoder's forward pass, up to its last block or to the feature map that it returns.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
     entry = find_entry(name.partition("@")[0])
     model: Any = create_on_meta(entry.architecture, entry.options)
     size = entry.input_size(resolution)
@@ -33,13 +37,13 @@ def encoder_flops(name: str, resolution: int) -> int:
 
 
 def vae_flops(name_or_path: str | Path, resolution: int) -> int:
-    """Of a VAE's encoder; a hub name may download its config."""
+    """Return the FLOPs of a VAE's encoder. A Hugging Face name may download the config."""
     model = create_vae_on_meta(name_or_path)
     return _count(lambda: model.encode(torch.empty(1, 3, resolution, resolution, device="meta")))
 
 
 def sit_flops(model: str, input_size: int, in_channels: int, z_dims: tuple[int, ...]) -> int:
-    """Of a SiT's forward pass; a training step takes three times as many."""
+    """Return the FLOPs of a SiT's forward pass. A training step takes three times as many."""
     with torch.device("meta"):
         sit = SiT(SIT_PRESETS[model](input_size=input_size, in_channels=in_channels, z_dims=z_dims))
         x, zero = torch.empty(1, in_channels, input_size, input_size), torch.zeros(1)

@@ -1,7 +1,7 @@
-"""The latent autoencoder: images to posterior moments, latents back to images.
+"""VAEs: images to posterior moments, and latents back to images.
 
-Any diffusers `AutoencoderKL`: Stability's two by name, others by their Hugging Face repository or a local folder,
-and `tiny-kl-f8`, a small one that ships with the package (see docs/vae.md).
+Any diffusers `AutoencoderKL`: Stability AI's two by name, others by their Hugging Face repository or a local folder,
+and `tiny-kl-f8`, a small one that ships with the package (docs/vae.md).
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, WeightsError
+from .precision import autocast_dtype, precision_name
 from .weight_files import WeightsSource, download_weights, read_checkpoint, weights_sha256
 
 _SHIPPED = Path(__file__).parent / "weights"
@@ -23,8 +24,8 @@ _PUBLISHED = {
     "sd-vae-ft-mse": "stabilityai/sd-vae-ft-mse",
     "sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
 }
-_PUBLISHED_SHAPE = (4, 8)  # both of Stability's: latent channels, downsampling
-_PUBLISHED_BLOCKS = {
+_PUBLISHED_SHAPE = (4, 8)  # latent channels and downsampling of both
+_PUBLISHED_ARCHITECTURE = {  # of both
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -33,19 +34,19 @@ _PUBLISHED_BLOCKS = {
 _CONFIG_FILE = "config.json"
 _WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
-# Files written before diffusers 0.12, Stability's among them, name the attention's layers differently.
+# Files written before diffusers 0.12, including Stability AI's, use other names for the attention layers.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# What a diffusers config says beside the architecture: moments don't depend on it.
+# Entries of a diffusers config that do not affect the moments, so they are left out of the fingerprint.
 _NO_ARCHITECTURE = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"}
-_PRECISIONS = {None: "float32", torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Vae:
-    """A loaded autoencoder and the affine map between its latents and those that a diffusion model sees.
+    """A loaded VAE and the affine map from its latents to those that a diffusion model is trained on.
 
-    A diffusion model works on `(mean + std · noise) · latents_scale + latents_bias`, one scale and one bias a
-    channel (REPA's `sample_posterior`). `fingerprint` is JSON-able and says everything that moments depend on.
+    The diffusion model is trained on `(mean + std · noise) · latents_scale + latents_bias`, with one scale and one bias
+    per channel (REPA's `sample_posterior`). `fingerprint` can be stored as JSON and holds everything that the moments
+    depend on.
     """
 
     name: str
@@ -59,25 +60,36 @@ class Vae:
     model: Any  # diffusers.AutoencoderKL, float32, on the device
 
     def __post_init__(self) -> None:
-        for what, values in (("scale", self.latents_scale), ("bias", self.latents_bias)):
+        for field, values in (("scale", self.latents_scale), ("bias", self.latents_bias)):
             if len(values) != self.latent_channels:
                 raise ConfigError(
-                    f"the latents' {what} has {len(values)} numbers: {self.name} has {self.latent_channels} channels"
+                    f"latents {field} of {self.name}: expected {self.latent_channels} numbers, one per channel, "
+                    f"found {len(values)}"
                 )
         if 0.0 in self.latents_scale:
-            raise ConfigError(f"the latents' scale is {list(self.latents_scale)}: a channel times 0 can't be decoded")
+            raise ConfigError(f"latents scale {list(self.latents_scale)} contains 0, which decoding divides by")
 
     def with_scale(self, scale: Sequence[float], bias: Sequence[float]) -> "Vae":
-        """Return the same autoencoder with another scale and bias, one number a channel each (ConfigError if not)."""
+        """Return the same VAE with another scale and bias, one number per channel each.
+
+        Raises:
+            ConfigError: the number of values differs from the number of channels, or a scale is 0.
+        """
         return replace(self, latents_scale=tuple(map(float, scale)), latents_bias=tuple(map(float, bias)))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Encode uint8 images [B, 3, R, R] to float32 moments [B, 2C, R / downsampling, R / downsampling].
+        """Encode images to posterior moments.
 
-        Moments are the posterior's mean and standard deviation, unscaled, as REPA's preprocessing stores them
-        (`StabilityVAEEncoder`: pixels / 127.5 - 1). Raises ConfigError for another dtype, or a size that is no
-        multiple of the downsampling.
+        Args:
+            images: uint8 [B, 3, R, R], with R a multiple of the downsampling.
+
+        Returns:
+            Float32 [B, 2C, R / downsampling, R / downsampling]: the posterior's mean and standard deviation, unscaled,
+            as REPA's preprocessing stores them (`StabilityVAEEncoder`: pixels / 127.5 - 1).
+
+        Raises:
+            ConfigError: the images have another dtype, shape or size.
         """
         self._check_images(images)
         pixels = images.to(self.device, torch.float32) / 127.5 - 1
@@ -88,14 +100,22 @@ class Vae:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode scaled latents [B, C, h, w], floating, to uint8 images [B, 3, h · downsampling, w · downsampling].
+        """Decode scaled latents to images.
 
-        Levels are cut off to whole numbers, not rounded: `clamp(255 · (x + 1) / 2, 0, 255)` to uint8, as REPA's
-        `generate.py` does, so that published figures are compared like with like.
+        Args:
+            latents: [B, C, h, w] of any floating dtype, with scale and bias applied.
+
+        Returns:
+            Uint8 [B, 3, h · downsampling, w · downsampling]. Levels are truncated, not rounded:
+            `clamp(255 · (x + 1) / 2, 0, 255)` to uint8 as in REPA's `generate.py`, so that metrics are comparable with
+            published ones.
+
+        Raises:
+            ConfigError: the latents have another shape.
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ConfigError(
-                f"latents have shape {list(latents.shape)}: {self.name} decodes [B, {self.latent_channels}, h, w]"
+                f"latents have shape {list(latents.shape)}; {self.name} decodes [B, {self.latent_channels}, h, w]"
             )
         scale, bias = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1)
@@ -112,31 +132,36 @@ class Vae:
     def _check_images(self, images: Tensor) -> None:
         found = f"images are {images.dtype} {list(images.shape)}"
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ConfigError(f"{found}: expected uint8 [B, 3, R, R]")
+            raise ConfigError(f"{found}; expected torch.uint8 [B, 3, R, R]")
         if any(side % self.downsampling for side in images.shape[2:]):
-            raise ConfigError(f"{found}: {self.name} needs sides that are multiples of {self.downsampling} pixels")
+            raise ConfigError(f"{found}; {self.name} needs sides that are multiples of {self.downsampling} pixels")
 
 
 def vae_names() -> tuple[str, ...]:
-    """Return the names that `load_vae` knows beside hub names and folders."""
+    """Return the names that `load_vae` accepts in addition to Hugging Face names and folders."""
     return (*_PUBLISHED, *_SHIPPED_NAMES)
 
 
 def load_vae(name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Vae:
-    """Load an autoencoder by name, by Hugging Face repository (`owner/name` or `owner/name/vae`), or from a folder.
+    """Load a VAE.
 
-    `dtype` None or float32 computes in float32; float16 or bfloat16 run under autocast. Weights stay float32. Scale
-    and bias come from the config as diffusers' pipelines use it: `(z - shift_factor) · scaling_factor`, or
-    `(z - latents_mean) · scaling_factor / latents_std` where those are given. Raises WeightsError where files are
-    missing, cannot be downloaded or do not fit each other, ConfigError for an unknown name or dtype.
+    Scale and bias are taken from the config, as diffusers' pipelines apply it: `(z - shift_factor) · scaling_factor`,
+    or `(z - latents_mean) · scaling_factor / latents_std` where those are given.
+
+    Args:
+        name_or_path: one of `vae_names()`, a Hugging Face repository (`owner/name` or `owner/name/vae`), or a folder.
+        device: where the VAE runs.
+        dtype: None or float32 for float32; float16 or bfloat16 for autocast with float32 weights.
+
+    Raises:
+        WeightsError: files are missing, cannot be downloaded or do not match each other.
+        ConfigError: the name is unknown, or the VAE cannot run in `dtype`.
     """
-    if dtype not in _PRECISIONS:
-        raise ConfigError(f"dtype is {dtype}: a VAE runs in float32, float16 or bfloat16")
-    precision = "float32" if dtype is None else _PRECISIONS[dtype]
+    dtype = autocast_dtype(dtype, "a VAE")
     name = str(name_or_path)
     config_path, weights_path = _find_config(name), _find_weights(name)
     model = _build(_read_config(config_path), config_path)
-    _fill(model, weights_path)
+    _load_weights(model, weights_path)
     config = json.loads(json.dumps({k: v for k, v in model.config.items() if not k.startswith("_")}))
     channels, downsampling = _shape(config, config_path)
     scale, bias = _scale_and_bias(config, config_path)
@@ -145,7 +170,7 @@ def load_vae(name_or_path: str | Path, device: str | torch.device = "cpu", dtype
         "config": {key: value for key, value in config.items() if key not in _NO_ARCHITECTURE},
         "weights_sha256": weights_sha256(model.state_dict()),
         "preprocessing": "pixels / 127.5 - 1",
-        "precision": precision,
+        "precision": precision_name(dtype),
     }
     device = torch.device(device)
     return Vae(
@@ -156,13 +181,13 @@ def load_vae(name_or_path: str | Path, device: str | torch.device = "cpu", dtype
         latents_bias=bias,
         fingerprint=fingerprint,
         device=device,
-        dtype=None if precision == "float32" else dtype,
+        dtype=dtype,
         model=model.to(device, memory_format=torch.channels_last),  # a third faster on CPUs
     )
 
 
 def describe_vae(name_or_path: str | Path) -> tuple[int, int]:
-    """Return `(latent_channels, downsampling)` without loading weights; a hub name may download its config."""
+    """Return `(latent_channels, downsampling)` without loading weights. A Hugging Face name may download the config."""
     name = str(name_or_path)
     if name in _PUBLISHED:
         return _PUBLISHED_SHAPE
@@ -171,11 +196,13 @@ def describe_vae(name_or_path: str | Path) -> tuple[int, int]:
 
 
 def create_vae_on_meta(name_or_path: str | Path) -> Any:
-    """Build the network without memory for its parameters, to count operations; a hub name may download its config."""
+    """Build the network on the meta device, to count operations. A Hugging Face name may download the config."""
     name = str(name_or_path)
-    path = _SHIPPED / "no-file" if name in _PUBLISHED else _find_config(name)
     with torch.device("meta"):
-        return _build(_PUBLISHED_BLOCKS if name in _PUBLISHED else _read_config(path), path)
+        if name in _PUBLISHED:
+            return _build(_PUBLISHED_ARCHITECTURE, Path(name))
+        path = _find_config(name)
+        return _build(_read_config(path), path)
 
 
 def _find_config(name: str) -> Path:
@@ -199,49 +226,46 @@ def _in_folder(folder: Path, names: Sequence[str]) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(
-        f"VAE folder {folder} has no {' or '.join(names)}: expected a diffusers AutoencoderKL as save_pretrained "
-        f"writes it, {_CONFIG_FILE} and {_WEIGHTS_FILES[0]}"
+        f"VAE folder {folder} has no {' or '.join(names)}; expected a diffusers AutoencoderKL as save_pretrained "
+        f"writes it: {_CONFIG_FILE} and {_WEIGHTS_FILES[0]}"
     )
 
 
 def _from_hub(name: str, files: Sequence[str]) -> Path:
-    address = _PUBLISHED.get(name, name)
-    if not _HUB_NAME.fullmatch(address):
+    hub_name = _PUBLISHED.get(name, name)
+    if not _HUB_NAME.fullmatch(hub_name):
         raise ConfigError(
-            f"no VAE {name!r}: it is no folder, and the known names are {', '.join(vae_names())}; "
-            "any AutoencoderKL on Hugging Face goes by owner/name"
+            f"unknown VAE {name!r}; expected one of {', '.join(vae_names())}, a folder, or the owner/name of an "
+            "AutoencoderKL on Hugging Face"
         )
-    owner, repo, *folders = address.split("/")
+    owner, repo, *folders = hub_name.split("/")
     prefix = "".join(f"{folder}/" for folder in folders)
     sources = [WeightsSource(repo=f"{owner}/{repo}", file=prefix + file) for file in files]
-    try:
-        return download_weights(name, sources)
-    except WeightsError as error:
-        tried = str(error).split(". Download one of these")[0]  # its remedy is for models of a single file
-        raise WeightsError(
-            f"{tried}. Get {_CONFIG_FILE} and {_WEIGHTS_FILES[0]} from https://huggingface.co/{owner}/{repo} where "
-            "there is a network, and give the path of the folder that holds both in place of the name"
-        ) from error
+    remedy = (
+        f"Download {_CONFIG_FILE} and {_WEIGHTS_FILES[0]} from https://huggingface.co/{owner}/{repo} on a machine with "
+        "network access and pass the path of the folder that holds both instead of the name"
+    )
+    return download_weights(name, sources, remedy)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise WeightsError(f"VAE config {path} cannot be read as JSON ({error}): download it again") from error
-    kind = config.get("_class_name", "AutoencoderKL") if isinstance(config, dict) else type(config).__name__
-    if kind != "AutoencoderKL":
-        raise WeightsError(f"VAE config {path} describes {kind}: expected a diffusers AutoencoderKL")
+        raise WeightsError(f"VAE config {path} cannot be read as JSON ({error}). Download it again") from error
+    found = config.get("_class_name", "AutoencoderKL") if isinstance(config, dict) else type(config).__name__
+    if found != "AutoencoderKL":
+        raise WeightsError(f"VAE config {path}: expected a diffusers AutoencoderKL, found {found}")
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def _shape(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
-    """Return latent channels and downsampling of a diffusers config: every block but the last halves the sides."""
+    """Return a diffusers config's latent channels and downsampling: every block but the last halves the sides."""
     channels, blocks = config.get("latent_channels", 4), config.get("block_out_channels", [64])
     if not isinstance(channels, int) or not isinstance(blocks, list):
         raise WeightsError(
-            f"VAE config {path} has latent_channels {channels!r} and block_out_channels {blocks!r}: expected a whole "
-            "number and a list; download it again"
+            f"VAE config {path}: expected an integer latent_channels and a list block_out_channels, found "
+            f"{channels!r} and {blocks!r}. Download it again"
         )
     return channels, 2 ** (len(blocks) - 1)
 
@@ -252,22 +276,22 @@ def _build(config: Mapping[str, Any], path: Path) -> Any:
     model_class: Any = AutoencoderKL
     try:
         return model_class(**config).eval().requires_grad_(False)
-    # The constructor checks nothing, so a damaged value fails wherever it is used first.
+    # The constructor validates nothing, so an invalid value can raise anything, wherever it is first used.
     except Exception as error:
-        raise WeightsError(f"VAE config {path} builds no AutoencoderKL ({error}): download it again") from error
+        raise WeightsError(f"VAE config {path} does not build an AutoencoderKL ({error}). Download it again") from error
 
 
-def _fill(model: Any, path: Path) -> None:
-    """Load the weights strictly: a tensor that is missing, left over or of another shape is an error."""
-    held = {_current_name(name): tensor for name, tensor in read_checkpoint(path).items()}
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    odd = sorted(held.keys() ^ wanted.keys()) or [name for name in wanted if held[name].shape != wanted[name]]
-    if odd:
+def _load_weights(model: Any, path: Path) -> None:
+    """Load the weights strictly: missing tensors, unexpected tensors and other shapes are errors."""
+    tensors = {_current_name(name): tensor for name, tensor in read_checkpoint(path).items()}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    misfits = sorted(tensors.keys() ^ shapes.keys()) or [n for n in shapes if tensors[n].shape != shapes[n]]
+    if misfits:
         raise WeightsError(
-            f"weights file {path} does not fit the config beside it: {len(odd)} tensors are missing, left over or of "
-            f"another shape, the first being {odd[0]}; download both files again from one place"
+            f"weights file {path} does not match the config next to it: {len(misfits)} tensor(s) missing, unexpected "
+            f"or of another shape, the first being {misfits[0]}. Download both files again from the same place"
         )
-    model.load_state_dict(held)
+    model.load_state_dict(tensors)
 
 
 def _current_name(name: str) -> str:
@@ -278,13 +302,13 @@ def _current_name(name: str) -> str:
 
 
 def _scale_and_bias(config: Mapping[str, Any], path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return scale and bias a channel, as diffusers' pipelines apply a config's four numbers."""
+    """Return scale and bias per channel, combined from a config's four numbers as diffusers' pipelines apply them."""
     channels = config["latent_channels"]
     try:
         mean = config["latents_mean"] or [config["shift_factor"] or 0.0] * channels
         std = config["latents_std"] or [1.0] * channels
         scale = tuple(config["scaling_factor"] / deviation for deviation in std)
-        bias = tuple(0.0 - center * gain for center, gain in zip(mean, scale, strict=True))  # 0.0 -: no minus zero
+        bias = tuple(0.0 - center * gain for center, gain in zip(mean, scale, strict=True))  # 0.0 - x is never -0.0
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise WeightsError(f"VAE config {path} states no usable scale of the latents ({error})") from error
+        raise WeightsError(f"VAE config {path} has no usable latents scale ({error})") from error
     return scale, bias

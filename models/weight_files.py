@@ -1,4 +1,4 @@
-"""Weights files: read without running anything in them, fetched from their hubs, and identified by their bytes."""
+"""Weights files: downloaded from their hubs, read without executing anything in them, identified by a digest."""
 
 import argparse
 import hashlib
@@ -15,55 +15,62 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..errors import WeightsError, first_line
-from .encoders.torchscript import is_torchscript, read_torchscript
 
 
 def read_checkpoint(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
-    """Read the named tensors of a weights file: safetensors, a torch file, or a TorchScript archive.
+    """Read the named tensors of a safetensors or torch file without executing anything in it.
 
-    Nothing in the file is executed. `key` is the entry of a torch file under which its tensors stand, as in
-    `{"ema": {name: tensor}}`; None if the file is the dict of tensors itself. Tensors keep the file's dtype and may
-    be memory-mapped, so copy what has to outlive the file. Raises WeightsError for a file that is missing, damaged,
-    holds other Python objects, or has no such key.
+    Args:
+        path: the file.
+        key: the entry of a torch file that holds the tensors, as in `{"ema": {name: tensor}}`; None when the file is
+            the dict of tensors itself.
+
+    Returns:
+        Tensors by name, in the file's dtypes. They may be memory-mapped: copy what has to outlive the file.
+
+    Raises:
+        WeightsError: the file is missing, damaged or lacks `key`, or it holds other Python objects.
     """
     return tensors_under(read_weights_file(path), key, path)
 
 
 def read_weights_file(path: str | Path) -> dict[str, object]:
-    """Return a weights file's outermost dict; see `read_checkpoint`."""
+    """Read the outermost dict of a weights file; raises WeightsError like `read_checkpoint`."""
     path = Path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise WeightsError(f"weights file {path} {found}: give the path of a .safetensors, .pth, .pt or .bin file")
+        raise WeightsError(f"weights file {path} {found}; expected a .safetensors, .pth, .pt or .bin file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if is_torchscript(path):
-        return dict(read_torchscript(path))
     return _read_torch(path)
 
 
 def tensors_under(content: Mapping[str, object], key: str | None, path: str | Path) -> dict[str, Tensor]:
-    """Return the named tensors at `content[key]`, or those of `content` itself if `key` is None."""
+    """Return the named tensors in `content[key]`, or in `content` itself if `key` is None.
+
+    Raises:
+        WeightsError: `key` is missing, or it holds no named tensors. The message names `path`.
+    """
     if key is not None and key not in content:
         raise WeightsError(
-            f"weights file {path} has no entry {key!r}: expected tensors under that key, found {_some(content)}; "
-            "check that it is the file meant for this model"
+            f"weights file {path} has no entry {key!r}: expected tensors under that key, found "
+            f"{_summarize(content)}. Check that this is the file for this model"
         )
-    held = content if key is None else content[key]
+    entry = content if key is None else content[key]
     tensors = {}
-    if isinstance(held, Mapping):
-        tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    if isinstance(entry, Mapping):
+        tensors = {str(name): value for name, value in entry.items() if isinstance(value, Tensor)}
     if not tensors:
         where = "at its top level" if key is None else f"under {key!r}"
         raise WeightsError(
-            f"weights file {path} holds no named tensors {where}: found {_some(content)}; "
-            "check that it is the file meant for this model"
+            f"weights file {path} holds no named tensors {where}; found {_summarize(content)}. "
+            "Check that this is the file for this model"
         )
     return tensors
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256, in hexadecimal, of tensors: names in sorted order, dtypes, shapes and raw bytes."""
+    """Return the hexadecimal SHA-256 of tensors: names in sorted order, dtypes, shapes and raw bytes."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().cpu().contiguous()
@@ -74,7 +81,7 @@ def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsSource:
-    """Where published weights can be had: a file of a Hugging Face repository, or a URL."""
+    """A place to download published weights from: a file of a Hugging Face repository, or a URL."""
 
     repo: str | None = None
     file: str = "model.safetensors"
@@ -84,31 +91,41 @@ class WeightsSource:
         return self.url or f"https://huggingface.co/{self.repo}/resolve/main/{self.file}"
 
 
-def download_weights(name: str, sources: Sequence[WeightsSource]) -> Path:
-    """Return the local path of the first source that can be had, downloading it if no cache holds it.
+def download_weights(name: str, sources: Sequence[WeightsSource], remedy: str = "") -> Path:
+    """Return the local path of the first available source; download it if no cache holds any of them.
 
-    Files go where their own tools keep them (the Hugging Face cache, torch.hub's `checkpoints` folder), so what
-    other programs have downloaded is used. Raises WeightsError naming every source that was tried.
+    Files are kept where their own tools keep them (the Hugging Face cache, torch.hub's `checkpoints` folder), so files
+    that other programs have downloaded are reused.
+
+    Args:
+        name: the model that error messages name.
+        sources: tried in this order.
+        remedy: the instruction that ends the error message; by default, to download one of the sources by hand.
+
+    Raises:
+        WeightsError: no source is available. The message names every source that was tried.
     """
     for source in sources:
-        cached = _cached(source)
+        cached = _find_cached(source)
         if cached is not None:
             return cached
     failures = []
     for source in sources:
         try:
             return _download(source)
-        # A network fails in as many ways as there are HTTP libraries below; each becomes part of one message.
+        # Each HTTP library below fails with errors of its own. All of them become one message.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             failures.append(f"{source} ({reason[:120]})")
+    remedy = remedy or (
+        f"Download one of these on a machine with network access and pass the file's path as the weights of {name}"
+    )
     raise WeightsError(
-        f"the weights of {name} are on no disk here and could not be downloaded: tried {'; '.join(failures)}. "
-        f"Download one of these where there is a network, and give the file's path as the weights of {name}"
+        f"the weights of {name} are not cached and could not be downloaded: tried {'; '.join(failures)}. {remedy}"
     )
 
 
-def _cached(source: WeightsSource) -> Path | None:
+def _find_cached(source: WeightsSource) -> Path | None:
     if source.url is not None:
         path = _torch_hub_path(source.url)
         return path if path.is_file() else None
@@ -122,9 +139,8 @@ def _download(source: WeightsSource) -> Path:
     if source.url is not None:
         path = _torch_hub_path(source.url)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(
-            path.with_name(f".{path.name}.lock")
-        ):  # one process of a machine downloads; hf_hub_download has such a lock itself
+        # One process per machine downloads. hf_hub_download takes such a lock itself.
+        with FileLock(path.with_name(f".{path.name}.lock")):
             if not path.is_file():
                 torch.hub.download_url_to_file(source.url, str(path))
         return path
@@ -134,15 +150,15 @@ def _download(source: WeightsSource) -> Path:
     return Path(hf_hub_download(str(source.repo), source.file))
 
 
-def _require_reachable(address: str) -> None:
-    """Raise at once if nothing answers: the hub's client would retry for half a minute without a network."""
+def _require_reachable(url: str) -> None:
+    """Fail fast if the hub does not respond: without a network, its client retries for half a minute."""
     import urllib.error
     import urllib.request
 
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=10).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
-        return  # somebody answered
+        return  # an error status is a response
 
 
 def _torch_hub_path(url: str) -> Path:
@@ -157,30 +173,30 @@ def _read_safetensors(path: Path) -> dict[str, object]:
         return dict(load_file(path))
     except SafetensorError as error:
         raise WeightsError(
-            f"weights file {path} is not a whole safetensors file ({error}): it may be truncated; download it again"
+            f"weights file {path} is not a complete safetensors file ({error}); it may be truncated. Download it again"
         ) from error
 
 
 def _read_torch(path: Path) -> dict[str, object]:
-    # Files since torch 1.6 are zip archives and can be mapped, so that an optimizer's state beside the weights is
-    # never read; older ones can't.
+    # Files written since torch 1.6 are zip archives. Mapping them avoids reading optimizer state stored with the
+    # weights. Older files cannot be mapped.
     try:
         with harmless_globals():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"weights file {path} is not a whole torch file ({first_line(error).split('. ')[0]}): it may be truncated "
-            "or something else than weights; download it again"
+            f"weights file {path} cannot be read as a torch file ({first_line(error).split('. ')[0]}); it may be "
+            "truncated, or not a weights file. Download it again"
         ) from error
-    except Exception as error:  # pickle's own error, and whatever a damaged pickle raises
-        raise WeightsError(_pickle_message(path, error)) from error
+    except Exception as error:  # pickle.UnpicklingError, and whatever a damaged pickle raises
+        raise WeightsError(_unpickling_message(path, error)) from error
     if not isinstance(content, Mapping):
-        raise WeightsError(f"weights file {path} holds a {type(content).__name__}: expected a dict of tensors by name")
+        raise WeightsError(f"weights file {path} holds a {type(content).__name__}; expected a dict of tensors by name")
     return {str(name): value for name, value in content.items()}
 
 
 def harmless_globals() -> AbstractContextManager[None]:
-    """Allow the inert objects that published checkpoints keep beside their weights: options and numpy numbers."""
+    """Allow the inert objects that published checkpoints store with their weights: options and numpy scalars."""
     import numpy as np
 
     scalar: Any = np.float64(0).__reduce__()[0]
@@ -190,16 +206,16 @@ def harmless_globals() -> AbstractContextManager[None]:
     )
 
 
-def _pickle_message(path: Path, error: Exception) -> str:
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    if named:
+def _unpickling_message(path: Path, error: Exception) -> str:
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused:
         return (
-            f"weights file {path} holds Python objects besides tensors ({named.group(1)}), which could run code and "
-            "were not loaded: expected tensors by name; save it again as safetensors, or get the published file"
+            f"weights file {path} holds Python objects that could run code ({refused.group(1)}) and was not loaded; "
+            "expected tensors by name. Get the published file, or save the tensors as safetensors"
         )
-    return f"weights file {path} is no weights file: expected safetensors or a torch file of tensors by name"
+    return f"weights file {path} is not a weights file; expected safetensors, or a torch file of tensors by name"
 
 
-def _some(content: Mapping[str, object]) -> str:
+def _summarize(content: Mapping[str, object]) -> str:
     names = [str(name) for name in content]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "nothing"

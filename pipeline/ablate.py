@@ -1,49 +1,50 @@
-"""`repa-pipe ablate`: many runs from one store, then their samples, metrics, and one page that compares them.
+"""`repa-pipe ablate`: train, sample and evaluate many runs from one store, and compare them in one report.
 
-The driver holds nothing that is not on the disk: started again, it skips what is finished and goes on with the rest.
+All state is on disk: re-running the command skips finished runs and resumes the others.
 """
 
 from __future__ import annotations
 
+import logging
 import shlex
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config import AblateConfig, TrainConfig
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
 from ..stores.layout import features_group, latents_group
 from . import report
-from .ablation import results as ablate_results
+from .ablation import results
 from .ablation.job import STAGES, Job, Outcome, run_job
+from .ablation.on_ray import run_jobs_on_ray
 from .ablation.results import Row, write_results
 from .ablation.sweep import Sweep, read_sweep
+from .artifacts.run_folder import RunFolder
 from .reporting.tables import count_text, list_text
-from .runtime.progress import say
-from .training.guards import CONFIG_FILE
+from .runtime.signals import sigterm_as_interrupt
 from .training.setup import resolve
+
+logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 
 
 @dataclass(frozen=True, slots=True)
 class AblateResult:
-    """What a sweep found, and what failed."""
+    """The results of a sweep, and the runs that failed."""
 
     rows: list[Row]
     means: list[Row]
     failed: tuple[Outcome, ...]
     out: str
-    page: str | None  # None when no run has begun
+    page: str | None  # None when no run has started
 
     @property
     def table(self) -> str:
-        """The rows over seeds, as text."""
-        return ablate_results.table(self.means)
+        """The rows over seeds as text."""
+        return results.table(self.means)
 
 
 def run(
@@ -52,11 +53,19 @@ def run(
     notes: Callable[[Sequence[str]], Sequence[str]] = lambda runs: (),
     commands: Sequence[str] = (),
 ) -> AblateResult:
-    """Train, sample and judge every run of the sweep, then compare them.
+    """Train, sample and evaluate every run of the sweep, then compare them.
 
-    For the page, `notes` gives remarks on the runs' folders, and `commands` are those that came before. A run that
-    fails is told of in the result, and the others go on. Raises ConfigError and StoreError, before anything is started,
-    for a sweep that cannot work.
+    Args:
+        config: the settings.
+        title: title of the report.
+        notes: returns remarks for the report, given the run folders.
+        commands: commands that were run before, for the report.
+
+    Returns:
+        The results, and the runs that failed; a failure does not affect the other runs.
+
+    Raises:
+        ConfigError, StoreError: the sweep or the store is unusable; raised before any run starts.
     """
     out = Path(config.out or Path("exps") / Path(config.sweep).stem)
     sweep = read_sweep(Path(config.sweep), config.store, out)
@@ -64,38 +73,38 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
 
-    def done(outcome: Outcome) -> None:
+    def on_outcome(outcome: Outcome) -> None:
         outcomes.append(outcome)
         state = f"failed in {outcome.stage}: {outcome.error}" if outcome.error else "finished"
-        say(f"[{len(outcomes)} of {len(jobs)}] {outcome.name}: {state}")
-        write_results(out, _begun(jobs), outcomes)
+        logger.info("[%d of %d] %s: %s", len(outcomes), len(jobs), outcome.name, state)
+        write_results(out, _started(jobs), outcomes)
 
-    with _terminated_like_interrupted():
-        _drive(config, sweep, jobs, done)
-    rows, means = write_results(out, _begun(jobs), outcomes)
+    with sigterm_as_interrupt():
+        _run_jobs(config, sweep, jobs, on_outcome)
+    rows, means = write_results(out, _started(jobs), outcomes)
     failed = tuple(outcome for outcome in outcomes if outcome.error)
     remarks = [f"{one.name} failed in {one.stage}: {one.error}." for one in failed]
     page = None
-    if begun := [str(folder) for folder in _begun(jobs)]:
+    if started := [str(run_folder.path) for run_folder in _started(jobs)]:
         command = ["repa-pipe", config.kind, config.sweep, *config.flags(without=("sweep",))]
         made = [*commands, shlex.join(command), *commands_of(jobs)]
-        page = str(report.run(begun, str(out / PAGE), config.store, title, [*remarks, *notes(begun)], made))
+        page = str(report.run(started, str(out / PAGE), config.store, title, [*remarks, *notes(started)], made))
     return AblateResult(rows, means, failed, str(out), page)
 
 
 def plan(sweep: Sweep, store: str) -> list[Job]:
-    """A job a run, with what the store decides filled in; ConfigError or StoreError for what the store lacks."""
+    """Return one job per run, resolved against the store; raise ConfigError or StoreError for missing groups."""
     with open_store(store, sweep.runs[0].store_cache) as opened:
         jobs = [_job(sweep, training, opened) for training in sweep.runs]
-        there = opened.group_names()
-        groups = dict.fromkeys(features_group(name) for job in jobs for name in job.train.enc_type)
-        if lacking := [name.split("/", 1)[1] for name in groups if name not in there]:
+        encoders = dict.fromkeys(name for job in jobs for name in job.train.enc_type)
+        if lacking := [name for name in encoders if features_group(name) not in opened.group_names()]:
             raise StoreError(
-                f"{store} lacks {list_text(lacking)}: run 'repa-pipe encode … "
-                f"{' '.join(f'--encoder {name}' for name in lacking)}' first, or take them out of the sweep"
+                f"{store} lacks {list_text(lacking)}: run 'repa-pipe encode' with "
+                f"{' '.join(f'--encoder {name}' for name in lacking)} first, or remove them from the sweep"
             )
-        for name in [*groups, *dict.fromkeys(latents_group(str(job.train.vae)) for job in jobs)]:
-            opened.group(name).require_complete()
+        vaes = dict.fromkeys(str(job.train.vae) for job in jobs)
+        for group in [*map(features_group, encoders), *map(latents_group, vaes)]:
+            opened.group(group).require_complete()
     return jobs
 
 
@@ -104,37 +113,35 @@ def _job(sweep: Sweep, training: TrainConfig, store: Store) -> Job:
         resolved = resolve(training, store)
     except ConfigError as error:
         raise ConfigError(f"run {training.exp_name}: {error}") from error
+    processes, gpus = sweep.resources.processes, sweep.resources.gpus
     return Job(
         train=resolved,
         sample=sweep.sample,
         evaluate=sweep.evaluate,
         every_checkpoint=sweep.every_checkpoint,
-        processes=sweep.resources.processes,
-        gpus=float(sweep.resources.processes) if sweep.resources.gpus is None else sweep.resources.gpus,
-        folder=str(Path.cwd()),
+        processes=processes,
+        gpus=float(processes) if gpus is None else gpus,
     )
 
 
 def commands_of(jobs: Sequence[Job]) -> list[str]:
-    """The commands that the runs consist of: all of those that are done, the training of the others."""
-    found = [job.words(stage) for job in jobs for stage in (STAGES if job.is_done else STAGES[:1])]
-    return [shlex.join(["repa-pipe", *words]) for words in found if words]
+    """Return the commands of the runs: all of a finished run, the training of an unfinished one."""
+    found = [job.command_args(stage) for job in jobs for stage in (STAGES if job.is_done else STAGES[:1])]
+    return [shlex.join(["repa-pipe", *args]) for args in found if args]
 
 
-def _drive(config: AblateConfig, sweep: Sweep, jobs: Sequence[Job], done: Callable[[Outcome], None]) -> None:
+def _run_jobs(config: AblateConfig, sweep: Sweep, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
     todo = [job for job in jobs if not job.is_done]
     for job in jobs:
         if job not in todo:
-            done(Outcome(job.name))
+            on_outcome(Outcome(job.name))
     if todo and _wants_ray(config):
-        from .ablation.on_ray import run_jobs_on_ray
-
-        run_jobs_on_ray(todo, sweep.resources, config.ray_address, done)
+        run_jobs_on_ray(todo, sweep.resources, config.ray_address, on_outcome)
         return
     if todo:
-        say(f"{count_text(len(todo), 'run', 'runs')} to do, one after the other")
+        logger.info("%s to do, one after the other", count_text(len(todo), "run", "runs"))
     for job in todo:
-        done(run_job(job, watched=True))
+        on_outcome(run_job(job, show_output=True))
 
 
 def _wants_ray(config: AblateConfig) -> bool:
@@ -145,23 +152,5 @@ def _wants_ray(config: AblateConfig) -> bool:
     return config.ray
 
 
-def _begun(jobs: Sequence[Job]) -> list[Path]:
-    return [job.run_dir for job in jobs if (job.run_dir / CONFIG_FILE).exists()]
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: the run that is trained right now gets to write its checkpoint."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: whoever started us handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _started(jobs: Sequence[Job]) -> list[RunFolder]:
+    return [job.run_folder for job in jobs if job.run_folder.config_file.exists()]

@@ -1,20 +1,19 @@
-"""`repa-pipe evaluate`: images against a reference, with the detectors that are named, to ADM's definitions."""
+"""`repa-pipe evaluate`: FID, sFID, IS, precision, recall and KID of images, as ADM defines them."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..config import EvaluateConfig, read_config
+from ..config import EvaluateConfig
 from ..metrics import Detector, Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
 from ..stores.files import write_json
 from .artifacts.images import open_images
+from .artifacts.metric_files import metrics_file
 from .evaluation.features import INCEPTION, DetectorFeatures, extract, load_detector
 from .evaluation.reference_cache import load_reference
 from .runtime.device import choose_device, float64_device
@@ -22,20 +21,21 @@ from .runtime.device import choose_device, float64_device
 
 @dataclass(frozen=True, slots=True)
 class EvaluateResult:
-    """Numbers with all that they depend on."""
+    """Metrics, with the detectors and sample counts that they depend on."""
 
     metrics: dict[str, float]
     num_samples: int | None
-    num_reference: int | None  # None when a statistics file does not say
+    num_reference: int | None  # None when a statistics file does not record it
     detectors: dict[str, dict[str, Any]]
     warnings: list[str]
     out: str
 
 
 def run(config: EvaluateConfig) -> EvaluateResult:
-    """Compare samples with a reference; the result is also written as JSON beside the samples.
+    """Compare samples with a reference; the result is also written as JSON, by default next to the samples.
 
-    Raises ConfigError, SourceError, StoreError, WeightsError for what cannot work.
+    Raises:
+        ConfigError, SourceError, StoreError, WeightsError: the images, the reference or a detector are unusable.
     """
     start = time.monotonic()
     device = choose_device(config.device)
@@ -49,13 +49,13 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         own = extract(detector, samples, f"{name}: samples", device)
         reference = load_reference(detector, config, samples.side, device)
         metrics |= _compare(name, own, reference, device)
-        warnings += _warn(detector, own.count, reference.count)
+        warnings += _warnings(detector, own.count, reference.count)
         detectors[name] = {"name": detector.name, "width": detector.width}
         counts = own.count, reference.count
-    out = str(default_out(config))
-    result = EvaluateResult(metrics, counts[0], counts[1], detectors, warnings, out)
+    out = metrics_file(config)
+    result = EvaluateResult(metrics, counts[0], counts[1], detectors, warnings, str(out))
     write_json(
-        Path(out),
+        out,
         {
             "metrics": metrics,
             "num_samples": result.num_samples,
@@ -67,25 +67,6 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         },
     )
     return result
-
-
-def finished(config: EvaluateConfig) -> dict[str, Any] | None:
-    """What an earlier evaluation of these samples, with the same settings, has written, if it is there."""
-    path, samples = default_out(config), Path(config.samples)
-    if not (path.exists() and samples.exists()) or path.stat().st_mtime_ns < samples.stat().st_mtime_ns:
-        return None
-    there = read_config(path)
-    return there if _shape(there.get("config", {})) == _shape(config.as_json()) else None
-
-
-def _shape(values: dict[str, Any]) -> dict[str, Any]:
-    harmless = {item.name for item in dataclasses.fields(EvaluateConfig) if item.metadata["harmless"]}
-    return {name: value for name, value in values.items() if name not in harmless}
-
-
-def default_out(config: EvaluateConfig) -> Path:
-    """The JSON that is written: beside the samples where no other is named."""
-    return Path(config.out) if config.out else Path(config.samples).with_suffix(".metrics.json")
 
 
 def _compare(name: str, own: DetectorFeatures, reference: DetectorFeatures, device: torch.device) -> dict[str, float]:
@@ -109,10 +90,10 @@ def _frechet(a: Gaussian, b: Gaussian, where: torch.device) -> float:
     return frechet_distance(*(part.to(where) for one in (a, b) for part in (one.mean, one.covariance)))
 
 
-def _warn(detector: Detector, *counts: int | None) -> Iterable[str]:
+def _warnings(detector: Detector, *counts: int | None) -> Iterable[str]:
     fewest = min(count for count in counts if count is not None)
     if fewest < 2 * detector.width:
         yield (
-            f"{fewest:,} images against {detector.width:,} features of {detector.name}: Fréchet distances from so few "
-            "are biased upwards; compare them only with others of the same counts"
+            f"{fewest:,} images for {detector.width:,} features of {detector.name}: Fréchet distances of so few images "
+            "are biased upward; compare them only with distances computed from the same counts"
         )

@@ -1,24 +1,27 @@
-"""`repa-pipe evaluate RUN --every-checkpoint`: samples and metrics of all checkpoints, as a curve against steps.
+"""`repa-pipe evaluate-checkpoints`: sample and evaluate every checkpoint of a run, as a curve over steps.
 
-Every checkpoint is sampled with one setting, so with the same noise and labels. What is finished is not done again:
-the same command goes on after a kill, and adds what a run that went on has saved since.
+Every checkpoint is sampled with the same settings, hence with the same noise and labels. Finished work is not repeated:
+re-running the command resumes after an interruption, and adds checkpoints saved since then.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import EvaluateConfig, SampleConfig, read_config
-from ..errors import CheckpointError, ConfigError
+from ..config import EvaluateConfig, SampleConfig
+from ..errors import CheckpointError
 from ..stores.files import write_json
 from . import evaluate, sample
-from .artifacts.checkpoints import FOLDER, list_checkpoints
+from .artifacts.metric_files import MetricRecord, curve_file, finished_metrics, metrics_file, read_metrics_file
+from .artifacts.run_folder import RunFolder
 from .reporting.plots import Line, line_figure, write_page
-from .runtime.progress import say
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,48 +33,59 @@ class CurveResult:
     page: str
 
 
-def run(sampling: SampleConfig, judging: EvaluateConfig) -> CurveResult:
-    """Sample and judge every checkpoint of the run `sampling.checkpoint`; write the curve after each.
+def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
+    """Sample and evaluate every checkpoint of a run; write the curve after each of them.
 
-    Raises CheckpointError when the run has none, and what sampling and evaluating raise.
+    Args:
+        sampling: how checkpoints are sampled; `checkpoint` is the run folder.
+        evaluation: how the generated images are evaluated; `samples` is not used.
+
+    Returns:
+        One row per checkpoint, and the files that hold the curve.
+
+    Raises:
+        CheckpointError: the run has no checkpoint.
+        RepaPipeError: sampling or evaluation raised it.
     """
-    folder = Path(sampling.checkpoint)
-    checkpoints = list_checkpoints(folder)
+    run_folder = RunFolder(Path(sampling.checkpoint))
+    checkpoints = run_folder.checkpoints()
     if not checkpoints:
-        raise CheckpointError(f"no checkpoint in {folder / FOLDER}: name the folder of a run of 'repa-pipe train'")
-    out = default_out(sampling, judging)
-    if out.suffix != ".json":
-        raise ConfigError(f"--out is {str(out)!r}: give a name that ends in .json")
+        raise CheckpointError(
+            f"no checkpoint in {run_folder.checkpoint_folder}: expected a run folder of 'repa-pipe train'"
+        )
+    out = curve_file(sampling, evaluation)
+    page = out.with_suffix(".html")
     rows: list[dict[str, Any]] = []
     for number, checkpoint in enumerate(checkpoints, start=1):
-        say(f"checkpoint {number} of {len(checkpoints)}: {checkpoint.name}")
+        logger.info("checkpoint %d of %d: %s", number, len(checkpoints), checkpoint.name)
         made = sample.run(dataclasses.replace(sampling, checkpoint=str(checkpoint), out=None))
-        found = _judge(dataclasses.replace(judging, samples=made.npz, out=None))
-        names = "metrics", "num_samples", "num_reference", "warnings"
-        rows.append({"step": made.step, "samples": made.npz} | {name: found[name] for name in names})
-        write_json(out, {"rows": rows, "sampling": sampling.as_json(), "evaluation": judging.as_json()})
-        _draw(out.with_suffix(".html"), f"{folder.name}: metrics against steps", rows)
-    return CurveResult(rows, str(out), str(out.with_suffix(".html")))
+        found = _evaluate(dataclasses.replace(evaluation, samples=made.npz, out=None))
+        rows.append(
+            {
+                "step": made.step,
+                "samples": made.npz,
+                "metrics": found.metrics,
+                "num_samples": found.num_samples,
+                "num_reference": found.num_reference,
+                "warnings": list(found.warnings),
+            }
+        )
+        write_json(out, {"rows": rows, "sampling": sampling.as_json(), "evaluation": evaluation.as_json()})
+        _draw(page, f"{run_folder.name}: metrics over steps", rows)
+    return CurveResult(rows, str(out), str(page))
 
 
-def default_out(sampling: SampleConfig, judging: EvaluateConfig) -> Path:
-    """The JSON that is written: in the run's folder where no other is named."""
-    if judging.out:
-        return Path(judging.out)
-    return Path(sampling.checkpoint) / "by-step" / f"{sample.settings_name(sampling)}.json"
-
-
-def _judge(config: EvaluateConfig) -> dict[str, Any]:
-    """The metrics of these samples: those on disk where they were made from the same, else made now."""
-    there = evaluate.finished(config)
-    if there is None:
+def _evaluate(config: EvaluateConfig) -> MetricRecord:
+    """Return the metrics of the samples, read from disk if they were computed with the same settings before."""
+    record = finished_metrics(config)
+    if record is None:
         evaluate.run(config)
-        there = read_config(evaluate.default_out(config))
-    return there
+        record = read_metrics_file(metrics_file(config))
+    return record
 
 
 def _draw(path: Path, title: str, rows: list[dict[str, Any]]) -> None:
-    """One figure a metric."""
+    """Draw one figure per metric."""
     steps = [row["step"] for row in rows]
     value: Callable[[dict[str, Any], str], float] = lambda row, name: row["metrics"].get(name, float("nan"))  # noqa: E731
     figures = [

@@ -1,4 +1,4 @@
-"""`repa-pipe plan`: what a store costs in bytes and hours, and whether training ever earns them back."""
+"""`repa-pipe plan`: the cost of a store in bytes and hours, and whether training pays it back."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from ..sources import open_source
 from ..stores.codecs import make_codec
 from ..stores.layout import features_group, latents_group
 from .encoding.batch_size import CPU_BATCH
-from .encoding.shard import load_group_encoders
+from .encoding.loading import load_group_encoders
 from .runtime.device import choose_device
 
-IMAGENET = 1_281_167  # images of its training set
-LITTLE = 0.10  # a gain in speed below this share of a step is called little
+IMAGENET = 1_281_167  # images in its training set
+SMALL_GAIN = 0.10  # in speed, as a fraction of a step
 PROBE_SECONDS = 3.0
 PROBE_BATCH = 64  # on a GPU
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One model's passes over all images, on all GPUs."""
+    """The time that one model takes for all images, on all GPUs."""
 
     name: str
     hours: float
-    origin: str  # of the figure
+    origin: str  # how `hours` were determined
 
 
 @dataclass(frozen=True, slots=True)
 class PlanResult:
-    """What a store costs and what it earns, against the same training with the encoder online."""
+    """Costs and gains of a store, compared with running the encoder online during training."""
 
     images: int
     sample_bytes: int
@@ -47,65 +47,65 @@ class PlanResult:
     model: str
     epochs: float
     step_origin: str
-    online_share: float  # seconds of the online encoder, as a share of a step from the store
-    payback_epochs: float  # until encoding the tokens is earned back; infinite when it never is
-    saved_hours: float  # over all epochs, encoding the tokens paid; on the table's GPUs
-    bytes_a_second: float  # that training reads when the store is as fast as assumed
-    break_even_bytes_a_second: float  # below which the encoder online is faster
+    online_share: float  # seconds of the online encoder as a fraction of a step from the store
+    payback_epochs: float  # epochs until encoding the tokens has paid back; infinite if never
+    saved_hours: float  # over all epochs, minus encoding the tokens; on H100s
+    read_bytes_per_second: float  # that training reads
+    break_even_bytes_per_second: float  # below which the encoder online is faster
 
     @property
     def encode_hours(self) -> float:
-        """Of all models."""
+        """Hours of encoding with all models."""
         return sum(cost.hours for cost in self.costs)
 
     @property
     def gigabytes(self) -> float:
-        """The whole store, checksums and indices left out."""
+        """Size of the store, without checksums and indexes."""
         return self.images * self.sample_bytes / 1e9
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """Whether the store pays back, in one sentence."""
         if self.online_share == 0:
-            return "no --encoder is named: there is nothing to compare with"
+            return "no --encoder is given: there is nothing to compare with"
         if self.payback_epochs > self.epochs:
             return (
-                f"DOES NOT PAY: {self.epochs:g} epochs are planned, earning the tokens back takes "
-                f"{self.payback_epochs:.1f}; run the encoder online"
+                f"DOES NOT PAY: {self.epochs:g} epochs are planned, but encoding the tokens takes "
+                f"{self.payback_epochs:.1f} epochs to pay back; run the encoder online"
             )
         gain = f"steps are {100 * (self.online_share - READING):.0f} % faster"
-        if self.online_share - READING < LITTLE:
+        if self.online_share - READING < SMALL_GAIN:
             return (
-                f"HARDLY PAYS by speed: {gain}, for {self.gigabytes:,.0f} GB; "
-                "it may pay by sparing memory, image decoding and differences between runs"
+                f"HARDLY PAYS in speed: {gain}, for {self.gigabytes:,.0f} GB; it may still pay by saving GPU memory "
+                "and image decoding, and by removing differences between runs"
             )
         return f"PAYS: {gain}, and {self.epochs:g} epochs save {self.saved_hours:,.1f} h"
 
     def describe(self) -> str:
-        """The plan in words."""
+        """Return the plan as text."""
         lines = [
-            f"{self.images:,} images, {self.sample_bytes:,} bytes each: {self.gigabytes:,.1f} GB",
-            f"encoding, {self.where}: {self.encode_hours:,.2f} h where decoding keeps up",
+            f"{self.images:,} images of {self.sample_bytes:,} bytes each: {self.gigabytes:,.1f} GB",
+            f"encoding, {self.where}: {self.encode_hours:,.2f} h if image decoding keeps up",
             *(f"  {cost.name}: {cost.hours:,.2f} h ({cost.origin})" for cost in self.costs),
         ]
         if self.online_share:
             lines += [
-                f"training {self.model} for {self.epochs:g} epochs, on H100s (step: {self.step_origin}):",
+                f"training {self.model} for {self.epochs:g} epochs, on H100s (step time: {self.step_origin}):",
                 f"  the encoder online adds {100 * self.online_share:.0f} % to a step, reading the store "
                 f"{100 * READING:.1f} %",
-                f"  encoding the tokens is earned back after {self.payback_epochs:.1f} epochs; "
+                f"  encoding the tokens pays back after {self.payback_epochs:.1f} epochs; "
                 f"{self.epochs:g} epochs save {self.saved_hours:,.1f} h",
-                f"  the store has to give {self.bytes_a_second / 1e6:,.0f} MB/s of random samples; below "
-                f"{self.break_even_bytes_a_second / 1e6:,.0f} MB/s the encoder online is faster",
+                f"  the store must deliver {self.read_bytes_per_second / 1e6:,.0f} MB/s of random samples; below "
+                f"{self.break_even_bytes_per_second / 1e6:,.0f} MB/s the encoder online is faster",
             ]
         return "\n".join([*lines, self.verdict])
 
 
 def run(config: PlanConfig) -> PlanResult:
-    """Work out a plan; ConfigError for unknown models, SourceError for a source that holds no images."""
+    """Compute a plan; ConfigError for unknown models, SourceError for a source without images."""
     if config.model not in SIT_PRESETS:
-        raise ConfigError(f"--model is {config.model!r}: choose one of {', '.join(SIT_PRESETS)}")
-    images = config.images or _count(config)
+        raise ConfigError(f"--model is {config.model!r}: expected one of {', '.join(SIT_PRESETS)}")
+    images = config.images or _count_images(config)
     views = 2 if config.flip else 1
     table = {config.vae: vae_seconds(config.vae, config.resolution)}
     table |= {name: encoder_seconds(name, config.resolution) for name in config.encoder}
@@ -118,26 +118,26 @@ def run(config: PlanConfig) -> PlanResult:
     step, step_origin = step_seconds(config.model, config.resolution // downsampling, channels, widths or (768,))
     online = sum(table[name][0] for name in config.encoder)
     saved = online - READING * step
-    sample_bytes = bytes_of_sample(config)
+    sample_bytes = bytes_per_sample(config)
     view_bytes = sample_bytes / views
     return PlanResult(
         images=images,
         sample_bytes=sample_bytes,
         costs=costs,
-        where=f"{where}, {config.gpus} of them" if config.gpus > 1 else where,
+        where=f"{where}, {config.gpus} GPUs" if config.gpus > 1 else where,
         model=config.model,
         epochs=config.epochs,
         step_origin=step_origin,
         online_share=online / step,
         payback_epochs=views * online / saved if saved > 0 else float("inf"),
         saved_hours=images * (config.epochs * saved - views * online) / config.gpus / 3600,
-        bytes_a_second=config.gpus * view_bytes / step,
-        break_even_bytes_a_second=config.gpus * view_bytes / (step + online),
+        read_bytes_per_second=config.gpus * view_bytes / step,
+        break_even_bytes_per_second=config.gpus * view_bytes / (step + online),
     )
 
 
-def bytes_of_sample(config: PlanConfig) -> int:
-    """Bytes of one image in the store, checksums and indices left out."""
+def bytes_per_sample(config: PlanConfig) -> int:
+    """Return the bytes of one image in the store, without checksums and indexes."""
     channels, downsampling = describe_vae(config.vae)
     total = 4 * 2 * channels * (config.resolution // downsampling) ** 2
     for name in config.encoder:
@@ -147,7 +147,7 @@ def bytes_of_sample(config: PlanConfig) -> int:
     return total * (2 if config.flip else 1)
 
 
-def _count(config: PlanConfig) -> int:
+def _count_images(config: PlanConfig) -> int:
     return len(open_source(config.source, config.source_kind).index()) if config.source else IMAGENET
 
 
@@ -157,7 +157,7 @@ def _this_machine(config: PlanConfig) -> str:
 
 
 def _probe(config: PlanConfig) -> dict[str, tuple[float, str]]:
-    """Seconds an image of every model on this machine, with the weights and the code that `encode` would use."""
+    """Measure the seconds per image of every model on this machine, with the weights and the code of `encode`."""
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"
     encoding = EncodeConfig(
@@ -169,26 +169,21 @@ def _probe(config: PlanConfig) -> dict[str, tuple[float, str]]:
         resolution=config.resolution,
         codec=config.codec,
     )
-    crops = torch.randint(
-        0,
-        256,
-        (PROBE_BATCH if on_gpu else CPU_BATCH, 3, config.resolution, config.resolution),
-        dtype=torch.uint8,
-        device=device,
-    )
+    shape = (PROBE_BATCH if on_gpu else CPU_BATCH, 3, config.resolution, config.resolution)
+    crops = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     groups = {config.vae: latents_group(config.vae)} | {name: features_group(name) for name in config.encoder}
     seconds = {}
     for name, group in groups.items():
-        (stage,) = load_group_encoders(encoding, (group,), device, "fp16" if on_gpu else "fp32")
-        seconds[name] = (_time(stage, crops), "measured here")
+        (encoder,) = load_group_encoders(encoding, (group,), device, "fp16" if on_gpu else "fp32")
+        seconds[name] = (_time(encoder, crops), "measured here")
     return seconds
 
 
-def _time(stage: Callable[[torch.Tensor], object], crops: torch.Tensor) -> float:
-    """Seconds an image; stages end with a copy to the host, so nothing is left running."""
-    stage(crops)
+def _time(encoder: Callable[[torch.Tensor], object], crops: torch.Tensor) -> float:
+    """Return the seconds per image. Encoders end with a copy to the host, so no kernel is left running."""
+    encoder(crops)
     start, batches = time.perf_counter(), 0
     while time.perf_counter() - start < PROBE_SECONDS:
-        stage(crops)
+        encoder(crops)
         batches += 1
     return (time.perf_counter() - start) / (batches * len(crops))

@@ -1,16 +1,19 @@
-"""`repa-pipe rank`: the encoders of a store by the spatial structure of their tokens, before anything is trained.
+"""`repa-pipe rank`: rank the encoders of a store by the spatial structure of their tokens, before training.
 
-No encoder runs: tokens come from the store, restored from their codec. Every encoder is judged by the same samples.
+No encoder is run: tokens are read from the store and restored from their codec. All encoders are measured on the same
+samples.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,20 +22,24 @@ from ..errors import ConfigError, StoreError
 from ..metrics.spatial import cds, lds, rmsc
 from ..stores import Store, open_store
 from ..stores.files import write_json
+from ..stores.layout import features_group
 from ..stores.tokens import codec_of, read_tokens
 from .reporting.plots import dot_figure, write_page
-from .reporting.store import complete_groups
-from .runtime.progress import progress, say
+from .runtime.progress import progress
+from .runtime.seeds import shuffled
+
+logger = logging.getLogger(__name__)
 
 METRICS: dict[str, Callable[[Tensor], Tensor]] = {"lds": lds, "cds": cds, "rmsc": rmsc}
 TITLES = {
-    "lds": "LDS: cosine of adjacent tokens less that of distant ones",
-    "cds": "CDS: fall of the cosine with each patch of distance",
-    "rmsc": "RMSC: root mean square contrast of the tokens",
+    "lds": "LDS (local vs. distant similarity): cosine of adjacent tokens minus cosine of distant tokens",
+    "cds": "CDS (correlation decay slope): decrease of the cosine per patch of distance",
+    "rmsc": "RMSC (root mean square contrast) of the tokens",
 }
 PREDICTION = (
-    "This is a prediction: over 27 encoders, iREPA (arXiv 2512.10794) found LDS correlated with FID by |r| = 0.85, and "
-    "the accuracy of linear probing by 0.26. Higher is better for all three. Train the first few before you trust it."
+    "This ranking is a prediction. Over 27 encoders, iREPA (arXiv 2512.10794) found a correlation with FID of |r| = "
+    "0.85 for LDS and 0.26 for linear probing accuracy. Higher is better for all three metrics. Train with the top few "
+    "encoders to confirm the order."
 )
 
 Row = dict[str, Any]  # encoder, codec, lds, lds_error, …; None where a metric is not defined
@@ -40,7 +47,7 @@ Row = dict[str, Any]  # encoder, codec, lds, lds_error, …; None where a metric
 
 @dataclass(frozen=True, slots=True)
 class RankResult:
-    """Rows in order of LDS, highest first."""
+    """Metrics of every encoder, by descending LDS."""
 
     rows: list[Row]
     num_samples: int
@@ -49,42 +56,44 @@ class RankResult:
 
     @property
     def table(self) -> str:
-        """One line an encoder: mean over the samples ± its standard error."""
+        """One line per encoder: mean over the samples ± standard error."""
         width = max(len("encoder"), *(len(row["encoder"]) for row in self.rows))
         lines = ["  ".join([f"{'encoder':<{width}}", *(f"{name.upper():>17}" for name in METRICS), "stored as"])]
         for row in self.rows:
             values = [f"{_text(row, name):>17}" for name in METRICS]
             lines.append("  ".join([f"{row['encoder']:<{width}}", *values, row["codec"]]))
-        return "\n".join([*lines, f"means over {self.num_samples:,} samples ± their standard errors"])
+        return "\n".join([*lines, f"means over {self.num_samples:,} samples ± standard error"])
 
 
 def run(config: RankConfig) -> RankResult:
-    """Judge every complete features group of the store; write JSON and a page of figures.
+    """Measure every complete features group of the store; write the metrics as JSON and the figures as HTML.
 
-    Raises StoreError for a store without one, ConfigError where no metric is defined on any of them.
+    Raises:
+        StoreError: the store has no complete features group.
+        ConfigError: no metric is defined for any of them.
     """
     with open_store(config.store) as store:
-        groups = complete_groups(store, "features")
+        groups = store.complete_groups("features")
         if not groups:
-            raise StoreError(f"{config.store} has no complete encoder: run 'repa-pipe encode … --encoder NAME' first")
-        for name in sorted({name for name in store.group_names() if name.startswith("features/")} - set(groups)):
-            say(f"{name} is not complete and left out: the encode command that began it finishes it")
-        valid = store.valid_indices(groups)
-        order = np.argsort(np.random.Philox(key=config.seed).random_raw(len(valid)), kind="stable")
-        samples = np.sort(valid[order[: config.num_samples]])
-        rows = [_judge(store, group, samples, config.batch_size) for group in groups]
+            raise StoreError(f"{config.store} has no complete encoder: add one with 'repa-pipe encode --encoder NAME'")
+        for encoder in store.encoders:
+            if features_group(encoder) not in groups:
+                logger.warning("skipping %s, which is incomplete: re-run its encode command to finish it", encoder)
+        samples = np.sort(shuffled(store.valid_indices(groups), config.seed)[: config.num_samples])
+        rows = [_measure(store, group, samples, config.batch_size) for group in groups]
     if all(row[name] is None for row in rows for name in METRICS):
-        raise ConfigError(f"none of the token grids of {config.store} is a square: spatial metrics need one")
+        raise ConfigError(f"no encoder in {config.store} has a square token grid, which the spatial metrics require")
     rows.sort(key=lambda row: (row["lds"] is None, -(row["lds"] or 0.0), row["encoder"]))
     out = Path(config.out)
     result = RankResult(rows, len(samples), str(out), str(out.with_suffix(".html")))
     write_json(out, {"rows": rows, "num_samples": len(samples), "note": PREDICTION, "config": config.as_json()})
-    paragraphs = PREDICTION, f"Means over {len(samples):,} samples, ± one standard error."
-    write_page(Path(result.page), f"Encoders of {Path(config.store).name}, ranked", _figures(rows), paragraphs)
+    paragraphs = PREDICTION, f"Means over {len(samples):,} samples ± one standard error."
+    write_page(Path(result.page), f"Ranking of the encoders in {Path(config.store).name}", _figures(rows), paragraphs)
     return result
 
 
-def _judge(store: Store, group: str, samples: Any, batch_size: int) -> Row:
+def _measure(store: Store, group: str, samples: npt.NDArray[np.int64], batch_size: int) -> Row:
+    """Return the row of one group; metrics that are not defined for its token grid are None."""
     found: dict[str, list[Tensor] | None] = {name: [] for name in METRICS}
     with progress(group, len(samples), "samples") as bar:
         for start in range(0, len(samples), batch_size):
@@ -94,8 +103,8 @@ def _judge(store: Store, group: str, samples: Any, batch_size: int) -> Row:
                 if values is not None:
                     try:
                         values.append(METRICS[name](tokens).double())
-                    except ConfigError as error:  # a grid that the metric is not defined on
-                        say(f"{group}: no {name.upper()}: {error}")
+                    except ConfigError as error:
+                        logger.warning("%s: %s is not available: %s", group, name.upper(), error)
                         found[name] = None
             bar.update(len(batch))
     row: Row = {"encoder": group.split("/", 1)[1], "codec": codec_of(store, group).name}
@@ -116,11 +125,11 @@ def _text(row: Row, name: str) -> str:
 
 
 def _figures(rows: list[Row]) -> list[Any]:
-    drawn: list[Any] = []
+    figures: list[Any] = []
     for name, title in TITLES.items():
         shown = sorted((row for row in rows if row[name] is not None), key=lambda row: -float(row[name]))
         if shown:
             names = [row["encoder"] for row in shown]
             errors = [row[f"{name}_error"] or 0.0 for row in shown]
-            drawn.append(dot_figure(title, names, [row[name] for row in shown], errors))
-    return drawn
+            figures.append(dot_figure(title, names, [row[name] for row in shown], errors))
+    return figures

@@ -1,12 +1,13 @@
-"""`repa-pipe train`: from a store to checkpoints. No encoder, no VAE: both are in the store.
+"""`repa-pipe train`: train SiT with alignment from a store. No encoder and no VAE runs: their output is in the store.
 
-Every draw of step s (time, noise, posterior, dropped labels) is made for the whole global batch from a generator
-seeded by (seed, s), and the order of samples comes from (seed, epoch): a killed run that is started again goes on as
-if nothing had happened, and the number of ranks changes nothing but rounding.
+Every draw of step s (time, noise, posterior, dropped labels) is made for the whole global batch from (seed, s), and the
+order of samples depends on (seed, epoch) alone. A run that was killed and resumed is therefore bit-identical to an
+uninterrupted one, and the number of ranks only changes rounding.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -20,42 +21,46 @@ from ..config import TrainConfig
 from ..models.ema import Ema
 from ..models.sit import load_sit_state
 from ..stores import Batch, Store, open_store
-from ..stores.files import write_json
 from .artifacts.checkpoints import (
     StoreMetadata,
     TrainedModel,
-    broken_path,
-    checkpoint_path,
-    drop_old_checkpoints,
-    list_checkpoints,
-    load_averaged_weights,
     load_checkpoint,
+    load_ema_weights,
     save_checkpoint,
 )
-from .artifacts.metrics_log import TrainingMonitor
-from .runtime.device import DTYPES, choose_device, out_of_memory_names
+from .artifacts.run_folder import RunFolder
+from .runtime.device import DTYPES, advice_when_out_of_memory, choose_device
 from .runtime.distributed import DistributedContext, init_distributed
-from .runtime.progress import progress, say
-from .training.guards import CONFIG_FILE, full_disk_is_named, interruptible, require_same_run, require_same_store
+from .runtime.progress import progress
+from .runtime.signals import collected_signals
+from .training.guards import full_disk_error
+from .training.monitor import TrainingMonitor
 from .training.nonfinite import NonFiniteGuard, stop_run
-from .training.objective import Inputs
-from .training.parallel import collect, optimizer_shards_of, shard, shards_of, sharing_gradients, whole, wrap
+from .training.objective import Inputs, make_objective
+from .training.on_ray import launch
+from .training.parallel import (
+    data_parallel,
+    full_tensor,
+    gather_state_dict,
+    gradient_sync,
+    shard_model,
+    shard_optimizer_state_dict,
+    shard_state_dict,
+)
 from .training.prefetch import prefetch_to_device
 from .training.setup import build_model, open_dataset, resolve, store_metadata
-from .training.terms.alignment import Alignment
-from .training.terms.class_token import make_objective
 
 if TYPE_CHECKING:
     from .training.sample_grid import SampleGrid
 
-MEMORY_FLAGS = (
-    "raise --microbatches, which leaves the result as it is, or take --checkpoint-blocks, or lower --batch-size"
-)
+logger = logging.getLogger(__name__)
+
+MEMORY_ADVICE = "raise --microbatches (same result), or use --checkpoint-blocks, or lower --batch-size"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a run of `train` did."""
+    """The run folder, and the step that training has reached."""
 
     run: str
     step: int
@@ -67,54 +72,72 @@ class TrainResult:
 def run(config: TrainConfig) -> TrainResult:
     """Train to `max_train_steps`, from the last checkpoint of the run if it has one.
 
-    Raises ConfigError, StoreError, CheckpointError for what cannot work, naming the flag to change.
+    Raises:
+        ConfigError, StoreError, CheckpointError: the settings, the store or the checkpoint are unusable; the message
+            names the flag to change.
     """
-    if config.ray:
-        from .training.on_ray import run_on_ray
+    return train_on_ray(config) if config.uses_ray else train_rank(config)
 
-        return run_on_ray(config)
+
+def train_on_ray(config: TrainConfig) -> TrainResult:
+    """Train on Ray workers. Results are read from the disk that all ranks share; Ray does not carry them."""
+    start = time.monotonic()
+    with open_store(config.store, config.store_cache) as store:
+        run_folder = RunFolder(Path(config.output_dir) / str(resolve(config, store).exp_name))
+    launch(config, train_rank)
+    last = run_folder.last_checkpoint()
+    return TrainResult(str(run_folder.path), int(last.stem), str(last), round(time.monotonic() - start, 1))
+
+
+def train_rank(config: TrainConfig) -> TrainResult:
+    """Train as one rank of the process group that the environment describes, or alone if it describes none."""
     start = time.monotonic()
     device = choose_device(config.device)
     with (
         init_distributed(device) as ranks,
         open_store(config.store, config.store_cache) as store,
-        interruptible() as interrupted,
-        full_disk_is_named(config.output_dir),
+        collected_signals() as signals,
+        full_disk_error(config.output_dir),
     ):
         config = resolve(config, store)
-        run_dir = Path(config.output_dir) / str(config.exp_name)
-        require_same_run(run_dir, config)
-        trainer = Trainer(config, store, device, ranks, run_dir)
+        run_folder = RunFolder(Path(config.output_dir) / str(config.exp_name))
+        run_folder.require_same_settings(config)
+        torch.manual_seed(config.seed)  # for the initial weights
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+        trainer = Trainer(config, store, device, ranks, run_folder)
         trainer.resume()
         if ranks.is_first:
-            write_json(run_dir / CONFIG_FILE, config.as_json())
+            run_folder.write_config(config)
         if trainer.step >= config.max_train_steps:
-            say(f"{run_dir} has its {trainer.step:,} steps; nothing to do (raise --max-train-steps to go on)")
+            logger.info(
+                "%s already has its %s steps; nothing to do (raise --max-train-steps to continue)",
+                run_folder.path,
+                f"{trainer.step:,}",
+            )
         else:
-            trainer.train(interrupted)
+            trainer.train(signals)
         ranks.barrier()  # the first rank may still be writing
-        last = str(list_checkpoints(run_dir)[-1])
-        return TrainResult(str(run_dir), trainer.step, last, round(time.monotonic() - start, 1), bool(interrupted))
+        last = str(run_folder.last_checkpoint())
+        seconds = round(time.monotonic() - start, 1)
+        return TrainResult(str(run_folder.path), trainer.step, last, seconds, bool(signals))
 
 
 class Trainer:
-    """A model, its average, its optimizer, and the step that they have reached."""
+    """A model, its EMA, its optimizer, and the step that they have reached."""
 
     def __init__(
-        self, config: TrainConfig, store: Store, device: torch.device, ranks: DistributedContext, run_dir: Path
+        self, config: TrainConfig, store: Store, device: torch.device, ranks: DistributedContext, run_folder: RunFolder
     ) -> None:
-        self.config, self.device, self.ranks, self.run_dir = config, device, ranks, run_dir
+        self.config, self.device, self.ranks, self.run_folder = config, device, ranks, run_folder
         self.step = 0
         self.dataset = open_dataset(config, store, ranks)
-        self.facts = store_metadata(config, store)
-        torch.manual_seed(config.seed)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+        self.metadata = store_metadata(config, store)
         self.model = build_model(config, store).to(device)
         self.model.checkpoint_blocks = config.checkpoint_blocks
         self.ema = Ema(self.model, config.ema_decay)
         if config.fsdp and ranks.world_size > 1:
-            shard(self.model)
-            shard(self.ema.model)
+            shard_model(self.model)
+            shard_model(self.ema.model)
         self.optimizer = torch.optim.AdamW(
             [weight for weight in self.model.parameters() if weight.requires_grad],
             lr=config.learning_rate,
@@ -124,98 +147,106 @@ class Trainer:
             fused=True,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16")
-        self._watch: TrainingMonitor | None = None  # on the first rank, while it trains
+        self._monitor: TrainingMonitor | None = None  # on the first rank, while it trains
         if device.type == "cuda" if config.compile is None else config.compile:
             self.model.compile()
-        self._objective = make_objective(self.model, config, self.facts, Alignment(config, store)).to(device)
-        self.nonfinite = NonFiniteGuard(device, self._objective.names, self.scaler.is_enabled())
-        self._call = wrap(self._objective, self.model, ranks.world_size)
+        self.objective = make_objective(self.model, config, store, self.metadata).to(device)
+        self.nonfinite = NonFiniteGuard(device, self.objective.names, self.scaler.is_enabled())
+        self._call = data_parallel(self.objective, self.model, ranks.world_size)
 
     def resume(self) -> None:
-        """Go on from the last checkpoint, or start from --init-from; CheckpointError when these do not fit."""
-        there = list_checkpoints(self.run_dir)
-        if not there:
+        """Load the last checkpoint, or else --init-from; raise CheckpointError when it does not fit."""
+        checkpoints = self.run_folder.checkpoints()
+        if not checkpoints:
             if self.config.init_from:
-                weights = load_averaged_weights(self.config.init_from)
+                weights = load_ema_weights(self.config.init_from)
                 self._load(weights, weights)
             return
-        values = load_checkpoint(there[-1])
-        require_same_store(StoreMetadata.from_json(values["store"]), self.facts, there[-1])
+        path = checkpoints[-1]
+        values = load_checkpoint(path)
+        StoreMetadata.from_json(values["store"], f"{path}: store").require_same(self.metadata, path)
         self._load(values["model"], values["ema"])
-        self.optimizer.load_state_dict(optimizer_shards_of(values["opt"], self.optimizer))
+        self.optimizer.load_state_dict(shard_optimizer_state_dict(values["opt"], self.optimizer))
         self.scaler.load_state_dict(values["scaler"])
         self.step = values["steps"]
         if self.config.aligned_steps is not None and self.step > self.config.aligned_steps:
             self._freeze_projectors()
-        say(f"going on from {there[-1]}")
+        logger.info("resuming from %s", path)
 
     def _load(self, weights: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
         for model, values in ((self.model, weights), (self.ema.model, averaged)):
-            load_sit_state(model, shards_of(values, model))
+            load_sit_state(model, shard_state_dict(values, model))
 
-    def train(self, interrupted: list[int]) -> None:
-        """Take the steps that are left, with checkpoints, metrics and pictures on the way."""
+    def train(self, signals: list[int]) -> None:
+        """Take the remaining steps, with checkpoints, metrics and grids of images along the way."""
         config = self.config
         with ExitStack() as stack:
             if self.ranks.is_first:
-                self._watch = TrainingMonitor(config, self.run_dir, self.step, self._objective.names)
-                stack.enter_context(closing(self._watch))
+                self._monitor = TrainingMonitor(config, self.run_folder, self.step, self.objective.names)
+                stack.enter_context(closing(self._monitor))
                 bar = stack.enter_context(progress("train", config.max_train_steps, "steps", self.step))
             grid = self._sample_grid()
             stack.callback(self.dataset.close)
             batches = stack.enter_context(closing(prefetch_to_device(self.dataset, self.device, self.step)))
-            while self.step < config.max_train_steps and not self._stopped(interrupted):
+            while self.step < config.max_train_steps and not self._is_stopped(signals):
                 waiting = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - waiting
-                with out_of_memory_names(MEMORY_FLAGS):
+                with advice_when_out_of_memory(MEMORY_ADVICE):
                     values = self.train_step(batch)
                 self.step += 1
-                if self._due(config.log_steps):
+                if self._is_due(config.log_steps):
                     self._require_finite()
-                if self._watch:
-                    self._watch.observe(self.step, values, waited, bar)
-                if self._watch and grid and self._due(config.sampling_steps):
-                    self._watch.picture(self.step, grid.draw(self.step))
-                if self._due(config.checkpointing_steps) or self._due(config.milestone_steps):
+                if self._monitor:
+                    self._monitor.log_step(self.step, values, waited, bar)
+                if self._monitor and grid and self._is_due(config.sampling_steps):
+                    self._monitor.log_image(self.step, grid.draw(self.step))
+                if self._is_due(config.checkpointing_steps) or self._is_due(config.milestone_steps):
                     self.save()
             if self.step < config.max_train_steps:
                 self.save()
 
-    def _stopped(self, interrupted: list[int]) -> bool:
-        """Whether to end now; several ranks must agree on the step, which they do when metrics are due."""
+    def _is_stopped(self, signals: list[int]) -> bool:
+        """Return whether to stop now. Several ranks must agree on the step; they do so when metrics are due."""
         if self.ranks.world_size == 1:
-            return bool(interrupted)
-        return self._due(self.config.log_steps) and self.ranks.any(bool(interrupted), self.device)
+            return bool(signals)
+        return self._is_due(self.config.log_steps) and self.ranks.any(bool(signals), self.device)
 
-    def _due(self, every: int) -> bool:
+    def _is_due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.config.max_train_steps)
 
     def _sample_grid(self) -> SampleGrid | None:
         if not self.config.sampling_steps or not self.ranks.is_first:
             return None
-        from .training.sample_grid import SampleGrid  # imports a VAE, which training itself does without
+        from .training.sample_grid import SampleGrid  # imports a VAE, which training itself does not need
 
-        trained = TrainedModel(self.ema.model, self.facts, self.config, self.step)
-        return SampleGrid(trained, self.run_dir, self.device)
+        trained = TrainedModel(self.ema.model, self.metadata, self.config, self.step)
+        return SampleGrid(trained, self.run_folder, self.device)
 
     def _require_finite(self) -> None:
-        """Stop the run, with all that is known, when a step up to now was not finite."""
+        """Stop the run, and leave a checkpoint and a report, if a step so far was not finite."""
         bad = self.nonfinite.bad_step()
         if bad is None:
             return
-        path, state = broken_path(self.run_dir, bad.step), self._state(bad.step - 1)
+        path, state = self.run_folder.nonfinite_checkpoint(bad.step), self._state(bad.step - 1)
         if self.ranks.is_first:
             save_checkpoint(path, state)
-        stop_run(bad, self.dataset, self.run_dir, path)
+        stop_run(bad, self.dataset, self.run_folder, path)
 
     def train_step(self, batch: Batch) -> Tensor:
-        """One optimizer step; the objective's losses and the gradient norm, left on the device."""
+        """Take one optimizer step.
+
+        Args:
+            batch: this rank's batch of step `self.step`, on the device.
+
+        Returns:
+            The losses listed in `objective.names` and the gradient norm, float32 on the device.
+        """
         if self.config.aligned_steps == self.step:
             self._freeze_projectors()
-        losses = self.ranks.mean(self._gradients(self._objective.inputs(batch, self.step, self.ranks)))
+        losses = self.ranks.mean(self._accumulate_gradients(self.objective.inputs(batch, self.step, self.ranks)))
         self.scaler.unscale_(self.optimizer)
-        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
         values = torch.cat([losses, norm.detach().reshape(1)])
         self.nonfinite.check(self.step + 1, values, self.optimizer)
         self.scaler.step(self.optimizer)
@@ -224,13 +255,13 @@ class Trainer:
         self.ema.update(self.model)
         return values
 
-    def _gradients(self, inputs: Inputs) -> Tensor:
-        """Sum up the gradients of a step, part by part; the means of its losses."""
+    def _accumulate_gradients(self, inputs: Inputs) -> Tensor:
+        """Accumulate the gradients of a step over its micro-batches; return the means of its losses."""
         precision, parts = self.config.mixed_precision, self.config.microbatches
         size = len(inputs.labels) // parts
-        means = torch.zeros(len(self._objective.names), device=self.device)
+        means = torch.zeros(len(self.objective.names), device=self.device)
         for part in range(parts):
-            with sharing_gradients(self._call, self.model, part == parts - 1):
+            with gradient_sync(self._call, self.model, enabled=part == parts - 1):
                 with torch.autocast(self.device.type, DTYPES[precision], precision != "fp32"):
                     losses = self._call(inputs.rows(slice(part * size, (part + 1) * size)))
                 self.scaler.scale(losses[0] / parts).backward()
@@ -238,30 +269,30 @@ class Trainer:
         return means
 
     def _freeze_projectors(self) -> None:
-        """Alignment has ended: projectors get no more gradients, and data parallelizm must not wait for them."""
+        """Freeze the projectors once alignment has ended, since DDP must not wait for their gradients."""
         self.model.projectors.requires_grad_(False)
-        self._call = self._objective  # the wrapper there was goes first, and with it its hooks
-        self._call = wrap(self._objective, self.model, self.ranks.world_size)
+        self._call = self.objective  # drops the old wrapper first, and its hooks with it
+        self._call = data_parallel(self.objective, self.model, self.ranks.world_size)
 
     def save(self) -> None:
-        """Write a checkpoint of this step and what was measured up to it."""
+        """Write a checkpoint of this step, and the metrics up to it."""
         self._require_finite()
-        path, state = checkpoint_path(self.run_dir, self.step), self._state(self.step)
-        if self._watch is None or path.exists():
+        path, state = self.run_folder.checkpoint(self.step), self._state(self.step)
+        if self._monitor is None or path.exists():
             return
-        self._watch.write()
+        self._monitor.write()
         save_checkpoint(path, state)
-        drop_old_checkpoints(self.run_dir, self.config.keep_checkpoints, self.config.milestone_steps)
+        self.run_folder.drop_old_checkpoints(self.config.keep_checkpoints, self.config.milestone_steps)
 
     def _state(self, step: int) -> dict[str, Any]:
         keep = self.ranks.is_first
         return {
-            "model": collect(self.model.state_dict(), keep),
-            "ema": collect(self.ema.model.state_dict(), keep),
-            "opt": collect(self.optimizer.state_dict(), keep),
+            "model": gather_state_dict(self.model.state_dict(), keep),
+            "ema": gather_state_dict(self.ema.model.state_dict(), keep),
+            "opt": gather_state_dict(self.optimizer.state_dict(), keep),
             "scaler": self.scaler.state_dict(),
             "steps": step,
             "config": self.config.as_json(),
             "sit": self.model.config.to_dict(),
-            "store": self.facts.as_json(),
+            "store": self.metadata.as_json(),
         }

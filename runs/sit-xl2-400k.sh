@@ -2,5 +2,5 @@
 # REPA's main result: SiT-XL/2 aligned with DINOv2-B, 400,000 steps.
 set -euo pipefail
 exec torchrun --nproc-per-node "${GPUS:-8}" -m repa_pipe.cli train --store "${STORE:-imagenet256}" \
-    --model SiT-XL/2 --enc-type dinov2-vit-b --encoder-depth 8 --proj-coeff 0.5 --legacy \
+    --recipe repa --enc-type dinov2-vit-b \
     --max-train-steps 400000 --milestone-steps 100000 --keep-checkpoints 1 --exp-name sit-xl2-dinov2-b "$@"

@@ -1,10 +1,10 @@
-"""Train tiny-kl-f8, the small VAE that ships with repa-pipe, from a few dozen photographs.
+"""Train tiny-kl-f8, the small VAE that ships with repa-pipe, on a few dozen photos.
 
     python runs/train_tiny_vae.py --photos /usr/share/backgrounds/mate /usr/share/wallpapers \
-        --evaluate FOLDER_OF_UNSEEN_PHOTOGRAPHS --minutes 7 --out tiny-kl-f8
+        --evaluate UNSEEN_PHOTOS/*.jpg --minutes 7 --out tiny-kl-f8
 
-Seven minutes are meant for one recent CUDA GPU; a CPU takes the same steps far more slowly. The folder --out
-receives tiny-kl-f8.safetensors (float16) and tiny-kl-f8.json, the two files of models/weights/.
+Seven minutes are enough on one recent CUDA GPU; on a CPU, the same number of steps takes far longer. The script writes
+tiny-kl-f8.safetensors (float16) and tiny-kl-f8.json, the two files in models/weights/, to the folder --out.
 """
 
 import argparse
@@ -37,37 +37,37 @@ CONFIG = {
     "use_post_quant_conv": False,
     "mid_block_add_attention": False,
 }
-HELD_OUT = ("Garden", "Storm", "BytheWater", "FallenLeaf")  # photographs that only measure progress
-SHORT_SIDE = 1024  # photographs are shrunk to this: finer grain than that is sensor noise
-POOL_CROP = 256  # pixels of a crop in the pool
-TRAIN_CROP = 192  # pixels of the window of it that one step sees
-SMALLEST_CROP = 0.25  # of the short side
+HELD_OUT = ("Garden", "Storm", "BytheWater", "FallenLeaf")  # photos for measuring progress, not for training
+SHORT_SIDE = 1024  # photos are downscaled to this: finer detail is sensor noise
+POOL_CROP = 256  # side of a crop in the pool, in pixels
+TRAIN_CROP = 192  # side of the window of a crop that one step uses, in pixels
+SMALLEST_CROP = 0.25  # fraction of the short side
 BATCH = 48
 PEAK_RATE = 1e-3
 WARM_UP_STEPS = 200
 EMA_DECAY = 0.999
-KL_WEIGHT = 0.004  # per latent element: leaves the posterior a standard deviation of about 0.2
+KL_WEIGHT = 0.004  # per latent element; results in a posterior standard deviation of about 0.2
 EDGE_WEIGHT = 0.1
 
 
 def find_photos(folders: Sequence[Path]) -> list[Path]:
-    """Return the photographs under folders: JPEG and PNG files, without links and desktop screenshots."""
+    """Return the JPEG and PNG files in folders, recursively, without symbolic links and desktop screenshots."""
     paths = (path for folder in folders for path in sorted(folder.rglob("*")))
     return [p for p in paths if p.suffix in {".jpg", ".png"} and "screenshot" not in p.name and not p.is_symlink()]
 
 
 def read_photo(path: Path) -> Tensor | None:
-    """Return a photograph as uint8 [3, H, W], or None where parts of the picture are transparent."""
+    """Return a photo as uint8 `[3, H, W]`, or None if parts of it are transparent."""
     Image.MAX_IMAGE_PIXELS = None
     with Image.open(path) as image:
         if "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
             return None
         image.draft("RGB", (SHORT_SIDE, SHORT_SIDE))
-        picture = image.convert("RGB")
-    shrink = min(1.0, SHORT_SIDE / min(picture.size))
-    size = (round(picture.width * shrink), round(picture.height * shrink))
-    picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        photo = image.convert("RGB")
+    scale = min(1.0, SHORT_SIDE / min(photo.size))
+    size = (round(photo.width * scale), round(photo.height * scale))
+    photo = photo.resize(size, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(photo)).permute(2, 0, 1).contiguous()
 
 
 def read_photos(paths: Sequence[Path]) -> list[Tensor]:
@@ -76,13 +76,13 @@ def read_photos(paths: Sequence[Path]) -> list[Tensor]:
 
 
 def detail(photo: Tensor) -> float:
-    """Return how much texture a photograph has: the mean step between neighboring pixels, in levels."""
+    """Return the amount of texture in a photo: the mean absolute difference between neighboring pixels, in levels."""
     gray = photo.float().mean(0)
     return float(gray.diff(dim=0).abs().mean() + gray.diff(dim=1).abs().mean())
 
 
 def crop_pool(photos: Sequence[Tensor], count: int, device: torch.device, random: np.random.Generator) -> Tensor:
-    """Return random square crops of every scale, textured photographs more often, as uint8 [count, 3, 256, 256]."""
+    """Return square crops of random scale, uint8 `[count, 3, 256, 256]`; textured photos are drawn more often."""
     weights = np.array([detail(photo) for photo in photos]) ** 0.5
     chosen = np.sort(random.choice(len(photos), size=count, p=weights / weights.sum()))
     pool = torch.empty(count, 3, POOL_CROP, POOL_CROP, dtype=torch.uint8, device=device)
@@ -99,7 +99,7 @@ def crop_pool(photos: Sequence[Tensor], count: int, device: torch.device, random
 
 
 def color_jitter(images: Tensor) -> Tensor:
-    """Change contrast, brightness, saturation and white balance of images in [-1, 1], each by its own draw."""
+    """Randomly change contrast, brightness, saturation and white balance of each image; values are in [-1, 1]."""
     shape, device = (images.shape[0], 1, 1, 1), images.device
     gray = images.mean(1, keepdim=True)
     images = torch.lerp(gray, images, torch.empty(shape, device=device).uniform_(0.3, 1.4))
@@ -110,7 +110,7 @@ def color_jitter(images: Tensor) -> Tensor:
 
 
 def draw_batch(pool: Tensor) -> Tensor:
-    """Return a batch of jittered, half of them flipped, windows of the pool's crops, float32 in [-1, 1]."""
+    """Return a batch of jittered windows of the pool's crops, half of them flipped, float32 in [-1, 1]."""
     rows = torch.randint(len(pool), (BATCH,), device=pool.device)
     top, left = torch.randint(POOL_CROP - TRAIN_CROP + 1, (2,)).tolist()
     images = pool[rows, :, top : top + TRAIN_CROP, left : left + TRAIN_CROP].float() / 127.5 - 1
@@ -119,7 +119,7 @@ def draw_batch(pool: Tensor) -> Tensor:
 
 
 class Reconstruction(nn.Module):
-    """One pass through the VAE with its posterior sampled: what training differentiates."""
+    """One pass through the VAE with a sample of its posterior, as a module that can be compiled."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -136,8 +136,8 @@ class Reconstruction(nn.Module):
 def objective(images: Tensor, output: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     """Return the root mean square error per image + edges + KL.
 
-    The root weighs a hard, textured image down: what counts in the end is the mean PSNR. The edge term
-    compares steps between neighboring pixels, two scales, so that contours stay crisp.
+    The root reduces the weight of hard, textured images, since the goal is a high mean PSNR. The edge term compares
+    differences between neighboring pixels at two scales, which keeps contours sharp.
     """
     rmse = ((output - images).square().mean((1, 2, 3)) + 1e-6).sqrt().mean()
     difference = output - images
@@ -157,7 +157,7 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, images: Tensor, noise: float = 0.0) -> Tensor:
-    """Return each image's reconstruction PSNR in dB, with noise (a fraction of the latents' std) added."""
+    """Return the reconstruction PSNR per image in dB, with noise added to the latents (a fraction of their std)."""
     values = []
     for batch in images.split(16):
         mean = encode(vae, batch).chunk(2, 1)[0]
@@ -168,12 +168,12 @@ def psnr(vae: AutoencoderKL, images: Tensor, noise: float = 0.0) -> Tensor:
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Return the rate: a linear warm-up, then half a cosine over the time allowed."""
+    """Return the learning rate: linear warm-up times a cosine decay over the training time."""
     return PEAK_RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def train(vae: AutoencoderKL, pool: Tensor, held_out: Tensor, minutes: float, report_seconds: float) -> AutoencoderKL:
-    """Train vae for some minutes and return the moving average of its weights."""
+    """Train `vae` for a number of minutes and return the moving average of its weights."""
     on_gpu = pool.device.type == "cuda"
     model = Reconstruction(vae)
     step_function = torch.compile(model) if on_gpu else model
@@ -194,7 +194,7 @@ def train(vae: AutoencoderKL, pool: Tensor, held_out: Tensor, minutes: float, re
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - min(EMA_DECAY, (step + 1) / (step + 10)))
-        if step == 0:  # compilation is over: the clock starts
+        if step == 0:  # the time starts after compilation
             value = loss.item()
             print(f"first step after {time.monotonic() - start:.1f} s", flush=True)
             start = time.monotonic()
@@ -213,7 +213,7 @@ def train(vae: AutoencoderKL, pool: Tensor, held_out: Tensor, minutes: float, re
 
 
 def latents_std(vae: AutoencoderKL, crops: Tensor) -> float:
-    """Return the standard deviation of posterior samples over crops."""
+    """Return the standard deviation of posterior samples of crops."""
     moments = torch.cat([encode(vae, batch) for batch in crops.split(16)])
     mean, std = moments.chunk(2, 1)
     print("per channel: mean", mean.mean((0, 2, 3)).tolist(), "std", mean.std((0, 2, 3)).tolist(), flush=True)
@@ -221,7 +221,7 @@ def latents_std(vae: AutoencoderKL, crops: Tensor) -> float:
 
 
 def save(vae: AutoencoderKL, scaling_factor: float, folder: Path) -> None:
-    """Write the weights in float16 and the configuration that rebuilds the model."""
+    """Write the weights in float16 and the model's configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous().cpu() for name, tensor in vae.state_dict().items()}
     save_file(tensors, folder / f"{NAME}.safetensors")
@@ -241,13 +241,13 @@ def read_test_images(paths: Sequence[Path], device: torch.device) -> Tensor:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train tiny-kl-f8, the VAE that ships with repa-pipe.")
-    parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders, searched recursively")
-    parser.add_argument("--evaluate", type=Path, nargs="*", default=[], help="unseen photographs to measure at the end")
-    parser.add_argument("--minutes", type=float, default=7, help="of training, after compilation")
-    parser.add_argument("--crops", type=int, default=16384, help="crops drawn beforehand; each takes 197 kB of memory")
-    parser.add_argument("--report-seconds", type=float, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of photos, searched recursively")
+    parser.add_argument("--evaluate", type=Path, nargs="*", default=[], help="unseen photos to evaluate at the end")
+    parser.add_argument("--minutes", type=float, default=7, help="duration of the training, after compilation")
+    parser.add_argument("--crops", type=int, default=16384, help="crops in the pool; each takes 197 kB of memory")
+    parser.add_argument("--report-seconds", type=float, default=30, help="seconds between progress reports")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     return parser.parse_args()
 
 
@@ -261,10 +261,10 @@ def main() -> None:
     paths = find_photos(arguments.photos)
     is_held_out = [any(name in path.with_suffix("").parts for name in HELD_OUT) for path in paths]
     photos = read_photos([path for path, held in zip(paths, is_held_out, strict=True) if not held])
-    others = read_photos([path for path, held in zip(paths, is_held_out, strict=True) if held])
+    held_out_photos = read_photos([path for path, held in zip(paths, is_held_out, strict=True) if held])
     pool = crop_pool(photos, arguments.crops, device, random)
-    held_out = crop_pool(others, 64, device, random)
-    print(f"{len(photos)} photographs to learn from, {len(others)} held out, on {device}", flush=True)
+    held_out = crop_pool(held_out_photos, 64, device, random)
+    print(f"training on {len(photos)} photos, {len(held_out_photos)} held out, device {device}", flush=True)
 
     vae = AutoencoderKL(**CONFIG).to(device, memory_format=torch.channels_last)
     print(f"{sum(p.numel() for p in vae.parameters()):,} parameters", flush=True)
@@ -276,9 +276,9 @@ def main() -> None:
     if arguments.evaluate:
         images = read_test_images(arguments.evaluate, device)
         values, noisy = psnr(vae, images), psnr(vae, images, noise=0.1)
-        print("unseen photographs, dB:", *(f"{value:.2f}" for value in values.tolist()))
+        print("PSNR of unseen photos, dB:", *(f"{value:.2f}" for value in values.tolist()))
         print(f"mean {values.mean():.2f}, min {values.min():.2f}, max {values.max():.2f}", end=", ")
-        print(f"mean with latents noised by 0.1 of their deviation {noisy.mean():.2f}", flush=True)
+        print(f"mean with noise of 0.1 std added to the latents {noisy.mean():.2f}", flush=True)
 
 
 if __name__ == "__main__":

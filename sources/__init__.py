@@ -1,13 +1,18 @@
-"""Where images come from: an ordered index of records, their bytes, and the center crop of each."""
+"""Sources of images: folders, zip and tar archives, parquet files and plug-ins.
+
+A `Source` lists an ordered index of records and reads the bytes of each; `decode_crop` turns the bytes into a center
+crop. `opening` opens a source by its path, one module per kind implements it, and `demo_images` makes the source of the
+demo. The pipeline and the CLI may import this package. From the rest of the project it imports only `errors`, and
+importing it does not load torch.
+"""
 
 from .crop import center_crop
 from .decode import decode_crop
 from .index import SCHEMA, UNKNOWN_SIZE, Index, Record, build_index, index_digest, records_of
-from .opening import KINDS, open_source
+from .opening import open_source
 from .source import Listing, Progress, Source
 
 __all__ = [
-    "KINDS",
     "SCHEMA",
     "UNKNOWN_SIZE",
     "Index",

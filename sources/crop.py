@@ -1,4 +1,4 @@
-"""The center crop that ImageNet diffusion models are trained on."""
+"""The center crop on which ImageNet diffusion models are trained."""
 
 import numpy as np
 import PIL.Image
@@ -6,22 +6,30 @@ import PIL.Image
 from ..errors import BadImageError, ConfigError
 
 MAX_PIXELS = 178_956_970
-"""No step of reading one image holds more pixels than this (Pillow's own limit for a decompression bomb)."""
+"""Maximum pixels of an image at any stage of decoding and cropping: Pillow's limit for decompression bombs."""
 
 
 def center_crop(image: PIL.Image.Image, size: int) -> np.ndarray:
-    """Crop the middle square of an image after scaling its shorter side to `size`.
+    """Scale the shorter side of an image to `size` and crop the center square.
 
-    ADM's crop (guided-diffusion, `image_datasets.py`), on the image converted to RGB as in REPA's
-    `dataset_tools.py convert --transform=center-crop-dhariwal`: halve with a box filter while the shorter side
-    is at least twice `size`, scale bicubically, cut out the middle. EXIF rotation, ICC profiles and alpha are
-    ignored, as there.
+    This is ADM's crop (guided-diffusion, `image_datasets.py`) of the image converted to RGB, as in REPA's
+    `dataset_tools.py convert --transform=center-crop-dhariwal`: halve with a box filter while the shorter side is at
+    least twice `size`, scale bicubically, crop the center. As in those programs, EXIF rotation, ICC profiles and alpha
+    are ignored.
 
-    Returns uint8 [size, size, 3]. Raises BadImageError where the image is so narrow that the scaled one would
-    exceed MAX_PIXELS.
+    Args:
+        image: an image in any mode.
+        size: side of the crop in pixels.
+
+    Returns:
+        uint8 `[size, size, 3]`.
+
+    Raises:
+        BadImageError: the image has no pixels, or is so narrow that it would exceed `MAX_PIXELS` after scaling.
+        ConfigError: `size` is smaller than 1.
     """
     if size < 1:
-        raise ConfigError(f"the crop's size is {size}: expected at least 1 pixel")
+        raise ConfigError(f"crop size: expected at least 1 pixel, found {size}")
     if min(image.size) < 1:
         raise BadImageError(f"{image.width} x {image.height} pixels: nothing to crop")
     if image.mode != "RGB":

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to its center crop, or a short reason why there is none."""
+"""Decoding of image files into center crops, with a short reason for each image that cannot be decoded."""
 
 import io
 import re
@@ -12,27 +12,36 @@ from ..errors import BadImageError, ConfigError
 from .crop import MAX_PIXELS, center_crop
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
-"""What Pillow may try: no format that starts another program (EPS) or is drawn rather than stored (WMF)."""
+"""The formats that Pillow may decode: none that start another program (EPS) or contain drawing commands (WMF)."""
 
-MIN_SIDE = 3  # pixels; a side of one or two is a tracking pixel or a divider line
+MIN_SIDE = 3  # pixels; images with a side of 1 or 2 are tracking pixels or divider lines
 MAX_SIDE = 65_535
 
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 def decode_crop(data: bytes, size: int) -> np.ndarray:
-    """Decode an image file and crop its middle: uint8 [size, size, 3].
+    """Decode an image file and crop its center.
 
-    Safe to call from many threads at once. The full image is always decoded (JPEG's scaled decoding would change
-    pixels). Raises BadImageError with a reason that is the same every time for the same bytes. Warnings that
-    Pillow's modules give (odd EXIF, large images) are ignored in this process from the first call on.
+    Thread-safe. The full image is always decoded, because JPEG's scaled decoding would change pixels. From the first
+    call on, warnings of Pillow's modules (unusual EXIF data, large images) are ignored in this process.
+
+    Args:
+        data: the bytes of the file.
+        size: side of the crop in pixels.
+
+    Returns:
+        uint8 `[size, size, 3]`.
+
+    Raises:
+        BadImageError: the image cannot be decoded. The message is the same for the same bytes.
     """
     if not data:
         raise BadImageError("the file is empty (0 bytes)")
     if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ConfigError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, so that truncated images would be filled with gray "
-            "unnoticed: set it to False"
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, which silently fills truncated images with gray: "
+            "set it to False"
         )
     _ignore_pillow_warnings()
     with _open(data) as image:
@@ -50,7 +59,7 @@ def _open(data: bytes) -> PIL.Image.Image:
         raise BadImageError(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise all sorts of exceptions on damaged headers
+    except Exception as error:  # Pillow's readers raise various exceptions for damaged headers
         raise BadImageError(_bad_header(data, _reason(error))) from None
 
 
@@ -77,8 +86,8 @@ def _load_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise all sorts of exceptions on damaged data
-        if str(error).startswith("out of memory"):  # an OSError, where the codec itself had none left
+    except Exception as error:  # Pillow's decoders raise various exceptions for damaged data
+        if str(error).startswith("out of memory"):  # an OSError if the codec ran out of memory
             raise MemoryError(str(error)) from error
         raise BadImageError(f"its {image.format} data is truncated or damaged ({_reason(error)})") from None
 
@@ -88,6 +97,6 @@ def _reason(error: Exception) -> str:
 
 
 def _ignore_pillow_warnings() -> None:
-    """Put the filter in place once; `warnings.catch_warnings` around each call would race between threads."""
+    """Install the filter once: `warnings.catch_warnings` around each call would race between threads."""
     if _IGNORE_PILLOW not in warnings.filters:
         warnings.filterwarnings("ignore", module=_IGNORE_PILLOW[3].pattern)

@@ -1,4 +1,8 @@
-"""The demo's images: the labeled ImageNet photographs that the package foolbox ships, cut into overlapping crops."""
+"""A small labeled folder of images for the demo: overlapping crops of the ImageNet photographs in the package foolbox.
+
+`make_crops` writes a folder that `open_source` reads like any other. foolbox is an optional dependency (the extra
+`demo`), and this module is not imported by the others.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ from pathlib import Path
 
 from ..errors import SourceError
 
-GRID = 4  # crops a side of every photograph
-CROP_SHARE = 0.9  # of the photograph's shorter side
-JPEG_QUALITY = 95
+_GRID = 4  # crops per side of each photograph
+_CROP_FRACTION = 0.9  # of the shorter side of a photograph
+_JPEG_QUALITY = 95
 
-# ImageNet's names for the labels of foolbox's photographs
-CLASS_NAMES = {
+# ImageNet's names for the labels of the photographs
+_CLASS_NAMES = {
     22: "bald-eagle",
     99: "goose",
     129: "spoonbill",
@@ -36,30 +40,38 @@ CLASS_NAMES = {
 
 
 def photographs() -> list[tuple[Path, int]]:
-    """Paths and ImageNet labels of foolbox's 20 photographs; SourceError when the package is not installed."""
-    package = importlib.util.find_spec("foolbox")  # importing it takes seconds, and only its folder is wanted
+    """Return paths and ImageNet labels of the 20 photographs.
+
+    Raises:
+        SourceError: foolbox is not installed.
+    """
+    package = importlib.util.find_spec("foolbox")  # only its folder is needed, and importing it takes seconds
     if package is None or package.origin is None:
-        raise SourceError("the demo's photographs come with the package foolbox: pip install 'repa-pipe[demo]'")
+        raise SourceError("the demo needs the photographs of the package foolbox: pip install 'repa-pipe[demo]'")
     found = sorted((Path(package.origin).parent / "data").glob("imagenet_*.jpg"))
     return [(path, int(path.stem.rsplit("_", 1)[1])) for path in found]
 
 
 def make_crops(folder: Path) -> int:
-    """Cut every photograph into 16 overlapping squares, one folder a class; how many images there are."""
+    """Crop every photograph into 16 overlapping squares, one folder per class. Return the number of images.
+
+    Args:
+        folder: the folder to write to; created if it does not exist.
+    """
     from PIL import Image
 
     count = 0
     for path, label in photographs():
-        target = folder / f"{label:03d}-{CLASS_NAMES[label]}"
+        target = folder / f"{label:03d}-{_CLASS_NAMES[label]}"
         target.mkdir(parents=True, exist_ok=True)
         with Image.open(path) as photograph:
             image = photograph.convert("RGB")
-        side = int(CROP_SHARE * min(image.size))
-        for row in range(GRID):
-            for column in range(GRID):
-                left = (image.width - side) * column // (GRID - 1)
-                top = (image.height - side) * row // (GRID - 1)
+        side = int(_CROP_FRACTION * min(image.size))
+        for row in range(_GRID):
+            for column in range(_GRID):
+                left = (image.width - side) * column // (_GRID - 1)
+                top = (image.height - side) * row // (_GRID - 1)
                 crop = image.crop((left, top, left + side, top + side))
-                crop.save(target / f"{path.stem}-{row}{column}.jpg", quality=JPEG_QUALITY)
+                crop.save(target / f"{path.stem}-{row}{column}.jpg", quality=_JPEG_QUALITY)
                 count += 1
     return count

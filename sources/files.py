@@ -1,4 +1,4 @@
-"""The files of a source that comes in several: one file, a folder of them, or a glob."""
+"""The files of a source that consists of one file, a folder of files, or a glob."""
 
 import glob
 import os
@@ -12,7 +12,7 @@ _SPLIT = re.compile(r"(?:^|[^a-z])(train|val|valid|validation|test)(?:[^a-z]|$)"
 
 
 def folder_of(path: str) -> str:
-    """Give the folder that file names are told relative to: the one that stays the same whatever a glob finds."""
+    """Return the folder to which file names are relative; for a glob, its longest parent without wildcards."""
     if Path(path).is_dir():
         return path
     folder = os.path.dirname(path)  # noqa: PTH120 - globs are strings
@@ -22,9 +22,10 @@ def folder_of(path: str) -> str:
 
 
 def list_files(path: str, suffix: str) -> list[str]:
-    """List the files of a source, sorted, relative to `folder_of(path)`.
+    """Return the sorted files of a source, relative to `folder_of(path)`.
 
-    Raises SourceError where there is none, or one isn't a file.
+    Raises:
+        SourceError: there are no files, or a match is not a file.
     """
     folder = folder_of(path)
     if Path(path).is_dir():
@@ -34,7 +35,7 @@ def list_files(path: str, suffix: str) -> list[str]:
     else:
         found = glob.glob(path, recursive=True)  # noqa: PTH207 - an absolute pattern
     if not found:
-        raise SourceError(_nothing(path, suffix))
+        raise SourceError(_explain_no_files(path, suffix))
     wrong = [file for file in found if not Path(file).is_file()]
     if wrong:
         raise SourceError(f"{wrong[0]} is not a file: expected {suffix} files only")
@@ -42,18 +43,18 @@ def list_files(path: str, suffix: str) -> list[str]:
 
 
 def check_one_split(path: str, files: Sequence[str]) -> None:
-    """Refuse a mixture of splits: published sets often keep train and validation files in one folder."""
+    """Raise SourceError if files belong to several splits: published datasets often keep them in one folder."""
     first = {match[1]: file for file in reversed(files) if (match := _SPLIT.search(file.lower()))}
     if len(first) > 1:
         example = f"*{min(first)}*{Path(files[0]).suffix}"
         found = ", ".join(sorted(first.values()))
-        raise SourceError(f"{path} holds several splits ({found}): name one with a glob, such as {example}")
+        raise SourceError(f"{path} contains several splits ({found}): specify one with a glob, such as {example}")
 
 
-def _nothing(path: str, suffix: str) -> str:
+def _explain_no_files(path: str, suffix: str) -> str:
     expected = f"expected a {suffix} file, a folder of them, or a glob such as train-*{suffix}"
     if Path(path).is_dir():
-        return f"{path} holds no {suffix} files: {expected}"
+        return f"{path} contains no {suffix} files: {expected}"
     if glob.has_magic(path):
-        return f"{path} matches no file: {expected}"
+        return f"{path} matches no files: {expected}"
     return f"{path} does not exist: {expected}"

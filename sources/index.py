@@ -1,4 +1,4 @@
-"""The index: every record of a source, in an order that is always the same."""
+"""The index of a source: all its records, in a reproducible order."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -24,32 +24,40 @@ SCHEMA = pa.schema(
 )
 
 UNKNOWN_SIZE = -1
-"""`num_bytes` where a source can't tell without reading the image itself (parquet)."""
+"""`num_bytes` if a source cannot determine the size without reading the image (parquet)."""
 
 MAX_CLASSES = 1_000_000
-"""A larger label is no class number but something else, such as a date."""
+"""Labels must be smaller: a larger number is something else, such as a date."""
 
-_ROWS_AT_ONCE = 65_536
+_BATCH_ROWS = 65_536  # a million records as Python objects would need a gigabyte
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image of a source: enough for any worker to read its bytes without listing the source again."""
+    """One image of a source: sufficient for a worker to read its bytes without listing the source.
 
-    key: str  # its name inside the source, unique there
+    Attributes:
+        key: unique name of the image in the source.
+        label: class number.
+        num_bytes: size of the encoded image, or `UNKNOWN_SIZE`.
+        locator: location of the bytes in the source; only the source interprets it.
+    """
+
+    key: str
     label: int
-    num_bytes: int  # of the encoded image; UNKNOWN_SIZE where the source can't tell
-    locator: str = ""  # how the source finds the bytes; only the source reads it
+    num_bytes: int
+    locator: str = ""
 
 
 def build_index(records: Iterable[Record]) -> Index:
-    """Put records into a table, in the order given.
+    """Build an index from records, in the given order.
 
-    Raises SourceError for a key that occurs twice or isn't valid UTF-8, and for a label outside 0 to MAX_CLASSES.
+    Raises:
+        SourceError: a key is not unique or not valid UTF-8, or a label is negative or not smaller than `MAX_CLASSES`.
     """
-    waiting = iter(records)
+    rest = iter(records)
     batches = []
-    while rows := list(islice(waiting, _ROWS_AT_ONCE)):  # a million records as Python objects would fill a gigabyte
+    while rows := list(islice(rest, _BATCH_ROWS)):
         _check_labels(rows)
         columns = [
             _strings([row.key for row in rows]),
@@ -64,20 +72,20 @@ def build_index(records: Iterable[Record]) -> Index:
 
 
 def records_of(index: Index) -> Iterator[Record]:
-    """Go through an index, or any table with its columns, as records."""
-    for batch in index.select(SCHEMA.names).to_batches(max_chunksize=_ROWS_AT_ONCE):
+    """Yield the rows of an index, or of any table with its columns, as records."""
+    for batch in index.select(SCHEMA.names).to_batches(max_chunksize=_BATCH_ROWS):
         for key, label, num_bytes, locator in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             yield Record(key, label, num_bytes, locator)
 
 
 def index_digest(index: Index) -> str:
-    """Sha256, in hex, of what a source holds: keys, labels and sizes in order, not where they lie.
+    """Return the SHA-256 of the keys, labels and sizes of an index, in order, as hex.
 
-    Hashed are the UTF-8 lines `LABEL SIZE LENGTH KEY` and a newline, LENGTH being the key's in characters. A
-    source that was moved or repacked at other offsets keeps its digest.
+    The hash covers one UTF-8 line `LABEL SIZE LENGTH KEY` per record, each followed by a newline. LENGTH is the number
+    of characters of the key. Locators are not included, so moving or repacking a source does not change its digest.
     """
     digest = hashlib.sha256()
-    for batch in index.select(["label", "num_bytes", "key"]).to_batches(max_chunksize=_ROWS_AT_ONCE):
+    for batch in index.select(["label", "num_bytes", "key"]).to_batches(max_chunksize=_BATCH_ROWS):
         rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
         lines = [f"{label} {num_bytes} {len(key)} {key}\n" for label, num_bytes, key in rows]
         digest.update("".join(lines).encode())
@@ -85,7 +93,7 @@ def index_digest(index: Index) -> str:
 
 
 def names_of_labels(index: Index) -> tuple[str, ...]:
-    """Class names for a source that only has numbers: "0", "1", ... up to the largest label."""
+    """Return class names for a source that only has numbers: "0", "1", … up to the largest label."""
     return tuple(str(label) for label in range(pc.max(index["label"]).as_py() + 1))
 
 
@@ -114,4 +122,4 @@ def _check_keys(keys: Any) -> None:
     counts = pc.value_counts(keys).flatten()
     twice = counts[0].filter(pc.greater(counts[1], 1))
     if len(twice):
-        raise SourceError(f"{len(twice):,} names occur more than once (first: {twice[0].as_py()}): rename them")
+        raise SourceError(f"{len(twice):,} names are not unique (first: {twice[0].as_py()}): rename them")

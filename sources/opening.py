@@ -1,4 +1,4 @@
-"""From what the user typed to a source."""
+"""Opens a source by its path and, optionally, its kind."""
 
 import glob
 import importlib
@@ -24,7 +24,7 @@ KINDS: dict[str, Callable[[str], Source]] = {
 _ENDINGS = {
     ".zip": "zip",
     ".tar": "tar",
-    ".tar.gz": "tar",  # opened in order to be refused with the reason
+    ".tar.gz": "tar",  # TarSource refuses compressed archives with the reason
     ".tgz": "tar",
     ".tar.bz2": "tar",
     ".tar.xz": "tar",
@@ -34,15 +34,20 @@ _ENDINGS = {
 
 
 def open_source(path: str, kind: str | None = None) -> Source:
-    """Open a source of images; cheap, nothing is listed yet.
+    """Open a source of images. This is fast: nothing is listed yet.
 
-    `kind` is one of KINDS, or `MODULE:CALLABLE` of a plug-in, which is called with `path` and returns a Source. Without
-    it the kind is told from the path. Raises SourceError where nothing is there or it is of another kind.
+    Args:
+        path: a folder, an archive, a parquet file, or a glob; see docs/sources.md.
+        kind: `folder`, `zip`, `tar`, `parquet`, or `MODULE:CALLABLE` for a plug-in, which is called with `path` and
+            returns a Source. None: infer the kind from the path.
+
+    Raises:
+        SourceError: the path does not exist, or is not a source of this kind.
     """
     if kind is not None and ":" in kind:
         return _plug_in(kind, path)
     if kind is not None and kind not in KINDS:
-        raise SourceError(f"the source kind is {kind!r}: expected {', '.join(KINDS)} or MODULE:CALLABLE")
+        raise SourceError(f"unknown source kind {kind!r}; expected {', '.join(KINDS)} or MODULE:CALLABLE")
     if not path:
         raise SourceError("the source's path is empty: expected a folder, a .zip, .tar or .parquet file, or a glob")
     if "://" in path:
@@ -61,16 +66,15 @@ def _kind_of(path: str) -> str:
     if not found.exists() and any(parent.is_file() and parent.suffix.lower() == ".zip" for parent in found.parents):
         return "zip"
     if found.exists():
-        raise SourceError(
-            f"{path} is a {found.suffix or 'nameless'} file: expected .zip, .tar or .parquet, or a folder"
-        )
+        described = f"a {found.suffix} file" if found.suffix else "a file without a suffix"
+        raise SourceError(f"{path} is {described}: expected .zip, .tar or .parquet, or a folder")
     if glob.has_magic(path):
-        raise SourceError(f"{path} does not say what it matches: end it in .tar or .parquet")
+        raise SourceError(f"{path} does not specify a file type: end the glob with .tar or .parquet")
     raise SourceError(f"{path} does not exist: expected a folder, a .zip, .tar or .parquet file, or a glob of them")
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """Tell a folder of tar or parquet files from one of images, which has folders or images in it."""
+    """Distinguish a folder of tar or parquet files from a folder of images, which contains folders or images."""
     kinds = set()
     try:
         for entry in folder.iterdir():
@@ -80,7 +84,9 @@ def _kind_of_folder(folder: Path) -> str:
     except OSError as error:
         raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
     if {"tar", "parquet"} <= kinds:
-        raise SourceError(f"{folder} holds .tar and .parquet files: name one kind with a glob, such as {folder}/*.tar")
+        raise SourceError(
+            f"{folder} contains .tar and .parquet files: specify one kind with a glob, such as {folder}/*.tar"
+        )
     return next((kind for kind in ("tar", "parquet") if kind in kinds), "folder")
 
 

@@ -1,4 +1,4 @@
-"""Parquet files as Hugging Face holds image sets: an `image` struct with the bytes, an integer `label`."""
+"""Parquet files as in Hugging Face's image datasets: a struct column `image` with the bytes, and an integer `label`."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,20 +10,21 @@ from ..errors import BadImageError, SourceError, first_line
 from .files import check_one_split, folder_of, list_files
 from .index import UNKNOWN_SIZE, Record, build_index, names_of_labels
 from .parquet_schema import image_columns, row_group_lengths
-from .row_groups import RowGroup, RowGroups
+from .row_groups import RowGroup, RowGroupCache
 from .source import Listing, Progress, Source
 
 _LISTING_THREADS = 16
-_KEPT_ROW_GROUPS = 4
+_CACHED_ROW_GROUPS = 4
 
 
 class ParquetSource(Source):
     """A parquet file, a folder of them, or a glob.
 
-    Class names come from Hugging Face's metadata where there is some. Keys are `FILE/ROW` or `FILE/ROW/PATH`, rows
-    in order, files sorted; `num_bytes` is UNKNOWN_SIZE, as telling it would take reading every image. `where` is
-    `FILE:ROW GROUP:ROW IN IT`. Reading one row takes reading its row group, of which the last few are kept: read in
-    order.
+    Files are sorted, and rows are in the order of their file. Class names come from Hugging Face's metadata, if any.
+    Keys are `FILE/ROW` or `FILE/ROW/PATH`. Locators are `FILE:ROW GROUP:ROW IN THE GROUP`. `num_bytes` is
+    UNKNOWN_SIZE, since determining it would require reading every image.
+
+    Reading a row requires reading its row group. The last few row groups are cached, so read records in order.
     """
 
     kind = "parquet"
@@ -32,10 +33,10 @@ class ParquetSource(Source):
         super().__init__(path)
         list_files(path, ".parquet")
         self._folder = folder_of(path)
-        self._kept = RowGroups(_KEPT_ROW_GROUPS)
+        self._row_groups = RowGroupCache(_CACHED_ROW_GROUPS)
 
     def list_records(self, progress: Progress | None) -> Listing:
-        """Read the labels of every file, in threads."""
+        """Read the labels of every file in a thread pool."""
         files = list_files(self.path, ".parquet")
         check_one_split(self.path, files)
         records: list[Record] = []
@@ -47,20 +48,22 @@ class ParquetSource(Source):
                 if progress is not None:
                     progress(done, len(files))
         if len(names) > 1:
-            raise SourceError(f"{' and '.join(list(names.values())[:2])} in {self._folder} name different classes")
+            raise SourceError(f"{' and '.join(list(names.values())[:2])} in {self._folder} have different class names")
         if not records:
-            raise SourceError(f"{self.path} holds no rows")
+            raise SourceError(f"{self.path} contains no rows")
         index = build_index(records)
         (class_names,) = names
         return Listing(index, class_names or names_of_labels(index))
 
     def read_bytes(self, record: Record) -> bytes:
-        """Read one image, and with the first of its row group the others there."""
-        place, _, row = record.locator.rpartition(":")
-        name, _, number = place.rpartition(":")
-        images = self._kept.get((name, int(number)), self._read_row_group)
+        """Read one image. Caches the row group that contains it."""
+        group, _, row = record.locator.rpartition(":")
+        name, _, number = group.rpartition(":")
+        images = self._row_groups.get((name, int(number)), self._read_row_group)
         if int(row) >= len(images):
-            raise SourceError(f"{self._folder}/{name} has changed since it was listed: start from it anew")
+            raise SourceError(
+                f"{self._folder}/{name} has changed since it was listed: restore it, or create a new store"
+            )
         data: bytes | None = images[int(row)].as_py()
         if data is None:
             raise BadImageError("its row holds no image bytes")
@@ -81,21 +84,23 @@ class ParquetSource(Source):
             try:
                 table = file.read(columns=wanted, use_threads=False)
             except (OSError, pa.ArrowException) as error:
-                raise SourceError(f"{path} is damaged ({first_line(error)}): fetch it again") from None
+                raise SourceError(f"{path} is damaged ({first_line(error)}): download it again") from None
             sizes = row_group_lengths(path, file.metadata, f"{columns.image}.bytes")
         labels = table[columns.label].to_pylist()
         if None in labels:
-            raise SourceError(f"{path} has no label in row {labels.index(None):,}: expected a class number in each")
+            raise SourceError(
+                f"{path} has no label in row {labels.index(None):,}: expected a class number in every row"
+            )
         paths = [""] * len(labels)
         if columns.has_path:
             paths = pc.fill_null(pc.struct_field(table[columns.image], "path"), "").to_pylist()
-        places = [f"{name}:{number}:{row}" for number, size in enumerate(sizes) for row in range(size)]
+        locators = [f"{name}:{number}:{row}" for number, size in enumerate(sizes) for row in range(size)]
         keys = [f"{name}/{row}/{path}".removesuffix("/") for row, path in enumerate(paths)]
-        found = zip(keys, labels, places, strict=True)
-        return [Record(key, label, UNKNOWN_SIZE, place) for key, label, place in found], columns.class_names
+        found = zip(keys, labels, locators, strict=True)
+        return [Record(key, label, UNKNOWN_SIZE, locator) for key, label, locator in found], columns.class_names
 
-    def _read_row_group(self, place: RowGroup) -> pa.ChunkedArray:
-        name, number = place
+    def _read_row_group(self, row_group: RowGroup) -> pa.ChunkedArray:
+        name, number = row_group
         with self._open(name) as file:
             columns = image_columns(f"{self._folder}/{name}", file.schema_arrow)
             try:

@@ -1,4 +1,4 @@
-"""What the schema of one parquet file says about its images, labels and classes."""
+"""Finds images, labels and class names in the schema of a parquet file."""
 
 import json
 from dataclasses import dataclass
@@ -8,23 +8,24 @@ import pyarrow as pa
 
 from ..errors import SourceError
 
-_LARGEST_ROW_GROUP = 1 << 29  # bytes of images, as that much is held at once
+_MAX_ROW_GROUP_BYTES = 1 << 29  # of images; an entire row group is held in memory
 
 
 @dataclass(frozen=True, slots=True)
 class ImageColumns:
-    """Which columns to read."""
+    """The columns to read."""
 
     image: str  # a struct with the binary field "bytes"
     label: str  # an integer
-    has_path: bool  # whether the image struct also has the file's name
-    class_names: tuple[str, ...] | None  # of Hugging Face's metadata
+    has_path: bool  # whether the image struct also contains the file name
+    class_names: tuple[str, ...] | None  # from Hugging Face's metadata
 
 
 def image_columns(path: str, schema: pa.Schema) -> ImageColumns:
-    """Find the image and label columns: those of Hugging Face's metadata, or the ones called so.
+    """Find the image and label columns: those of Hugging Face's metadata, else the columns `image` and `label`.
 
-    Raises SourceError where there are none of the expected types.
+    Raises:
+        SourceError: there are no such columns, or their types are wrong.
     """
     features = _features(schema)
     image = _column_of(features, "Image", "image")
@@ -37,26 +38,27 @@ def image_columns(path: str, schema: pa.Schema) -> ImageColumns:
     if not is_bytes or not pa.types.is_integer(label_type):
         raise SourceError(
             f"{path} has the columns {_types(schema)}: expected image: struct<bytes: binary, path: string> and "
-            "label: int64, as Hugging Face holds image sets"
+            "label: int64, as in Hugging Face's image datasets"
         )
     names = features.get(label, {}).get("names")
     return ImageColumns(image, label, "path" in fields, tuple(names) if names else None)
 
 
 def row_group_lengths(path: str, metadata: Any, column: str) -> list[int]:
-    """Give the number of rows of each row group.
+    """Return the number of rows of each row group.
 
-    Raises SourceError where one is too large to be held in memory for the sake of one row.
+    Raises:
+        SourceError: a row group is too large to hold in memory.
     """
     lengths = []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         chunks = [group.column(i) for i in range(group.num_columns)]
         size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
-        if size > _LARGEST_ROW_GROUP:
+        if size > _MAX_ROW_GROUP_BYTES:
             raise SourceError(
                 f"{path} has a row group of {size >> 20:,} MiB of images: expected at most "
-                f"{_LARGEST_ROW_GROUP >> 20} MiB, write it again with row_group_size=1000 or so"
+                f"{_MAX_ROW_GROUP_BYTES >> 20} MiB; rewrite the file, for example with row_group_size=1000"
             )
         lengths.append(group.num_rows)
     return lengths
@@ -71,7 +73,7 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
 
 
 def _column_of(features: dict[str, dict[str, Any]], kind: str, usual: str) -> str:
-    """Give the one feature of a kind; the usual name where there are none or several."""
+    """Return the only feature of a kind, or the usual name if there is not exactly one."""
     names = [name for name, feature in features.items() if feature.get("_type") == kind]
     return names[0] if len(names) == 1 else usual
 

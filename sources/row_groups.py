@@ -1,4 +1,4 @@
-"""A few row groups of parquet files, kept for the threads of one process."""
+"""A cache of row groups of parquet files, shared by the threads of a process."""
 
 import threading
 from collections import OrderedDict
@@ -7,36 +7,40 @@ from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 RowGroup: TypeAlias = tuple[str, int]
-"""A file, and the number of a row group in it."""
+"""A file and the number of one of its row groups."""
 
 
-class RowGroups:
-    """The row groups that were read last; each is read once, however many threads ask for it."""
+class RowGroupCache:
+    """An LRU cache of row groups. Concurrent requests for the same row group read it once.
+
+    Args:
+        capacity: number of row groups to cache.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()
         self._futures: OrderedDict[RowGroup, Future[Any]] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type["RowGroups"], tuple[int]]:
-        """Travel to another process empty."""
-        return RowGroups, (self._capacity,)
+    def __reduce__(self) -> tuple[type["RowGroupCache"], tuple[int]]:
+        """Pickle an empty cache."""
+        return RowGroupCache, (self._capacity,)
 
-    def get(self, place: RowGroup, read: Callable[[RowGroup], Any]) -> Any:
-        """Give a row group, reading it if it isn't kept."""
+    def get(self, row_group: RowGroup, read: Callable[[RowGroup], Any]) -> Any:
+        """Return a row group, calling `read` if it is not cached."""
         with self._lock:
-            future = self._futures.get(place)
-            mine = future is None
+            future = self._futures.get(row_group)
+            is_new = future is None
             if future is None:
-                future = self._futures[place] = Future()
+                future = self._futures[row_group] = Future()
                 if len(self._futures) > self._capacity:
                     self._futures.popitem(last=False)
-            self._futures.move_to_end(place)
-        if mine:
+            self._futures.move_to_end(row_group)
+        if is_new:
             try:
-                future.set_result(read(place))
+                future.set_result(read(row_group))
             except BaseException as error:
                 with self._lock:
-                    self._futures.pop(place, None)
+                    self._futures.pop(row_group, None)
                 future.set_exception(error)
         return future.result()

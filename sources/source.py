@@ -1,4 +1,4 @@
-"""What every source of images is: the base class of the built-in kinds and of plug-ins."""
+"""The base class of sources of images, for the built-in kinds and for plug-ins."""
 
 import os
 from abc import ABC, abstractmethod
@@ -12,23 +12,26 @@ from ..errors import SourceError
 from .index import UNKNOWN_SIZE, Index, Record
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with (done, total) while a source is listed; the unit is the kind's: folders, files or bytes."""
+"""Called with (done, total) while a source is listed. The unit depends on the kind: class folders or files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What listing a source finds."""
+    """The result of listing a source."""
 
     index: Index
     class_names: tuple[str, ...]  # name of label i
 
 
 class Source(ABC):
-    """Where images come from.
+    """A source of images.
 
-    Cheap to make and to pickle: a worker gets a copy and reads record i without listing anything. A kind
-    implements `list_records` and `read_bytes`; both must be safe to call from many threads, and `list_records` must
-    give the same order every time.
+    Creating and pickling a source is fast: workers receive a copy and read records without listing the source.
+    Subclasses implement `list_records` and `read_bytes`. Both must be thread-safe, and `list_records` must return the
+    same order every time.
+
+    Args:
+        path: the location of the images.
     """
 
     kind: str = "plug-in"
@@ -39,41 +42,54 @@ class Source(ABC):
 
     @abstractmethod
     def list_records(self, progress: Progress | None) -> Listing:
-        """List the whole source. Raises SourceError where nothing usable is found."""
+        """List all records of the source.
+
+        Args:
+            progress: called with the number of listed units and their total.
+
+        Raises:
+            SourceError: there are no usable images.
+        """
 
     @abstractmethod
     def read_bytes(self, record: Record) -> bytes:
-        """Read one encoded image. Raises SourceError, or BadImageError where this image alone is damaged."""
+        """Read the encoded bytes of one image.
+
+        Raises:
+            SourceError: the source cannot be read.
+            BadImageError: only this image is damaged.
+        """
 
     def index(self, progress: Progress | None = None) -> Index:
-        """List the source, once; see `index.SCHEMA` for the columns."""
+        """Return the index of the source, with the columns of `SCHEMA`. The first call lists the source."""
         return self._listed(progress).index
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of label i; lists the source if that has not happened yet."""
+        """Name of label i. The first access lists the source."""
         return self._listed(None).class_names
 
     def describe(self) -> dict[str, str]:
-        """Give the kind and path that open this source again."""
+        """Return the arguments `kind` and `path` of `open_source` that open this source."""
         return {"kind": self.kind, "path": self.path}
 
     def read(self, record: Record) -> bytes:
-        """Read one encoded image.
+        """Read the encoded bytes of one image and check their size.
 
-        Raises SourceError where the source is not what it was when it was listed, and BadImageError where this
-        image's bytes alone are damaged.
+        Raises:
+            SourceError: the source has changed since it was listed, or cannot be read.
+            BadImageError: only this image is damaged.
         """
         data = self.read_bytes(record)
         if record.num_bytes not in (UNKNOWN_SIZE, len(data)):
             raise SourceError(
                 f"{record.key} in {self.path} has {len(data):,} bytes and had {record.num_bytes:,} when it was "
-                "listed: the source has changed, start from it anew"
+                "listed: restore the source, or create a new store"
             )
         return data
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the listing behind: workers are told their records."""
+        """Pickle the source without its listing: workers receive the records to read."""
         return self.__dict__ | {"_listing": None}
 
     def _listed(self, progress: Progress | None) -> Listing:
@@ -85,21 +101,24 @@ class Source(ABC):
 
     def _check(self, listing: Listing) -> None:
         if listing.index.num_rows == 0:
-            raise SourceError(f"{self.path} holds no images")
+            raise SourceError(f"{self.path} contains no images")
         largest = pc.max(listing.index["label"]).as_py()
         if largest >= len(listing.class_names):
             raise SourceError(
-                f"{self.path} has the label {largest} but names {len(listing.class_names)} classes: expected a "
-                "name for every label"
+                f"{self.path}: expected class names for labels 0 to {largest}, found {len(listing.class_names)} names"
             )
 
 
 def read_at(path: str, offset: int, size: int) -> bytes:
-    """Read exactly `size` bytes of a file. Raises SourceError where it cannot be read or is shorter."""
+    """Read exactly `size` bytes of a file.
+
+    Raises:
+        SourceError: the file cannot be read or is too short.
+    """
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - Path costs as much as the read
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - Path takes as long as the read
             data = os.pread(file.fileno(), size, offset)
-            while data and len(data) < size:  # one call reads 2 GiB at most
+            while data and len(data) < size:  # one call reads at most 2 GiB
                 more = os.pread(file.fileno(), size - len(data), offset + len(data))
                 if not more:
                     break

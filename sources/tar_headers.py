@@ -1,7 +1,7 @@
-"""Where the members of a tar archive lie: its headers alone, one small read each.
+"""Locates the members of a tar archive by reading only its headers, with one small read each.
 
-POSIX ustar with pax and GNU long names. Python's `tarfile` takes four times as long and ends quietly at a damaged
-header, which would lose images unnoticed.
+Supports POSIX ustar with pax headers and GNU long names. Python's `tarfile` takes 3.5 to 3.8 times as long, and stops
+without an error at a damaged header, which would silently lose images.
 """
 
 import os
@@ -11,14 +11,14 @@ from typing import BinaryIO, NamedTuple
 from ..errors import SourceError
 
 _BLOCK = 512
-_WINDOW = 4096  # bytes read at once: a header, a small label file behind it, and the next header
+_WINDOW = 4096  # bytes per read: a header, a small label file, and the next header
 _FILES = (b"0", b"\0", b"7")
 _LINKS = (b"1", b"2")
 _SPARSE = b"S"
-_ABOUT_NEXT = (b"x", b"L")  # pax fields, GNU long name, of the member that follows
-_ABOUT_ALL = b"g"
-_LONGEST_END = 1 << 20  # bytes of zeros that fill up the last record
-_LONGEST_NAME = 1 << 20  # bytes of a pax header; a longer one is damage
+_EXTENDED = (b"x", b"L")  # pax header and GNU long name, which describe the next member
+_GLOBAL = b"g"
+_MAX_PADDING = 1 << 20  # bytes of zeros at the end of an archive
+_MAX_EXTENDED = 1 << 20  # bytes of a pax header; a larger size means damage
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -32,7 +32,12 @@ class Member(NamedTuple):
 
 
 class TarHeaders:
-    """Walks one open archive; `path` is what errors name."""
+    """Iterates over the headers of an open archive.
+
+    Args:
+        path: the path that errors report.
+        file: the archive, opened unbuffered.
+    """
 
     def __init__(self, path: str, file: BinaryIO) -> None:
         self._path = path
@@ -42,7 +47,7 @@ class TarHeaders:
         self._window_start = 0
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read bytes near the header that was read last; shorter at the file's end."""
+        """Read bytes, reusing the last read if it contains them. Return fewer at the end of the file."""
         start = offset - self._window_start
         if start < 0 or start + size > len(self._window):
             self._window = os.pread(self._file_number, max(size, _WINDOW), offset)
@@ -50,9 +55,10 @@ class TarHeaders:
         return self._window[start : start + size]
 
     def members(self) -> Iterator[Member]:
-        """List the regular files in archive order.
+        """Yield the regular files in archive order.
 
-        Raises SourceError for an archive that is compressed, truncated, damaged, or holds links or sparse files.
+        Raises:
+            SourceError: the archive is compressed, truncated or damaged, or contains links or sparse files.
         """
         self._refuse_compressed()
         offset, extended = 0, dict[str, str]()
@@ -63,24 +69,24 @@ class TarHeaders:
                 size = int(extended["size"])
             if data + size > self._file_size:
                 raise self._truncated(data + size)
-            if kind in _ABOUT_NEXT:
+            if kind in _EXTENDED:
                 extended |= self._extended(kind, data, size, offset)
-            elif kind != _ABOUT_ALL:
+            elif kind != _GLOBAL:
                 name = extended.get("path") or _name(header)
                 self._refuse_indirect(kind, name, extended)
                 if kind in _FILES:
                     yield Member(name, data, size)
                 extended = {}
             offset = data + (size + _BLOCK - 1) // _BLOCK * _BLOCK
-        self._refuse_more(offset)
+        self._refuse_trailing_data(offset)
 
     def _refuse_compressed(self) -> None:
         start = self.read(0, 6)
         for magic, name in _COMPRESSED.items():
             if start.startswith(magic):
                 raise SourceError(
-                    f"{self._path} is compressed ({name}), so its images cannot be read one by one: decompress it "
-                    "first (images gain nothing from compression)"
+                    f"{self._path} is compressed ({name}), which does not allow random access: decompress it first "
+                    "(encoded images hardly compress further)"
                 )
 
     def _refuse_indirect(self, kind: bytes, name: str, extended: dict[str, str]) -> None:
@@ -91,17 +97,17 @@ class TarHeaders:
         if kind == _SPARSE or any(key.startswith("GNU.sparse") for key in extended):
             raise SourceError(f"{name} in {self._path} is a sparse file: pack the archive again without --sparse")
 
-    def _refuse_more(self, offset: int) -> None:
-        """Archives end in zeros; one that was appended to another would be overlooked."""
-        more = self._file_size - offset
-        if more > _LONGEST_END or any(self.read(offset, max(more, 0))):
+    def _refuse_trailing_data(self, offset: int) -> None:
+        """Raise SourceError unless only zeros follow: a second, concatenated archive would be ignored."""
+        rest = self._file_size - offset
+        if rest > _MAX_PADDING or any(self.read(offset, max(rest, 0))):
             raise SourceError(
-                f"{self._path} goes on behind its end (byte {offset:,}): split archives that were joined, or fetch it "
-                "again"
+                f"{self._path} contains data after its end (byte {offset:,}): split concatenated archives, or download "
+                "it again"
             )
 
     def _header(self, offset: int) -> bytes | None:
-        """Give the header at an offset; None at the archive's end."""
+        """Return the header at an offset, or None at the end of the archive."""
         block = self.read(offset, _BLOCK)
         if (not block and offset) or block == bytes(_BLOCK):
             return None
@@ -113,7 +119,7 @@ class TarHeaders:
 
     def _number(self, header: bytes, start: int, length: int, offset: int) -> int:
         field = header[start : start + length]
-        if field[0] == 0x80:  # GNU's base 256, for members of 8 GiB and more
+        if field[0] == 0x80:  # GNU's base-256 encoding, for members of 8 GiB or more
             return int.from_bytes(field[1:], "big")
         digits = field.strip(b"\0 ") or b"0"
         if digits.strip(b"01234567"):
@@ -121,14 +127,14 @@ class TarHeaders:
         return int(digits, 8)
 
     def _extended(self, kind: bytes, data: int, size: int, offset: int) -> dict[str, str]:
-        """Read what a pax ("x") or GNU long name ("L") header says about the member that follows."""
-        if size > _LONGEST_NAME:
+        """Return the fields of a pax ("x") or GNU long name ("L") header, which describe the next member."""
+        if size > _MAX_EXTENDED:
             raise self._damaged(offset)
         content = self.read(data, size)
         if kind == b"L":
             return {"path": _text(content.rstrip(b"\0"))}
         fields = {}
-        while content:  # "LENGTH KEY=VALUE\n", the length being that of the whole line
+        while content:  # "LENGTH KEY=VALUE\n", where LENGTH is that of the entire line
             length, _, _ = content.partition(b" ")
             if not length.isdigit() or not 0 < int(length) <= len(content):
                 raise self._damaged(offset)
@@ -141,12 +147,12 @@ class TarHeaders:
 
     def _truncated(self, end: int) -> SourceError:
         return SourceError(
-            f"{self._path} is truncated: its last member ends at byte {end:,}, the file at {self._file_size:,}; fetch "
-            "it again"
+            f"{self._path} is truncated: its last member ends at byte {end:,}, the file at {self._file_size:,}; "
+            "download it again"
         )
 
     def _damaged(self, offset: int) -> SourceError:
-        return SourceError(f"{self._path} is no tar archive or is damaged (no header at byte {offset:,})")
+        return SourceError(f"{self._path} is not a tar archive or is damaged (no header at byte {offset:,})")
 
 
 def _name(header: bytes) -> str:

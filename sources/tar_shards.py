@@ -1,4 +1,4 @@
-"""Tar archives of WebDataset form: `KEY.jpg` beside `KEY.cls` or `KEY.json`."""
+"""Tar archives in WebDataset format: `KEY.jpg` next to `KEY.cls` or `KEY.json`."""
 
 import json
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from .tar_headers import Member, TarHeaders
 from .tree import IMAGE_EXTENSIONS
 
 _LISTING_THREADS = 16
-_LARGEST_LABEL_FILE = 1 << 20  # bytes
+_MAX_LABEL_BYTES = 1 << 20
 
 
 class TarSource(Source):
-    """A tar file, a folder of them, or a glob, uncompressed.
+    """An uncompressed tar file, a folder of them, or a glob.
 
-    Members whose names agree up to the first dot of the file name are one sample and follow each other, as WebDataset
-    has it: one image, and its class number as the text of a `.cls` file or as `"label"` in a `.json` file. Keys are
-    `TAR/MEMBER`, in sorted order of the tar files, then in the order they are packed in. `where` is `TAR:OFFSET`.
+    As in WebDataset, consecutive members whose names agree up to the first dot of the file name form one sample: an
+    image, and its class number as the text of a `.cls` file or as `"label"` in a `.json` file. Samples are ordered by
+    the sorted tar files, then by their position in each file. Keys are `TAR/MEMBER`. Locators are `TAR:OFFSET`.
     """
 
     kind = "tar"
@@ -33,7 +33,7 @@ class TarSource(Source):
         self._folder = folder_of(path)
 
     def list_records(self, progress: Progress | None) -> Listing:
-        """Read the headers and labels of every tar file, in threads."""
+        """Read the headers and labels of every tar file in a thread pool."""
         files = list_files(self.path, ".tar")
         check_one_split(self.path, files)
         records: list[Record] = []
@@ -43,12 +43,12 @@ class TarSource(Source):
                 if progress is not None:
                     progress(done, len(files))
         if not records:
-            raise SourceError(f"{self.path} holds no image: expected members such as 000017.jpg and 000017.cls")
+            raise SourceError(f"{self.path} contains no images: expected members such as 000017.jpg and 000017.cls")
         index = build_index(records)
         return Listing(index, names_of_labels(index))
 
     def read_bytes(self, record: Record) -> bytes:
-        """Read one member with one system call."""
+        """Read one member with a single system call."""
         name, _, offset = record.locator.rpartition(":")
         return read_at(f"{self._folder}/{name}", int(offset), record.num_bytes)
 
@@ -63,7 +63,7 @@ class TarSource(Source):
 
 
 def _records(name: str, path: str, headers: TarHeaders) -> Iterator[Record]:
-    """Pair each image with the label beside it."""
+    """Yield a record for each image and the label next to it."""
     for _, members in groupby(headers.members(), key=lambda member: _split(member.name)[0]):
         parts = {_split(member.name)[1]: member for member in members}
         images = [member for extension, member in parts.items() if f".{extension}" in IMAGE_EXTENSIONS]
@@ -79,19 +79,19 @@ def _records(name: str, path: str, headers: TarHeaders) -> Iterator[Record]:
 
 
 def _split(member: str) -> tuple[str, str]:
-    """Split a member's name at the first dot behind its folders, as WebDataset does."""
+    """Split the name of a member at the first dot after its folders, as WebDataset does."""
     folder, slash, file = member.rpartition("/")
     stem, _, extension = file.partition(".")
     return folder + slash + stem, extension.lower()
 
 
 def _label(path: str, image: Member, parts: dict[str, Member], headers: TarHeaders) -> int:
-    """Read the class number of a sample."""
+    """Return the class number of a sample."""
     if "cls" in parts:
         content = _text(path, parts["cls"], headers)
         if content.strip().isdigit():
             return int(content)
-        raise SourceError(f"{parts['cls'].name} in {path} holds {content[:40]!r}: expected a class number")
+        raise SourceError(f"{parts['cls'].name} in {path} contains {content[:40]!r}: expected a class number")
     if "json" in parts:
         content = _text(path, parts["json"], headers)
         try:
@@ -100,16 +100,18 @@ def _label(path: str, image: Member, parts: dict[str, Member], headers: TarHeade
             value = None
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        raise SourceError(f'{parts["json"].name} in {path} holds {content[:40]!r}: expected a "label", a class number')
+        raise SourceError(
+            f'{parts["json"].name} in {path} contains {content[:40]!r}: expected a class number as "label"'
+        )
     raise SourceError(
-        f"{image.name} in {path} has no label: expected a .cls or .json file of the same name next to it (an archive "
-        "of class folders has to be unpacked)"
+        f"{image.name} in {path} has no label: expected a .cls or .json file of the same name next to it; unpack "
+        "archives of class folders first"
     )
 
 
 def _text(path: str, member: Member, headers: TarHeaders) -> str:
-    if member.size > _LARGEST_LABEL_FILE:
-        raise SourceError(f"{member.name} in {path} has {member.size:,} bytes: too many for a label")
+    if member.size > _MAX_LABEL_BYTES:
+        raise SourceError(f"{member.name} in {path} has {member.size:,} bytes: too large for a label")
     return headers.read(member.offset, member.size).decode("utf-8", "replace")
 
 

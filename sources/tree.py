@@ -1,7 +1,7 @@
 """Class folders, labels and order: the rules that image folders and zip archives share.
 
-They are torchvision's `ImageFolder`'s: sorted folder names are the classes, files below them come sorted by folder,
-then by name.
+The rules are those of torchvision's `ImageFolder`: classes are the sorted folder names, and the files below them are
+sorted by folder, then by name.
 """
 
 import json
@@ -12,52 +12,61 @@ from ..errors import SourceError
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 LABELS_FILE = "dataset.json"
-"""Labels of an archive that EDM's or REPA's `dataset_tools.py` wrote, whose folders are not classes."""
+"""Labels of a dataset written by EDM's or REPA's `dataset_tools.py`, in which folders are not classes."""
 
 FLAT_CLASS = "images"
-"""The one class of a folder that holds images directly; not the folder's name, so that it may be moved."""
+"""The only class of a folder that contains images directly. Not the name of the folder, so that it can be moved."""
 
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
 def is_image(name: str) -> bool:
-    """Say whether a file's name is an image's."""
+    """Return whether a file name has the extension of an image."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def tree_order(key: str) -> tuple[str, str, str]:
-    """Sorting key that puts `class/folder/name` in `ImageFolder`'s order."""
+    """Return a sorting key that puts keys `class/folder/name` in the order of `ImageFolder`."""
     folder, _, name = key.rpartition("/")
     return key.partition("/")[0], folder, name
 
 
 def check_classes(path: str, class_names: Sequence[str], keys: Collection[str]) -> None:
-    """Refuse class folders without images, and a level of folders that is not the classes'."""
+    """Raise SourceError for class folders without images, and for folders of splits instead of classes."""
     if not keys:
         return
     empty = sorted(set(class_names) - {key.partition("/")[0] for key in keys})
     if empty:
         raise SourceError(
-            f"{len(empty)} of {len(class_names)} class folders in {path} hold no image ({_some(empty)}): expected "
-            f"{', '.join(IMAGE_EXTENSIONS)}; remove these folders or fill them"
+            f"{len(empty)} of {len(class_names)} class folders in {path} contain no images ({_some(empty)}): expected "
+            f"{', '.join(IMAGE_EXTENSIONS)}; remove or fill these folders"
         )
     if _SPLITS.issuperset(class_names) and any(key.count("/") >= 2 for key in keys):
         raise SourceError(
-            f"{path} holds splits ({_some(class_names)}), not classes: name one of them, such as "
+            f"{path} contains splits ({_some(class_names)}), not classes: specify one of them, such as "
             f"{path}/{class_names[0]}"
         )
 
 
 def labels_from_json(path: str, data: bytes, keys: Sequence[str]) -> list[int] | None:
-    """Read the labels of `keys` from the bytes of a LABELS_FILE; None if it is some other program's file."""
+    """Read the labels of `keys` from the contents of a LABELS_FILE. None if another program wrote the file.
+
+    Args:
+        path: path of the file, for errors.
+        data: contents of the file.
+        keys: keys of all images.
+
+    Raises:
+        SourceError: the file is damaged, or lacks a label.
+    """
     try:
         content = json.loads(data)
     except ValueError as error:
-        raise SourceError(f"{path} is not valid JSON ({error}): remove it to label by folder") from None
+        raise SourceError(f"{path} is not valid JSON ({error}): remove it to use class folders as labels") from None
     if not isinstance(content, dict) or "labels" not in content:
         return None
     if content["labels"] is None:
-        raise SourceError(f"{path} says that the images have no labels: remove it to label by folder")
+        raise SourceError(f'{path} has no labels ("labels" is null): remove it to use class folders as labels')
     try:
         labels: Mapping[str, int] = dict(content["labels"])
     except (TypeError, ValueError):

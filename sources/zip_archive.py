@@ -1,4 +1,4 @@
-"""A zip archive of class folders, read in place."""
+"""A zip archive of class folders, read without unpacking."""
 
 import struct
 import zipfile
@@ -10,23 +10,23 @@ from .index import Record, build_index, names_of_labels
 from .source import Listing, Progress, Source, read_at
 from .tree import FLAT_CLASS, LABELS_FILE, check_classes, is_image, labels_from_json, tree_order
 
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field (APPNOTE.TXT, 4.3.7)
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of name, of extra field (APPNOTE.TXT, 4.3.7)
 _DEFLATED = zipfile.ZIP_DEFLATED
-_MACOS = "__MACOSX/"  # a Mac's archiver puts a shadow of every file here, ending in .jpg too
+_MACOS = "__MACOSX/"  # macOS stores a metadata file here for every file, with the same extension
 
 
 class ZipSource(Source):
-    """`ARCHIVE.zip` or `ARCHIVE.zip/FOLDER/INSIDE`: the same tree and rules as a folder of images.
+    """`ARCHIVE.zip` or `ARCHIVE.zip/FOLDER/INSIDE`, with the rules of a folder of images.
 
-    Keys are member names below the inner folder. `where` is `OFFSET:COMPRESSED SIZE:METHOD:CRC32`, the offset being
-    that of the member's local header, so that a worker never reads the central directory.
+    Keys are member names relative to the inner folder. Locators are `OFFSET:COMPRESSED SIZE:METHOD:CRC32`, with the
+    offset of the member's local header, so that workers do not need the central directory.
     """
 
     kind = "zip"
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self._archive, self._inside = split_archive(path)
+        self._archive, self._inside = _split_archive(path)
 
     def list_records(self, progress: Progress | None) -> Listing:
         """Read the central directory."""
@@ -35,18 +35,18 @@ class ZipSource(Source):
             members = [m for m in members if not m.filename.startswith(_MACOS)]
             by_key = {m.filename.removeprefix(self._inside): m for m in members}
             if len(by_key) < len(members):
-                raise SourceError(f"{self.path} holds several members of one name: pack it again")
+                raise SourceError(f"{self.path} contains several members with the same name: pack it again")
             folders = sorted({key.partition("/")[0] for key in by_key if "/" in key})
             images = [key for key in by_key if is_image(key) and ("/" in key or not folders)]
             keys = sorted(images, key=tree_order)
             if not keys:
-                raise SourceError(f"{self.path} holds no image among {len(members):,} files and folders")
+                raise SourceError(f"{self.path} contains no images among {len(members):,} files and folders")
             self._check_tree(folders, keys)
             labels = self._labels_from_json(archive, by_key, keys)
         by_folder = {name: label for label, name in enumerate(folders)}
         class_of = [by_folder.get(key.partition("/")[0], 0) for key in keys] if labels is None else labels
         records = (
-            Record(key, label, by_key[key].file_size, self._where(by_key[key]))
+            Record(key, label, by_key[key].file_size, self._locator(by_key[key]))
             for key, label in zip(keys, class_of, strict=True)
         )
         index = build_index(records)
@@ -57,12 +57,12 @@ class ZipSource(Source):
         return Listing(index, tuple(folders) or (FLAT_CLASS,))
 
     def read_bytes(self, record: Record) -> bytes:
-        """Read one member and check its checksum."""
+        """Read one member and verify its checksum."""
         offset, size, method, checksum = (int(number) for number in record.locator.split(":"))
         header = read_at(self._archive, offset, _LOCAL_HEADER.size)
         signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         if signature != b"PK\3\4":
-            raise SourceError(f"{self._archive} has changed since it was listed: start from it anew")
+            raise SourceError(f"{self._archive} has changed since it was listed: restore it, or create a new store")
         data = read_at(self._archive, offset + _LOCAL_HEADER.size + name_length + extra_length, size)
         if method == _DEFLATED:
             data = _inflate(data, record.num_bytes)
@@ -80,8 +80,7 @@ class ZipSource(Source):
         check_classes(self.path, folders, keys)
         if len(folders) == 1 and all(key.count("/") >= 2 for key in keys):
             raise SourceError(
-                f"every image in {self.path} lies in folders of its folder {folders[0]}: name that folder too, "
-                f"{self.path}/{folders[0]}"
+                f"all class folders in {self.path} are inside its folder {folders[0]}: specify {self.path}/{folders[0]}"
             )
 
     def _labels_from_json(
@@ -95,19 +94,23 @@ class ZipSource(Source):
             raise SourceError(f"{LABELS_FILE} in {self._archive} cannot be read ({error})") from None
         return labels_from_json(f"{self.path}/{LABELS_FILE}", data, keys)
 
-    def _where(self, member: zipfile.ZipInfo) -> str:
+    def _locator(self, member: zipfile.ZipInfo) -> str:
         if member.flag_bits & 1:
             raise SourceError(f"{member.filename} in {self._archive} is encrypted: unpack the archive")
         if member.compress_type not in (zipfile.ZIP_STORED, _DEFLATED):
             raise SourceError(
-                f"{member.filename} in {self._archive} is packed with method {member.compress_type}: expected 0 "
-                "(stored) or 8 (deflated), pack it again"
+                f"{member.filename} in {self._archive} uses compression method {member.compress_type}: expected 0 "
+                "(stored) or 8 (deflated); pack it again"
             )
         return f"{member.header_offset}:{member.compress_size}:{member.compress_type}:{member.CRC}"
 
 
-def split_archive(path: str) -> tuple[str, str]:
-    """Split `a.zip/train` into the archive's path and the prefix `train/` of its members' names."""
+def _split_archive(path: str) -> tuple[str, str]:
+    """Split `a.zip/train` into the path of the archive and the prefix `train/` of its members.
+
+    Raises:
+        SourceError: there is no archive.
+    """
     archive = Path(path)
     while not archive.exists() and archive != archive.parent:
         archive = archive.parent
@@ -119,7 +122,7 @@ def split_archive(path: str) -> tuple[str, str]:
 
 
 def _inflate(data: bytes, size: int) -> bytes:
-    """Inflate a member, never to more than the size that its archive states."""
+    """Inflate a member, to at most the size stated in its archive plus one byte."""
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
     except zlib.error as error:

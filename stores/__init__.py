@@ -1,8 +1,9 @@
 """The store: plain zarr arrays of moments and patch tokens, written in committed shards, read in random batches.
 
-`layout.py` owns every name on disk, `creation.py` makes a store and its groups, `writer.py` writes and commits shards,
-`reader.py` reads batches, `store.py` opens all of it. Anything above the libraries may import this package; it imports
-nothing of the project but `errors` and `converter`.
+`layout` defines every name on disk, `creation` creates stores and groups, `writer` writes and commits shards, `reader`
+reads batches, `store` opens a store, `dataset` feeds a trainer, `verify` checks checksums, and `remote`, `mirror` and
+`upload` handle stores behind URLs. The pipeline and the CLI may import this package. From the rest of the project it
+imports only `converter` and `errors`, and importing it does not load torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MODULE_OF = {"AlignmentDataset": "dataset", "Batch": "dataset", "MapStyleDatase
 _FORMER_NAMES = {"Samples": "MapStyleDataset"}  # as in version 0.1
 
 
-def __getattr__(name: str) -> Any:  # lazy: inspecting a store does not import torch
+def __getattr__(name: str) -> Any:  # lazy, so that inspecting a store does not import torch
     name = _FORMER_NAMES.get(name, name)
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,11 +1,12 @@
-"""How patch tokens are stored and restored. docs/codecs.md has the formulas, for readers in other languages.
+"""Codecs: how patch tokens are stored and restored. docs/codecs.md has the formulas, for readers in other languages.
 
-The alignment loss sees only a token's direction, so a codec is judged by the cosine between a token and what comes
-back. `float16` is the plain array. `int8` and `int4` first rotate every token, which spreads its few outlier channels
-over all of them; the rotated coordinates are close to normal, so one scale a token and one table of levels do.
+The alignment loss depends only on the direction of a token, so the quality of a codec is the cosine between the
+original and the restored token. `float16` is the plain array. `int8` and `int4` first rotate every token, which spreads
+its few outlier channels over all channels. The rotated coordinates are close to normally distributed, so one scale per
+token and one table of levels suffice.
 
-Encoding uses nothing but elementwise float32 arithmetic in a fixed order: codes do not depend on the device, the
-batch size, TF32 or autocast. Decoding is a table look-up and one matrix product.
+Encoding uses only elementwise float32 arithmetic in a fixed order, so codes do not depend on the device, the batch
+size, TF32 or autocast. Decoding is a table lookup and one matrix product.
 """
 
 from __future__ import annotations
@@ -26,71 +27,84 @@ TOKEN_SCALE = "token_scale"
 
 ROTATION_SEED = 0
 
-INT8_STEP = (
-    2.0**-5
-)  # a token's largest coordinate has code ±127, so its scale is about a quarter of that: about its rms
+# The largest coordinate of a token has code ±127, so its level is 127 · 2⁻⁵ ≈ 4. The scale is then about a quarter of
+# that coordinate, which is close to the root mean square of the token.
+INT8_STEP = 2.0**-5
 PACKING = "low nibble first"
 
-# Lloyd-Max levels of the standard normal distribution: J. Max, "Quantizing for minimum distortion", 1960
+# Lloyd-Max levels of the standard normal distribution: J. Max, "Quantizing for minimum distortion", 1960.
 _HALF_LEVELS = (0.12839503, 0.38804830, 0.65675912, 0.94234046, 1.25623120, 1.61804639, 2.06901723, 2.73258957)
 NORMAL_LEVELS = (*(-level for level in reversed(_HALF_LEVELS)), *_HALF_LEVELS)
 
 
 class Codec(ABC):
-    """Stores the patch tokens `[num_tokens, width]` of a sample and restores them."""
+    """Converts the patch tokens `[num_tokens, width]` of a sample to stored arrays and back."""
 
     name: ClassVar[str]
 
     def __init__(self, num_tokens: int, width: int) -> None:
         if num_tokens < 1 or width < 1:
-            raise ConfigError(f"{num_tokens} tokens of width {width} cannot be stored: both must be at least 1")
+            raise ConfigError(
+                f"cannot store {num_tokens} tokens of width {width}: expected at least 1 token of width 1"
+            )
         self.num_tokens, self.width = num_tokens, width
 
     @property
     @abstractmethod
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """What the codec stores: "tokens" first; "token_scale" after it where tokens are quantized."""
+        """The stored arrays: "tokens", followed by "token_scale" if the tokens are quantized."""
 
     @property
     @abstractmethod
     def attributes(self) -> dict[str, Any]:
-        """The whole recipe as JSON, for the group's attribute "codec": enough to restore tokens without this code."""
+        """The complete recipe as JSON values, for the group's attribute "codec"; readers need nothing else."""
 
     @abstractmethod
     def encode(self, tokens: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
-        """What to store of `[B, num_tokens, width]`, any floating dtype, any device: one array a spec.
+        """Return the arrays to store, one per spec.
 
-        Raises StoreError when a value is not finite or too large, and when the shape is another.
+        Args:
+            tokens: `[B, num_tokens, width]`, any floating-point dtype, any device.
+
+        Raises:
+            StoreError: a value is not finite or too large to store, or the shape is not the codec's.
         """
 
     @abstractmethod
     def decode(
         self, codes: torch.Tensor, token_scale: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """Tokens `[B, num_tokens, width]` from the stored arrays, on their device.
+        """Restore tokens `[B, num_tokens, width]` from the stored arrays, on their device.
 
-        Without `token_scale` each quantized token has the right direction and an arbitrary length, which is all that
-        a cosine needs; a zero token is zero either way. StoreError when the codes are not this codec's.
+        Args:
+            codes: the array "tokens", `[B, …]`.
+            token_scale: the array "token_scale", `[B, num_tokens]`. Without it, each quantized token has the right
+                direction and an arbitrary length, which is sufficient for a cosine. Zero tokens are restored to zero
+                in either case.
+            dtype: of the result, and of the matrix product of quantized codecs.
+
+        Raises:
+            StoreError: shape or dtype of `codes` are not the codec's.
         """
 
     def _require_shape(self, tokens: torch.Tensor) -> None:
         if tokens.ndim != 3 or tokens.shape[1:] != (self.num_tokens, self.width) or not tokens.is_floating_point():
             raise StoreError(
-                f"codec '{self.name}' stores floating-point tokens [B, {self.num_tokens}, {self.width}], "
-                f"the encoder gave {list(tokens.shape)} {tokens.dtype}"
+                f"codec '{self.name}': expected floating-point tokens [B, {self.num_tokens}, {self.width}] from the "
+                f"encoder, found {list(tokens.shape)} {tokens.dtype}"
             )
 
     def _require_codes(self, codes: torch.Tensor) -> None:
         spec = self.arrays[0]
         if codes.shape[1:] != spec.sample_shape or str(codes.dtype) != f"torch.{spec.dtype}":
             raise StoreError(
-                f"codec '{self.name}' restores codes [B, {', '.join(map(str, spec.sample_shape))}] {spec.dtype}, "
+                f"codec '{self.name}': expected codes [B, {', '.join(map(str, spec.sample_shape))}] {spec.dtype}, "
                 f"found {list(codes.shape)} {codes.dtype}"
             )
 
 
 class Float16Codec(Codec):
-    """The tokens themselves: exact for an encoder that ran in float16."""
+    """Stores the tokens themselves: exact if the encoder ran in float16."""
 
     name = "float16"
 
@@ -105,22 +119,22 @@ class Float16Codec(Codec):
         return {"name": self.name, "width": self.width}
 
     def encode(self, tokens: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
-        """Rounded to float16."""
+        """Round to float16."""
         self._require_shape(tokens)
         stored = tokens.detach().half()
-        _require_finite(stored, tokens, "take codec 'int8', which scales every token, or check the encoder's weights")
+        _require_finite(stored, tokens, "use codec 'int8', which scales every token, or check the encoder's weights")
         return {TOKENS: stored.cpu().numpy()}
 
     def decode(
         self, codes: torch.Tensor, token_scale: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """Cast to `dtype`; this codec has no `token_scale`."""
+        """Cast to `dtype`. This codec has no `token_scale`."""
         self._require_codes(codes)
         return codes.to(dtype)
 
 
 class QuantizedCodec(Codec):
-    """A rotation, integer codes, and one scale a token: token = scale · (levels @ R)."""
+    """Base of codecs with a rotation, integer codes, and one scale per token: token = scale · (levels @ R)."""
 
     def __init__(self, num_tokens: int, width: int, seed: int = ROTATION_SEED) -> None:
         super().__init__(num_tokens, width)
@@ -128,11 +142,11 @@ class QuantizedCodec(Codec):
         self._matrices: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
     def encode(self, tokens: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
-        """Codes, and the scale that brings the restored token closest to the token."""
+        """Return codes, and per token the scale that minimizes the squared error of the restored token."""
         self._require_shape(tokens)
         given, tokens = tokens, tokens.detach().float()
         _require_finite(tokens, given, "check the encoder's weights")
-        # on a CPU one sample at a time, which fits its cache
+        # one sample at a time on a CPU, so that it fits into the cache
         parts = torch.split(tokens, 1 if tokens.device.type == "cpu" else max(1, len(tokens)))
         with torch.autocast(tokens.device.type, enabled=False):
             codes, scales, peaks = (torch.cat(found) for found in zip(*map(self._encode, parts), strict=True))
@@ -140,21 +154,21 @@ class QuantizedCodec(Codec):
         return {TOKENS: codes.cpu().numpy(), TOKEN_SCALE: scales.cpu().numpy()}
 
     def _encode(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Codes, scales `[B, N]` float16 and largest magnitudes `[B, N]`."""
+        """Return codes, scales `[B, N]` float16 and largest magnitudes `[B, N]`."""
         peak = tokens.abs().amax(-1)
         nonzero = peak > 0
         rotated = self.rotation.rotate(tokens / torch.where(nonzero, peak, 1.0)[..., None])
         codes, levels = self._quantize(rotated)
-        # sums in float64: what they round to does not depend on the order of addition
+        # sums in float64, so that the rounded result does not depend on the order of addition
         fit = (levels * rotated).sum(-1, dtype=torch.float64) / levels.square().sum(-1, dtype=torch.float64)
-        # the smallest float16 above zero keeps the direction of a token that is too small for its scale
+        # the smallest positive float16 keeps the direction of a token whose scale would round to zero
         scale = (peak * fit).half().clamp_min(2.0**-24)
         return codes * nonzero[..., None], torch.where(nonzero, scale, 0.0), peak
 
     def decode(
         self, codes: torch.Tensor, token_scale: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """Levels, rotated back, scaled; the matrix product is done in `dtype`, also under autocast."""
+        """Look up levels, rotate them back, and scale them. The matrix product uses `dtype`, also under autocast."""
         self._require_codes(codes)
         with torch.autocast(codes.device.type, enabled=False):
             tokens = self._levels(codes, dtype) @ self._matrix(codes.device, dtype)
@@ -164,11 +178,11 @@ class QuantizedCodec(Codec):
 
     @abstractmethod
     def _quantize(self, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes as stored, and the levels `[B, N, D]` that they stand for."""
+        """Return the stored codes, and the levels `[B, N, D]` that they represent."""
 
     @abstractmethod
     def _levels(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Levels `[B, N, D]` of stored codes."""
+        """Return the levels `[B, N, D]` of stored codes."""
 
     def _matrix(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         if (device, dtype) not in self._matrices:
@@ -177,13 +191,13 @@ class QuantizedCodec(Codec):
 
 
 class Int8Codec(QuantizedCodec):
-    """Rotated coordinates in 255 even steps, the largest of a token being ±127."""
+    """Rotated coordinates in 255 uniform steps; the largest coordinate of each token has code ±127."""
 
     name = "int8"
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """One byte a channel."""
+        """One byte per channel."""
         return (
             ArraySpec(name=TOKENS, sample_shape=(self.num_tokens, self.width), dtype="int8"),
             ArraySpec(name=TOKEN_SCALE, sample_shape=(self.num_tokens,), dtype="float16"),
@@ -200,14 +214,14 @@ class Int8Codec(QuantizedCodec):
         return codes.to(torch.int8), codes * INT8_STEP
 
     def _levels(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return codes.to(dtype) * INT8_STEP  # exact in bfloat16 too
+        return codes.to(dtype) * INT8_STEP  # exact, also in bfloat16
 
 
 class Int4Codec(QuantizedCodec):
-    """Rotated coordinates over their root mean square, as the nearest of 16 levels; two codes a byte.
+    """Rotated coordinates divided by their root mean square, as the nearest of 16 levels; two codes per byte.
 
-    No token other than zero has code 0 in every channel (its root mean square would be 1 and 2.4 at once), so a
-    sample of zero bytes decodes to zero tokens.
+    No nonzero token has code 0 in every channel: code 0 stands for values below -2.4, and the root mean square of the
+    values is 1. A sample of zero bytes can therefore decode to zero tokens.
     """
 
     name = "int4"
@@ -216,16 +230,18 @@ class Int4Codec(QuantizedCodec):
         self, num_tokens: int, width: int, seed: int = ROTATION_SEED, levels: tuple[float, ...] = NORMAL_LEVELS
     ) -> None:
         if width % 2:
-            raise ConfigError(f"codec 'int4' stores two channels a byte, so width {width} cannot work: take 'int8'")
+            raise ConfigError(
+                f"codec 'int4' stores two channels per byte: expected an even width, found {width}; use 'int8'"
+            )
         if len(levels) != 16:
-            raise ConfigError(f"codec 'int4' has 16 levels, found {len(levels)}")
+            raise ConfigError(f"codec 'int4': expected 16 levels, found {len(levels)}")
         super().__init__(num_tokens, width, seed)
         self.levels = levels
         self._tables: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """Half a byte a channel."""
+        """Half a byte per channel."""
         return (
             ArraySpec(name=TOKENS, sample_shape=(self.num_tokens, self.width // 2), dtype="uint8"),
             ArraySpec(name=TOKEN_SCALE, sample_shape=(self.num_tokens,), dtype="float16"),
@@ -233,7 +249,7 @@ class Int4Codec(QuantizedCodec):
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Level = levels[code]; byte = code of channel 2i + 16 · code of channel 2i + 1."""
+        """Level = levels[code]; byte i = code of channel 2i + 16 · code of channel 2i + 1."""
         return {
             "name": self.name,
             "width": self.width,
@@ -255,7 +271,7 @@ class Int4Codec(QuantizedCodec):
         return pairs * (codes != 0).any(-1, keepdim=True)
 
     def _table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """Both levels of every byte, `[256, 2]`."""
+        """Return both levels of every byte, `[256, 2]`."""
         if (device, dtype) not in self._tables:
             levels = torch.tensor(self.levels, device=device, dtype=dtype)
             high, low = torch.cartesian_prod(levels, levels).unbind(1)
@@ -268,25 +284,30 @@ CODEC_NAMES = tuple(_CODECS)
 
 
 def make_codec(name: str, num_tokens: int, width: int) -> Codec:
-    """The codec to encode `[num_tokens, width]` with; ConfigError for an unknown name or a width it cannot store."""
+    """Create a codec for tokens `[num_tokens, width]`.
+
+    Raises:
+        ConfigError: the name is unknown, or the codec cannot store this width.
+    """
     if name not in _CODECS:
-        raise ConfigError(f"no codec '{name}': take one of {', '.join(CODEC_NAMES)}")
+        raise ConfigError(f"unknown codec '{name}'; expected one of {', '.join(CODEC_NAMES)}")
     return _CODECS[name](num_tokens, width)
 
 
 def codec_from_attributes(attributes: dict[str, Any], num_tokens: int, width: int) -> Codec:
-    """The codec that a group's attribute "codec" describes.
+    """Create the codec that a group's attribute "codec" describes.
 
-    Raises StoreError when the recipe is not one that this version can restore, or is of another width.
+    Raises:
+        StoreError: this version cannot restore the recipe, or the recipe has another width.
     """
     try:
         codec = _from_recipe(attributes, num_tokens, width)
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"the group's attribute 'codec' cannot be understood ({error!r}): {attributes}") from error
+        raise StoreError(f"the group's attribute 'codec' is not a valid recipe ({error!r}): {attributes}") from error
     if codec.attributes != attributes:
         raise StoreError(
-            f"the group's tokens are of width {width} and coded as {attributes}; this repa-pipe restores "
-            f"{codec.attributes}: install the repa-pipe that wrote the store"
+            f"the group has tokens of width {width} and the codec {attributes}; this version of repa-pipe restores "
+            f"{codec.attributes}: install the version that wrote the store"
         )
     return codec
 
@@ -300,13 +321,13 @@ def _from_recipe(attributes: dict[str, Any], num_tokens: int, width: int) -> Cod
 
 
 def _require_finite(stored: torch.Tensor, tokens: torch.Tensor, remedy: str) -> None:
-    """Refuse what could not be stored; `stored[b, n, …]` is what `tokens[b, n, …]` became."""
+    """Raise StoreError unless `stored`, the stored form of `tokens` `[B, N, …]`, is finite."""
     finite = torch.isfinite(stored)
     if bool(finite.all()):
         return
-    where = (~finite).nonzero()[0].tolist()
-    value = float(tokens[tuple(where)])
-    place = f"token {where[1]} of sample {where[0]} of the batch holds {value:.6g}"
+    position = (~finite).nonzero()[0].tolist()
+    value = float(tokens[tuple(position)])
+    found = f"token {position[1]} of sample {position[0]} of the batch contains {value:.6g}"
     if math.isfinite(value):
-        raise StoreError(f"{place}, too large to store: {remedy}")
-    raise StoreError(f"{place}: encode in bfloat16 or float32, or check the encoder's weights")
+        raise StoreError(f"{found}, too large to store: {remedy}")
+    raise StoreError(f"{found}: encode in bfloat16 or float32, or check the encoder's weights")

@@ -1,4 +1,4 @@
-"""Shuffled, resumable, rank-aware batches for a REPA trainer, read ahead while the model works.
+"""Shuffled, resumable, rank-aware batches for a REPA trainer, prefetched while the model trains.
 
 store = open_store("imagenet256")
 dataset = AlignmentDataset(store, latents="sd-vae-ft-mse", encoders=["dinov2-vit-b"], batch_size=256)
@@ -27,39 +27,64 @@ from .store import Store
 
 
 class Batch(NamedTuple):
-    """One rank's share of a global batch, on the host, in the store's dtypes. B samples, one entry per encoder."""
+    """One rank's part of a global batch, with the store's dtypes: B samples. Lists have one entry per encoder."""
 
     indices: npt.NDArray[np.int64]  # [B]
     labels: torch.Tensor  # [B] int64
     moments: torch.Tensor  # [B, 2C, h, w]: posterior mean and std, unscaled
     patch_tokens: list[torch.Tensor]  # [B, N, D] float16, or codes as the group's codec stores them
-    token_scales: list[torch.Tensor | None]  # [B, N] float16, when the codec has scales and they were asked for
-    cls_tokens: list[torch.Tensor | None]  # [B, D] float16, when asked for
+    token_scales: list[torch.Tensor | None]  # [B, N] float16, if requested and the codec has scales
+    cls_tokens: list[torch.Tensor | None]  # [B, D] float16, if requested and the encoder has class tokens
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch with every tensor on `device`. `indices` stay on the host.
+
+        Args:
+            device: target of the copies.
+            non_blocking: do not wait for copies from page-locked memory.
+        """
+
+        def move(tensor: torch.Tensor | None) -> Any:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return Batch(
+            indices=self.indices,
+            labels=move(self.labels),
+            moments=move(self.moments),
+            patch_tokens=[move(tokens) for tokens in self.patch_tokens],
+            token_scales=[move(scales) for scales in self.token_scales],
+            cls_tokens=[move(token) for token in self.cls_tokens],
+        )
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return all tensors of the batch."""
+        lists = (self.patch_tokens, self.token_scales, self.cls_tokens)
+        return [self.labels, self.moments, *(tensor for found in lists for tensor in found if tensor is not None)]
 
 
 class AlignmentDataset:
-    """Batches from a store. Step s of a run holds the same samples whatever the number of ranks.
+    """Batches from a store. Step s of a run holds the same samples for any number of ranks.
 
     Args:
         store: an open store; its groups must be complete.
-        latents: the VAE's name.
-        encoders: the encoders' names, in the order in which tokens are returned; may be empty.
-        batch_size: samples of a global batch, over all ranks.
-        seed: of the order.
-        rank: which share of every global batch this process takes.
-        world_size: how many shares there are.
-        window: shuffle among this many shards at a time instead of fully (`order.epoch_order`).
-        token_scales: whether to read the scales of quantized tokens (a plain cosine does not need them).
-        cls_tokens: whether to read class tokens.
-        flip: whether half of the samples, drawn anew every epoch, are taken from the flipped views.
-        alignment_steps: from this step on no patch tokens are read; None, they always are.
-        direct: read past the page cache; None, when the groups outgrow this machine's memory.
-        process: read in a process of its own: for training loops that keep Python itself busy (Linux).
-        prefetch: batches read ahead.
+        latents: name of the VAE.
+        encoders: names of the encoders, in the order in which tokens are returned. May be empty.
+        batch_size: samples per global batch, over all ranks.
+        seed: seed of the order and of the flips.
+        rank: the part of every global batch that this process reads.
+        world_size: number of ranks.
+        window: shuffle among this many shards at a time instead of all samples (`order.epoch_order`).
+        token_scales: read the scales of quantized tokens, which a plain cosine does not need.
+        cls_tokens: read class tokens.
+        flip: take half of the samples, drawn again in every epoch, from the flipped views.
+        alignment_steps: from this step on, do not read patch tokens. None: always read them.
+        direct: bypass the page cache. None: if the groups are larger than this machine's memory allows.
+        process: read in a separate process, for training loops that keep Python itself busy (Linux).
+        prefetch: number of batches to read ahead.
 
     Raises:
-        ConfigError: the batch does not divide among ranks, or is larger than the store.
-        StoreError: a group is absent, incomplete, or has no flipped views when they were asked for.
+        ConfigError: the batch size is not divisible by the number of ranks, or is larger than the store.
+        StoreError: a group is missing or incomplete, or has no flipped views although `flip` is set.
     """
 
     def __init__(
@@ -91,7 +116,7 @@ class AlignmentDataset:
         if flip:
             self._require_flips()
         if batch_size % world_size:
-            raise ConfigError(f"batch size {batch_size} does not divide among {world_size} ranks")
+            raise ConfigError(f"batch size {batch_size} is not divisible by the number of ranks ({world_size})")
         if batch_size > len(self.indices):
             raise ConfigError(
                 f"batch size {batch_size} is larger than the {len(self.indices)} samples of {store.location}: "
@@ -108,27 +133,27 @@ class AlignmentDataset:
         for name in (self.latents, *self.features):
             if not self.store.group(name).spec.has_flips:
                 raise StoreError(
-                    f"{self.store.location}: {name} has no flipped views: make a store with 'repa-pipe encode --flip'"
+                    f"{self.store.location}: {name} has no flipped views: create a store with 'repa-pipe encode --flip'"
                 )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches of an epoch; the incomplete last one is left out, as in the published trainer."""
+        """Global batches per epoch. The incomplete last one is omitted, as in the published trainer."""
         return len(self.indices) // self.batch_size
 
     def indices_of_step(self, step: int) -> npt.NDArray[np.int64]:
-        """The samples of global step `step` that this rank takes, `[batch_size / world_size]`."""
-        share = self.batch_size // self.world_size
-        return self.global_indices_of_step(step)[self.rank * share : (self.rank + 1) * share]
+        """Return the samples of step `step` that this rank reads, `[batch_size / world_size]`."""
+        count = self.batch_size // self.world_size
+        return self.global_indices_of_step(step)[self.rank * count : (self.rank + 1) * count]
 
     def global_indices_of_step(self, step: int) -> npt.NDArray[np.int64]:
-        """The samples of global step `step` that all ranks take together, `[batch_size]`."""
+        """Return the samples of step `step` over all ranks, `[batch_size]`."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         return self._order(epoch)[start : start + self.batch_size]
 
     def flipped_of_step(self, step: int) -> npt.NDArray[np.bool_] | None:
-        """Which samples of `indices_of_step` come from the flipped view, `[batch_size / world_size]`; None: none."""
+        """Return which samples of `indices_of_step` are flipped, `[batch_size / world_size]`. None without `flip`."""
         if not self.flip:
             return None
         epoch = step // self.steps_per_epoch
@@ -149,7 +174,13 @@ class AlignmentDataset:
     def read(
         self, indices: npt.NDArray[np.int64], tokens: bool = True, flipped: npt.NDArray[np.bool_] | None = None
     ) -> Batch:
-        """Read the batch of these samples now, in the calling thread; without `tokens`, no patch tokens."""
+        """Read a batch in the calling thread.
+
+        Args:
+            indices: samples of the batch, `[B]`.
+            tokens: read patch tokens and their scales.
+            flipped: `[B]`, samples to take from the flipped views.
+        """
         wanted = self._wanted if tokens else [array for array in self._wanted if array == "cls_token"]
         features = self.features if wanted else []
         names = self._array_names(features, wanted)
@@ -158,7 +189,7 @@ class AlignmentDataset:
         if self._process is None:
             self.store.read(names, indices, out=arrays, direct=self.direct, flipped=flipped)
         else:
-            out = {name: self._pool.where(array) for name, array in arrays.items()}
+            out = {name: self._pool.shared_buffer(array) for name, array in arrays.items()}
             self._process.read(names, indices, out, self.direct, flipped)
 
         def tensors(array: str) -> list[Any]:
@@ -174,31 +205,31 @@ class AlignmentDataset:
         )
 
     def close(self) -> None:
-        """End the reading process, where there is one; the store stays open."""
+        """End the reading process, if any. The store stays open."""
         if self._process is not None:
             self._process.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave buffers behind: a DataLoader worker that is sent a copy has its own."""
+        """Pickle the dataset without its buffers; a DataLoader worker allocates its own."""
         if self._process is not None:
-            raise ConfigError("a dataset with process=True cannot be sent to another process: leave that out")
+            raise ConfigError("a dataset with process=True cannot be pickled: omit process=True")
         return self.__dict__ | {"_pool": None}
 
     def _array_names(self, features: Sequence[str], wanted: Sequence[str]) -> list[str]:
         pairs = [(group, array) for group in features for array in wanted]
-        there = [f"{group}/{array}" for group, array in pairs if array in self.store.group(group).shard_indexes]
-        return [f"{self.latents}/moments", *there]
+        existing = [f"{group}/{array}" for group, array in pairs if array in self.store.group(group).shard_indexes]
+        return [f"{self.latents}/moments", *existing]
 
     def _take(self, name: str, count: int) -> torch.Tensor:
         group, array = name.rsplit("/", 1)
         layout = self.store.group(group).shard_indexes[array].layout
         shape = (count, *layout.spec.sample_shape)
-        if torch.utils.data.get_worker_info() is not None:  # a DataLoader's worker
+        if torch.utils.data.get_worker_info() is not None:  # in a DataLoader worker
             return shared_tensor(shape, layout.dtype)
         return torch.from_numpy(self._pool.take(shape, layout.dtype))
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
-        """Batches of steps `start_step`, `start_step + 1`, … without end, read ahead by a thread."""
+        """Yield the batches of steps `start_step`, `start_step + 1`, … without end, prefetched by a thread."""
         ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=self.prefetch)
         stop = threading.Event()
 
@@ -226,7 +257,7 @@ class AlignmentDataset:
             thread.join()
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch; the next iteration is the next epoch."""
+        """Yield the batches of one epoch. The next iteration is the next epoch."""
         start, self._epoch = self._epoch * self.steps_per_epoch, self._epoch + 1
         with closing(self.batches(start)) as batches:
             yield from islice(batches, self.steps_per_epoch)

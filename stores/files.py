@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes: a file appears under its name complete, or not at all."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ TEMPORARY = ".tmp-"
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside `path` that no other writer, thread, process or host uses."""
+    """Return a name next to `path` that no other writer, thread, process or host uses."""
     return path.with_name(f"{path.name}{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
 def fsync_directory(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
+    """Sync a directory, so that a rename in it survives a power failure."""
     try:
-        _sync(folder)
+        _fsync(folder)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that know no such thing: SMB, some FUSE
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without directory fsync: SMB, some FUSE
             raise
 
 
 def atomic_replace(temporary: Path, path: Path) -> None:
-    """Rename over what may be there.
+    """Rename `temporary` to `path`, replacing an existing file.
 
-    NFS may carry a rename out and lose the answer; the client asks again and is told that the file is gone.
+    NFS may perform a rename and lose the reply. The client then retries, and the server reports that the file does not
+    exist. The rename counts as done if `path` has the inode of the temporary file.
     """
     inode = temporary.stat().st_ino
     try:
@@ -45,16 +46,18 @@ def atomic_replace(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
-    """A temporary path to write to, which becomes `path` when the block ends and is gone when it fails.
+    """Yield a temporary path that is renamed to `path` when the block succeeds, and deleted when it fails.
 
-    With `durable` a power cut can take neither the contents nor the name afterwards.
+    Args:
+        path: the final path. Missing parent folders are created.
+        durable: sync the file and its folder, so that both contents and name survive a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
         yield temporary
         if durable:
-            _sync(temporary)
+            _fsync(temporary)
         atomic_replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -63,12 +66,12 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def atomic_write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file atomically."""
     with atomic_write(path, durable) as temporary:
         temporary.write_bytes(data)
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -77,17 +80,22 @@ def _sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file atomically, keys in the order given."""
+    """Write a JSON file atomically, with keys in the given order."""
     atomic_write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files and folders below `folder`, whoever left them; how many there were."""
+    """Delete all temporary files and folders below `folder`, from any host and process. Return their number."""
     return _remove(list(folder.rglob(f"*{TEMPORARY}*")))
 
 
 def remove_abandoned(folder: Path, name: str = "*") -> int:
-    """Delete what processes of this host that are no more left in `folder` of files and folders called `name`."""
+    """Delete temporary files in `folder` that ended processes of this host left behind. Return their number.
+
+    Args:
+        folder: searched without its subfolders.
+        name: pattern of the final names of the files and folders to delete.
+    """
     mine = f"{TEMPORARY}{socket.gethostname()}-"
     left = [(path, path.name.rpartition(mine)[2].split("-")[0]) for path in folder.glob(f"{name}{mine}*")]
     return _remove([path for path, pid in left if pid.isdigit() and not Path(f"/proc/{pid}").exists()])

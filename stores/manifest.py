@@ -1,7 +1,7 @@
-"""What a store says of itself: root attributes, sample index, shard commits.
+"""Metadata of a store: root attributes, sample index, commit records.
 
-`samples.parquet` is written once, with the store, and never again: no reader meets a half-rewritten index. What
-becomes known later (that an image was broken, what its bytes were) stands in the commit record of its shard.
+`samples.parquet` is written once, when the store is created, so no reader ever sees a partially rewritten index. Facts
+that become known later (that an image is broken, the checksum of its bytes) are in the commit record of its shard.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ import os
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..converter import structure, unstructure
 from ..errors import StoreError
 from .checksum import crc32c_bytes
 from .files import atomic_write_bytes, write_json
 from .layout import FORMAT_VERSION, QUARANTINE_FILE, ROOT_ATTRIBUTE, SAMPLES_FILE, commit_file
 
+_REMEDY = "delete it and re-run 'repa-pipe encode' to encode the shard again"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """The root attributes: which images, cropped how, in shards of which size."""
+    """The root attributes: which images, how they were cropped, samples per shard."""
 
     format_version: int = FORMAT_VERSION
     num_samples: int
@@ -37,29 +40,33 @@ class Manifest:
     shard_size: int
     index_digest: str
     class_names: tuple[str, ...]
-    source: dict[str, Any]  # what the source says of itself; informative
+    source: dict[str, Any]  # `Source.describe()`; informational
 
     def as_attributes(self) -> dict[str, Any]:
-        """JSON form, as it stands under `repa_pipe` in the root's zarr.json."""
-        return {ROOT_ATTRIBUTE: asdict(self) | {"class_names": list(self.class_names)}}
+        """Return the attributes of the root's zarr.json: these fields under `repa_pipe`."""
+        return {ROOT_ATTRIBUTE: unstructure(self)}
 
     @classmethod
-    def from_attributes(cls, attributes: dict[str, Any], where: Path) -> Manifest:
-        """Read the root attributes; StoreError when the folder is no store of ours or of a later format."""
+    def from_attributes(cls, attributes: dict[str, Any], path: Path) -> Manifest:
+        """Read the root attributes of the store at `path`.
+
+        Raises:
+            StoreError: the attributes are not those of a store, are damaged, or have another format version.
+        """
         found = attributes.get(ROOT_ATTRIBUTE)
         if not isinstance(found, dict):
-            raise StoreError(f"{where} is a zarr group but no repa-pipe store: attribute '{ROOT_ATTRIBUTE}' is absent")
+            raise StoreError(
+                f"{path} is a zarr group but not a repa-pipe store: it has no attribute '{ROOT_ATTRIBUTE}'"
+            )
         if found.get("format_version") != FORMAT_VERSION:
             raise StoreError(
-                f"{where} has store format {found.get('format_version')}, this repa-pipe reads format "
-                f"{FORMAT_VERSION}: install a repa-pipe that reads it"
+                f"{path} has store format {found.get('format_version')}, expected {FORMAT_VERSION}: install a version "
+                "of repa-pipe that reads this format"
             )
         try:
-            return cls(**found | {"class_names": tuple(found["class_names"])})
-        except (KeyError, TypeError) as error:
-            raise StoreError(
-                f"{where / 'zarr.json'} lacks or has unknown fields ({error}): the store is damaged"
-            ) from error
+            return structure(found, cls, str(path / "zarr.json"), StoreError)
+        except StoreError as error:
+            raise StoreError(f"{error}; the store is damaged") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,36 +78,60 @@ class Quarantined:
     reason: str
 
 
+class FileRecord(TypedDict):
+    """Size and CRC-32C of one file of a shard."""
+
+    bytes: int
+    crc32c: int
+
+
+class TokenCosine(TypedDict):
+    """Cosine between the encoder's tokens and the tokens that the codec restores, over `tokens` tokens of a shard."""
+
+    mean: float
+    least: float
+    tokens: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
-    """The record that makes a shard of a group complete. It is written last, after its files are on disk."""
+    """The record that makes a shard of a group complete. It is written last, after the shard's files are on disk."""
 
     group: str
     shard: int
     num_samples: int
-    files: dict[str, dict[str, int]]  # path below the group → {"bytes", "crc32c"}
-    source_crc32c: str  # base64 of little-endian uint32, one for each image's source bytes
+    files: dict[str, FileRecord]  # by path relative to the group
+    source_crc32c: str  # base64 of little-endian uint32, one per image: CRC-32C of its encoded bytes
     quarantined: tuple[Quarantined, ...]
     writer: dict[str, Any]
     time: str
-    token_cosine: dict[str, float] | None = None  # "mean", "least", "tokens": of how many it was measured
+    token_cosine: TokenCosine | None = None
 
     @property
     def source_checksums(self) -> npt.NDArray[np.uint32]:
-        """CRC-32C of the source bytes of every image, `[num_samples]` uint32; 0 where they could not be read."""
+        """CRC-32C of the encoded bytes of every image, `[num_samples]` uint32; 0 if they could not be read."""
         return np.frombuffer(base64.b64decode(self.source_crc32c), dtype="<u4")
 
 
 def new_commit(
     group: str,
     shard: int,
-    files: dict[str, dict[str, int]],
+    files: dict[str, FileRecord],
     source_checksums: npt.NDArray[np.uint32],
     quarantined: tuple[Quarantined, ...],
     *,
     token_cosines: npt.NDArray[np.float32] | None = None,
 ) -> Commit:
-    """A commit of this process, now. `token_cosines` `[n]`: of the tokens that the codec was tried on."""
+    """Create a commit record with this process as the writer and the current time.
+
+    Args:
+        group: path of the group.
+        shard: number of the shard.
+        files: size and checksum by path relative to the group.
+        source_checksums: CRC-32C of the encoded bytes of every image, `[num_samples]`.
+        quarantined: images of the shard that could not be decoded.
+        token_cosines: `[n]`, of the tokens on which the codec was measured.
+    """
     from .. import __version__
 
     return Commit(
@@ -116,46 +147,45 @@ def new_commit(
     )
 
 
-def _summary(cosines: npt.NDArray[np.float32]) -> dict[str, float]:
-    cosines = cosines.clip(max=1).astype(np.float64)  # float32's rounding may exceed 1
+def _summary(cosines: npt.NDArray[np.float32]) -> TokenCosine:
+    cosines = cosines.clip(max=1).astype(np.float64)  # rounding in float32 can exceed 1
     return {"mean": round(cosines.mean(), 7), "least": round(cosines.min(), 7), "tokens": len(cosines)}
 
 
 def write_commit(store: Path, commit: Commit) -> None:
-    """Write a commit record atomically, with a checksum of itself."""
-    record = asdict(commit)
+    """Write a commit record atomically, including a checksum of the record itself."""
+    record = unstructure(commit)
     write_json(store / commit_file(commit.group, commit.shard), record | {"crc32c": record_checksum(record)})
 
 
 def record_checksum(record: dict[str, Any]) -> int:
-    """CRC-32C of a record without its checksum, as JSON with sorted keys and no spaces."""
+    """Return the CRC-32C of a record without its checksum, as JSON with sorted keys and no spaces."""
     return crc32c_bytes(json.dumps(record, sort_keys=True, separators=(",", ":")).encode())
 
 
 def read_commit(store: Path, group: str, shard: int) -> Commit | None:
-    """The commit of a shard, or None when it has none; StoreError when the record is damaged."""
+    """Read the commit record of a shard. Return None if there is none.
+
+    Raises:
+        StoreError: the record is damaged.
+    """
     path = store / commit_file(group, shard)
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise StoreError(
-            f"{path} is no valid JSON ({error}): delete it and run 'repa-pipe encode' again to redo the shard"
-        ) from error
+        raise StoreError(f"{path} is not valid JSON ({error}): {_REMEDY}") from error
     if not isinstance(found, dict) or found.pop("crc32c", None) != record_checksum(found):
-        raise StoreError(f"{path} fails its checksum: delete it and run 'repa-pipe encode' again to redo the shard")
+        raise StoreError(f"{path} fails its checksum: {_REMEDY}")
     try:
-        found["quarantined"] = tuple(Quarantined(**entry) for entry in found["quarantined"])
-        return Commit(**found)
-    except (KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} has other fields than expected ({error}): delete it and run 'repa-pipe encode' again"
-        ) from error
+        return structure(found, Commit, str(path), StoreError)
+    except StoreError as error:
+        raise StoreError(f"{error}; {_REMEDY}") from error
 
 
 def committed_shards(store: Path, group: str) -> set[int]:
-    """Shards of a group that have a commit record. One listing, no file is opened."""
+    """Return the shards of a group that have a commit record. Lists one folder and opens no files."""
     folder = (store / commit_file(group, 0)).parent
     try:
         names = os.listdir(folder)
@@ -165,14 +195,14 @@ def committed_shards(store: Path, group: str) -> set[int]:
 
 
 def write_samples(store: Path, table: pa.Table) -> None:
-    """Write the sample index: row i is sample i."""
+    """Write the sample index; row i is sample i."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     atomic_write_bytes(store / SAMPLES_FILE, sink.getvalue().to_pybytes())
 
 
 def read_samples(store: Path) -> pa.Table:
-    """The sample index: columns key, label (int32), num_bytes (int64), where."""
+    """Read the sample index: columns key, label (int32), num_bytes (int64), where."""
     try:
         return pq.read_table(store / SAMPLES_FILE)
     except (FileNotFoundError, pa.ArrowInvalid) as error:

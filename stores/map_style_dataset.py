@@ -1,6 +1,6 @@
-"""A store as torch's map-style dataset, for loops that keep their DataLoader.
+"""A map-style dataset over a store, for training loops that keep their DataLoader.
 
-Slower than `AlignmentDataset`: every batch is handed from process to process. See docs/own-trainer.md.
+Slower than `AlignmentDataset`, because every batch is passed between processes. See docs/own-trainer.md.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ else:
 
 
 class MapStyleDataset(Base):
-    """Valid samples of a store, by their position among these.
+    """The valid samples of a store; item i is the i-th of them.
 
     DataLoader(MapStyleDataset(dataset), batch_size=64, shuffle=True, num_workers=4, collate_fn=MapStyleDataset.collate)
 
-    Each DataLoader batch is one read of the store and arrives as a `Batch`. `dataset` says which latents and encoders;
-    its own order, ranks and read-ahead are not used.
+    Each batch of the DataLoader is one read of the store and is returned as a `Batch`.
+
+    Args:
+        dataset: defines the latents and encoders to read. Its order, ranks and prefetching are not used.
     """
 
     def __init__(self, dataset: AlignmentDataset) -> None:
@@ -37,10 +39,10 @@ class MapStyleDataset(Base):
         return self.__getitems__([position])
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:
-        """All samples of a batch at once, as DataLoader asks for them."""
+        """Read all samples of a batch at once; DataLoader prefers this method over `__getitem__`."""
         return self._dataset.read(self._dataset.indices[list(positions)])
 
     @staticmethod
     def collate(batch: Any) -> Any:
-        """Leave the batch as it was read."""
+        """Return the batch unchanged: it is already collated."""
         return batch

@@ -1,8 +1,8 @@
-"""A store behind a URL, seen through a local folder of the same layout.
+"""A store behind a URL, mirrored by a local folder with the same layout.
 
-The small files (metadata, commit records, labels, shard indices) are fetched when they are first needed. Shard files
-are sparse: size and index are real; samples are kept in them when a cache folder was named, and the next epochs then
-read them at the speed of the local disk.
+Small files (metadata, commit records, labels, shard indices) are fetched on first use. Shard files are sparse: they
+have their true size and index. With a cache folder, samples are stored in them, and later epochs read them at the speed
+of the local disk.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from .layout import CRC32C, ROOT_ATTRIBUTE, commit_file
 from .reader import BatchReader, ReadRequest, ShardIndex
 from .remote import Range, RemoteFiles
 
-MARK_EVERY_S = 60.0
-PRESENT = "present"  # beside an array's zarr.json in the cache: one byte a sample, 1 when it is there
+FLUSH_INTERVAL_S = 60.0
+CACHED_SAMPLES_FILE = "present"  # next to an array's zarr.json in the cache: one byte per sample, 1 if it is cached
 
 
 class Mirror:
-    """The local folder and what is fetched into it.
+    """The local folder, and the methods that fetch files into it.
 
     Args:
-        url: where the store lies.
-        cache: folder that keeps what was read, for this and later processes; None keeps metadata alone, until the
-            store is closed.
+        url: the store's URL.
+        cache: folder that keeps everything that was read, for this and later processes. None: only metadata is kept,
+            until the store is closed.
 
     Raises:
-        StoreError: there is no store at `url`, it cannot be reached, or `cache` holds an earlier store of that URL.
+        StoreError: there is no store at `url`, it cannot be reached, or `cache` holds a previous store of that URL.
     """
 
     def __init__(self, url: str, cache: Path | None) -> None:
@@ -55,42 +55,43 @@ class Mirror:
             raise
 
     def fetch(self, names: Sequence[str]) -> None:
-        """Have these files in the folder, if they exist at the URL."""
-        absent = [name for name in names if not (self.folder / name).exists()]
-        for name, data in self.files.get(absent).items():
+        """Fetch these files unless they are in the folder; skip those that do not exist at the URL."""
+        missing = [name for name in names if not (self.folder / name).exists()]
+        for name, data in self.files.get(missing).items():
             self._write(name, data)
 
     def fetch_commits(self, group: str, total: int) -> None:
-        """Have the commit records of a group of `total` shards."""
+        """Fetch the commit records of a group with `total` shards."""
         self.fetch([commit_file(group, shard) for shard in range(total)])
 
     def fetch_shard(self, shard: int) -> None:
-        """Have what is known by now of a shard: the metadata of all groups, and its commit records."""
+        """Fetch the current metadata of all groups, and their commit records of a shard."""
         self._write_metadata()
         groups = [path.parent.parent for path in self.folder.glob(f"*/*/{CRC32C}/zarr.json")]
         self.fetch([commit_file(str(group.relative_to(self.folder)), shard) for group in groups])
 
     def close(self) -> None:
-        """Remove the folder, unless it is to be kept."""
+        """Close connections, and delete the folder unless it is a cache."""
+        self.files.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 
     def _write_metadata(self) -> None:
-        """Write the root's and, from its consolidated metadata, every group's and array's zarr.json."""
+        """Fetch the root's zarr.json, and write those of all groups and arrays from its consolidated metadata."""
         url = self.files.url
         root = self.files.get(["zarr.json"]).get("zarr.json")
         if root is None:
-            raise StoreError(f"no store at {url}: there is no {url}/zarr.json")
+            raise StoreError(f"no store at {url}: {url}/zarr.json does not exist")
         try:
             meta = json.loads(root)
             inner = meta["consolidated_metadata"]["metadata"]
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{url}/zarr.json is not that of a store ({error!r} is missing or damaged)") from error
+            raise StoreError(f"{url}/zarr.json does not describe a store ({error!r} is missing or damaged)") from error
         found = {"zarr.json": meta} | {f"{name}/zarr.json": value for name, value in inner.items()}
         for name, value in found.items():
             path = self.folder / name
             if path.exists() and not _same_store(json.loads(path.read_bytes()), value):
-                raise StoreError(f"{self.folder} holds samples of an earlier store at {url}: delete that folder")
+                raise StoreError(f"{self.folder} holds samples of a previous store at {url}: delete that folder")
         for name, value in found.items():
             self._write(name, json.dumps(value).encode())
 
@@ -99,15 +100,15 @@ class Mirror:
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder named as temporary files are, so that what killed processes left can be told and goes first."""
+    """Create a temporary folder, and delete those that killed processes left behind."""
     name = Path(tempfile.gettempdir()) / "repa-pipe"
     remove_abandoned(name.parent, name.name)
     return tempfile.TemporaryDirectory(prefix=temporary_path(name).name)
 
 
-def _same_store(there: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two versions of a zarr.json describe the same images, weights and shapes."""
-    mine, theirs = ({k: v for k, v in meta.items() if k != "consolidated_metadata"} for meta in (there, now))
+def _same_store(cached: dict[str, Any], fetched: dict[str, Any]) -> bool:
+    """Return whether two versions of a zarr.json describe the same images, weights and shapes."""
+    mine, theirs = ({k: v for k, v in meta.items() if k != "consolidated_metadata"} for meta in (cached, fetched))
     if ROOT_ATTRIBUTE in mine.get("attributes", {}):
         return bool(mine["attributes"][ROOT_ATTRIBUTE] == theirs["attributes"].get(ROOT_ATTRIBUTE))
     fingerprints = [meta.get("attributes", {}).get("fingerprint") for meta in (mine, theirs)]
@@ -116,32 +117,32 @@ def _same_store(there: dict[str, Any], now: dict[str, Any]) -> bool:
 
 
 class RemoteReader:
-    """`BatchReader` for a mirrored store: what is not in the folder is fetched, one request a sample."""
+    """A `BatchReader` for a mirrored store: samples that are not in the folder are fetched, one request per sample."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror, self._local = mirror, BatchReader()
-        self._present: dict[Path, CachedSampleMap] = {}
+        self._cached: dict[Path, CachedSampleMap] = {}
         self._lock = threading.Lock()
 
     def read(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool) -> None:
-        """Fill each request's buffer with the samples at `indices`; see `BatchReader.read`."""
+        """Fill each request's buffer with the samples at `indices`. See `BatchReader.read`."""
         self._prepare_shards(requests, indices)
         if self._mirror.cache is None:
             for request in requests:
                 request.buffer[request.places] = self._fetch(request, indices[request.places])
             return
         for request in requests:
-            self._keep(request, indices)
+            self._cache(request, indices)
         self._local.read(requests, indices, direct)
 
     def close(self) -> None:
-        """Make what was kept durable; stop the threads and close the files."""
-        for present in self._present.values():
-            present.mark()
+        """Make cached samples durable, stop the threads, and close the files."""
+        for cached in self._cached.values():
+            cached.flush()
         self._local.close()
 
     def _prepare_shards(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64]) -> None:
-        """Make a sparse file, with the index at its end, of every shard that is touched for the first time."""
+        """Create a sparse file with the index at its end for every shard that is used for the first time."""
         wanted: dict[Path, tuple[int, Range]] = {}
         for request in requests:
             array = request.array
@@ -158,14 +159,14 @@ class RemoteReader:
                 file.truncate(size)
                 os.pwrite(file.fileno(), tail, start)
             try:
-                os.link(temporary, path)  # unlike a rename, never replaces a file that has samples already
+                os.link(temporary, path)  # unlike a rename, never replaces a file that already holds samples
             except FileExistsError:
                 pass
             finally:
                 temporary.unlink()
 
     def _fetch(self, request: ReadRequest, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The samples at `rows` from the URL, `[len(rows), *sample_shape]`."""
+        """Fetch the samples at `rows` from the URL, `[len(rows), *sample_shape]`."""
         array, spec = request.array, request.array.layout.spec
         shards, places = np.divmod(rows, array.layout.shard_size)
         ranges = [
@@ -182,11 +183,11 @@ class RemoteReader:
             target[row] = part
         return block
 
-    def _keep(self, request: ReadRequest, indices: npt.NDArray[np.int64]) -> None:
-        """Fetch what the folder lacks and write it into the sparse files."""
+    def _cache(self, request: ReadRequest, indices: npt.NDArray[np.int64]) -> None:
+        """Fetch the samples that are not cached, and write them into the sparse files."""
         array, size = request.array, request.array.layout.shard_size
-        present = self._present_of(array)
-        rows = np.unique(indices[request.places & ~present.there[indices]])
+        cached = self._cached_samples(array)
+        rows = np.unique(indices[request.places & ~cached.samples[indices]])
         if not len(rows):
             return
         block = self._fetch(request, rows).reshape(len(rows), -1).view(np.uint8)
@@ -196,52 +197,56 @@ class RemoteReader:
             with array.shard_path(shard).open("r+b", buffering=0) as file:
                 for place in np.flatnonzero(rows // size == shard).tolist():
                     os.pwrite(file.fileno(), block[place].data, int(offsets[rows[place] % size]))
-        present.add(rows, [array.shard_path(shard) for shard in shards])
+        cached.add(rows, [array.shard_path(shard) for shard in shards])
 
-    def _present_of(self, array: ShardIndex) -> CachedSampleMap:
+    def _cached_samples(self, array: ShardIndex) -> CachedSampleMap:
         with self._lock:
-            path = array.layout.path / PRESENT
-            if path not in self._present:
-                self._present[path] = CachedSampleMap(path, array.layout.shape[0])
-            return self._present[path]
+            path = array.layout.path / CACHED_SAMPLES_FILE
+            if path not in self._cached:
+                self._cached[path] = CachedSampleMap(path, array.layout.shape[0])
+            return self._cached[path]
 
     def _key(self, path: Path) -> str:
         return str(path.relative_to(self._mirror.folder))
 
 
 class CachedSampleMap:
-    """Which samples of an array the cache holds. The file says so only of samples that a power cut cannot take."""
+    """The set of cached samples of an array. Its file lists only samples that would survive a power failure.
+
+    Attributes:
+        samples: whether each sample is cached, `[num_samples]`.
+    """
 
     def __init__(self, path: Path, num_samples: int) -> None:
         if not path.exists():
             atomic_write_bytes(path, bytes(num_samples))
         self._file = np.memmap(path, np.bool_, "r+", shape=(num_samples,))
-        self.there: npt.NDArray[np.bool_] = np.array(self._file)
-        self._unmarked: list[npt.NDArray[np.int64]] = []
-        self._touched: set[Path] = set()
-        self._marked_at = time.monotonic()
+        self.samples: npt.NDArray[np.bool_] = np.array(self._file)
+        self._unflushed: list[npt.NDArray[np.int64]] = []
+        self._written: set[Path] = set()
+        self._flushed_at = time.monotonic()
         self._lock = threading.Lock()
 
     def add(self, rows: npt.NDArray[np.int64], files: Sequence[Path]) -> None:
-        """These samples were written into these files."""
+        """Record that samples were written into these files."""
         with self._lock:
-            self.there[rows] = True
-            self._unmarked.append(rows)
-            self._touched.update(files)
-            due = time.monotonic() - self._marked_at > MARK_EVERY_S
+            self.samples[rows] = True
+            self._unflushed.append(rows)
+            self._written.update(files)
+            due = time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S
         if due:
-            self.mark()
+            self.flush()
 
-    def mark(self) -> None:
-        """Put what was added on the disk, then say so in the file."""
+    def flush(self) -> None:
+        """Sync the samples that were added, then list them in the file."""
         with self._lock:
-            for path in self._touched:
+            for path in self._written:
                 fd = os.open(path, os.O_RDONLY)
                 try:
                     os.fdatasync(fd)
                 finally:
                     os.close(fd)
-            for rows in self._unmarked:
+            for rows in self._unflushed:
                 self._file[rows] = True
             self._file.flush()
-            self._unmarked, self._touched, self._marked_at = [], set(), time.monotonic()
+            self._unflushed, self._written, self._flushed_at = [], set(), time.monotonic()

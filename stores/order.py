@@ -1,4 +1,4 @@
-"""In which order samples come: a function of (seed, epoch) alone."""
+"""The order of samples: a function of (seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ import numpy.typing as npt
 def epoch_order(
     indices: npt.NDArray[np.int64], seed: int, epoch: int, shard_size: int = 1, window: int | None = None
 ) -> npt.NDArray[np.int64]:
-    """The samples `indices` (ascending) in the order of one epoch, `[n]` int64.
+    """Return the samples `indices` in the order of one epoch, `[n]` int64.
 
-    By default a full shuffle. With `window`, shards come in random order and samples are shuffled among `window`
-    shards at a time, for disks that hate random access.
+    The order is an argsort of raw Philox output: numpy guarantees that this stream never changes, which it does not
+    guarantee for `Generator.permutation`. An order can therefore be reproduced years later.
 
-    The order is an argsort of raw Philox output: numpy promises that stream for ever, which it does not for
-    `Generator.permutation`, so an order drawn today can be drawn again in years.
+    Args:
+        indices: samples in ascending order, `[n]`.
+        seed: seed of the run.
+        epoch: epoch, counted from 0.
+        shard_size: samples per shard; used only with `window`.
+        window: shuffle the shards, then the samples among this many shards at a time, for disks with slow random
+            access. None: a full shuffle.
     """
     keys = _raw(seed, epoch, 0, len(indices))
     if window is None:
@@ -27,7 +32,7 @@ def epoch_order(
 
 
 def epoch_flips(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
-    """Which samples are taken mirrored in one epoch, a fair coin each: `[num_samples]`, entry i for sample i."""
+    """Draw which samples are mirrored in an epoch, each with probability 1/2: `[num_samples]` bool."""
     return np.asarray(_raw(seed, epoch, 2, num_samples) >> np.uint64(63), dtype=bool)
 
 

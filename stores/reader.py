@@ -1,11 +1,11 @@
 """Batched random reads of a committed store, at the speed of the disk.
 
-The format is plain zarr; this reader knows its uncompressed sharded form by heart: shard indices are parsed once
-and kept, and every sample is one `preadv` straight into the batch, from a pool of threads, in order of file and
-offset. `preadv` releases the GIL.
+The format is plain zarr. This reader is specialized for its uncompressed sharded form: shard indices are parsed once
+and kept, and every sample is one `preadv` directly into the batch, issued by a thread pool in order of file and offset.
+`preadv` releases the GIL.
 
-Reads go through the page cache, or past it (O_DIRECT) for stores that memory cannot hold: there the cache only costs
-a copy and pushes out what others need.
+Reads use the page cache, or bypass it (O_DIRECT) for stores that do not fit into memory. For those, the cache would
+only add a copy and evict the pages of other programs.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from .checksum import crc32c_bytes
 from .layout import ArraySpec, shard_file
 from .manifest import Commit
 
-READ_THREADS = 32  # as many reads in flight; 16 leave a fast disk a tenth of its speed
-SPARE_FILES = 512  # descriptors left to everybody else in the process
-ALIGNMENT = 4096  # bytes: what O_DIRECT wants of offsets, sizes and buffers
+READ_THREADS = 32  # reads in flight; with 16, a fast disk loses a tenth of its throughput
+SPARE_FILES = 512  # file descriptors left for the rest of the process
+ALIGNMENT = 4096  # bytes; O_DIRECT requires multiples of it for offsets, sizes and buffers
 
-File = tuple[str, bool]  # path, whether past the page cache
-Job = tuple[int, int, memoryview]  # file descriptor, offset in it, where the bytes go
+File = tuple[str, bool]  # path, whether to bypass the page cache
+Job = tuple[int, int, memoryview]  # file descriptor, offset in the file, destination
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayLayout:
-    """What an array's zarr.json says, reduced to what reading needs."""
+    """The parts of an array's zarr.json that reading needs."""
 
     path: Path
     spec: ArraySpec
     shape: tuple[int, ...]
     shard_size: int
-    plain: bool  # the uncompressed sharded form that repa-pipe writes; anything else is read through zarr-python
+    plain: bool  # the uncompressed sharded form that repa-pipe writes; zarr-python reads any other form
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -57,7 +57,11 @@ class ArrayLayout:
 
 
 def read_layout(path: Path) -> ArrayLayout:
-    """Parse an array's zarr.json; StoreError when it is absent."""
+    """Parse an array's zarr.json.
+
+    Raises:
+        StoreError: the file is missing or is not JSON.
+    """
     try:
         meta = json.loads((path / "zarr.json").read_bytes())
     except (OSError, ValueError) as error:
@@ -84,10 +88,10 @@ def read_layout(path: Path) -> ArrayLayout:
 
 
 class FileDescriptorCache:
-    """Open files, the least recently used closed first, none while a read needs it.
+    """An LRU cache of open files. A file is never closed while a read uses it.
 
-    As many stay open as `ulimit -n` allows: the usual 1,024 are fewer than ImageNet's shards, and a batch then opens
-    most of its files anew, at 15 microseconds each.
+    The cache is as large as `ulimit -n` permits. The usual limit of 1,024 is smaller than the number of shards of
+    ImageNet, so a batch then reopens most of its files, at 15 microseconds each.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -99,7 +103,7 @@ class FileDescriptorCache:
 
     @contextmanager
     def borrow(self, paths: Sequence[File]) -> Iterator[list[int]]:
-        """File descriptors of `paths`, open until the block ends."""
+        """Yield file descriptors of `paths`, which stay open until the block ends."""
         with self._lock:
             borrowed: list[File] = []
             try:
@@ -145,7 +149,7 @@ class FileDescriptorCache:
 
 
 class ShardIndex:
-    """One array of a group: where each sample's bytes lie."""
+    """The position of each sample's bytes in the shard files of one array."""
 
     def __init__(self, layout: ArrayLayout) -> None:
         self.layout = layout
@@ -155,31 +159,31 @@ class ShardIndex:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of the index at the end of every shard file, its checksum included."""
+        """Bytes of the index at the end of every shard file, including its checksum."""
         return 16 * self.layout.shard_size + 4
 
     def shard_path(self, shard: int) -> Path:
-        """The shard's file."""
+        """Return the path of a shard's file."""
         return self.layout.path / shard_file(self.layout.spec, shard)
 
     def shard_name(self, shard: int) -> str:
-        """The same as text, kept: a batch asks for hundreds."""
+        """Return the path of a shard's file as a cached string, since a batch needs hundreds of them."""
         if shard not in self._files:
             self._files[shard] = str(self.shard_path(shard))
         return self._files[shard]
 
     def file_bytes(self, commit: Commit) -> int:
-        """Bytes of a shard's file, as its commit record says."""
+        """Return the size of a shard's file according to its commit record."""
         return commit.files[f"{self.layout.spec.name}/{shard_file(self.layout.spec, commit.shard)}"]["bytes"]
 
     def offsets(self, shard: int, commit: Commit) -> npt.NDArray[np.int64]:
-        """Byte offsets of a shard's samples, `[num_samples]`; parsed and checked once."""
+        """Return the byte offsets of a shard's samples, `[num_samples]`, parsed and checked on first use."""
         if shard not in self._offsets:
             self._offsets[shard] = self._parse_index(shard, commit)
         return self._offsets[shard]
 
     def is_aligned(self, shard: int) -> bool:
-        """Whether the samples of a shard, whose offsets were asked for, start where O_DIRECT may read."""
+        """Return whether O_DIRECT can read the samples of a shard. Requires a previous call of `offsets`."""
         if shard not in self._aligned:
             self._aligned[shard] = not int(np.bitwise_or.reduce(self._offsets[shard])) % ALIGNMENT
         return self._aligned[shard]
@@ -192,30 +196,30 @@ class ShardIndex:
             tail = os.pread(file.fileno(), length, max(0, size - length))
         if size != expected:
             raise StoreError(
-                f"{path} has {size:,} bytes, its commit record says {expected:,}: "
-                "run 'repa-pipe store verify --repair', then 'repa-pipe encode' again"
+                f"{path} has {size:,} bytes, expected {expected:,} (commit record): "
+                "run 'repa-pipe store verify --repair', then re-run 'repa-pipe encode'"
             )
         if crc32c_bytes(tail[:-4]) != struct.unpack("<I", tail[-4:])[0]:
             raise StoreError(f"{path}: the shard index fails its checksum: run 'repa-pipe store verify --repair'")
         index = np.frombuffer(tail[:-4], dtype="<u8").reshape(-1, 2)[: commit.num_samples]
         if (index[:, 1] != self.layout.spec.sample_bytes).any():
-            raise StoreError(f"{path}: the shard index lacks samples that its commit record has")
+            raise StoreError(f"{path}: the shard index lacks samples that the commit record lists")
         return index[:, 0].astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """Samples of one array that a batch needs."""
+    """The samples of one array that a batch needs."""
 
     array: ShardIndex
     buffer: npt.NDArray[Any]  # of the batch: [B, *sample_shape]
     commits: dict[int, Commit]
-    places: npt.NDArray[np.bool_]  # [B]: which samples of the batch come from this array
+    places: npt.NDArray[np.bool_]  # [B]: the samples of the batch to read from this array
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRead:
-    """What a batch needs of one shard file."""
+    """The samples of one shard file that a batch needs."""
 
     file: File
     places: list[int]  # in the batch
@@ -223,7 +227,7 @@ class ShardRead:
     buffer: npt.NDArray[Any]
 
     def jobs(self, fd: int) -> Iterator[Job]:
-        """One read a sample."""
+        """Yield one read per sample."""
         target = self.buffer.reshape(-1).view(np.uint8).data
         size = len(target) // len(self.buffer)
         for place, offset in zip(self.places, self.offsets, strict=True):
@@ -231,10 +235,9 @@ class ShardRead:
 
 
 class BatchReader:
-    """Reads samples of many arrays at once into given buffers. Safe to use from several threads."""
+    """Reads samples of several arrays at once into given buffers. Thread-safe."""
 
-    def __init__(self, threads: int = READ_THREADS) -> None:
-        self._threads = threads
+    def __init__(self) -> None:
         self._descriptors = FileDescriptorCache()
         self._pool: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
@@ -242,7 +245,10 @@ class BatchReader:
     def read(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool) -> None:
         """Fill the places of each request's buffer `[len(indices), *sample_shape]` with the samples at `indices`.
 
-        `direct` reads past the page cache wherever samples and buffers are aligned for it.
+        Args:
+            requests: one per array and view.
+            indices: samples of the batch, `[B]`.
+            direct: bypass the page cache where samples and buffers have the required alignment.
         """
         self._after_fork()
         reads = [read for request in requests for read in self._shard_reads(request, indices, direct)]
@@ -264,13 +270,13 @@ class BatchReader:
 
     def _run(self, jobs: list[Job]) -> None:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="store-read")
-        step = max(1, len(jobs) // (4 * self._threads))  # small parts: no thread is left with much at the end
+            self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="store-read")
+        step = max(1, len(jobs) // (4 * READ_THREADS))  # small parts, so that all threads finish together
         for _ in self._pool.map(_read_jobs, [jobs[i : i + step] for i in range(0, len(jobs), step)]):
             pass
 
     def _after_fork(self) -> None:
-        # threads do not survive a fork; descriptors do, and preadv has no shared position to spoil
+        # Threads do not survive a fork. File descriptors do, and preadv does not use their shared position.
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._pool = None
@@ -289,5 +295,5 @@ def _read_jobs(jobs: list[Job]) -> None:
         while got < len(target):
             more = os.preadv(fd, [target[got:]], offset + got)
             if more == 0:
-                raise StoreError("a shard file became shorter while it was read: run 'repa-pipe store verify'")
+                raise StoreError("a shard file was truncated while it was read: run 'repa-pipe store verify'")
             got += more

@@ -1,8 +1,8 @@
-"""Reads batches in a process of its own, into memory that both processes see.
+"""Reads batches in a separate process, into memory shared with the training process.
 
-The reader's threads need Python's lock for moments only, but a training loop that keeps it busy (many small kernels,
-Python in the loss) makes them wait for each of these moments. In a process of their own nothing makes them wait, and
-no byte is copied from process to process.
+The reader's threads need the GIL only briefly, but a training loop that keeps Python busy (many small kernels, Python
+code in the loss) delays them every time. A separate process removes these delays, and no bytes are copied between the
+processes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from .store import Store
 
 @dataclass(frozen=True, slots=True)
 class SharedBuffer:
-    """One array of a batch in memory of the training process: where the reading process finds it."""
+    """Handle of one array of a batch in the training process's memory."""
 
-    file: str  # path of the memory's descriptor
+    file: str  # path of the memory's file descriptor
     shape: tuple[int, ...]
     dtype: str
 
 
 class ReadingProcess:
-    """The training process's end. Linux alone: the memory is anonymous (memfd), so /dev/shm may be small."""
+    """The training process's side of the connection.
+
+    Requires Linux: the memory is anonymous (memfd), so a small /dev/shm is sufficient.
+    """
 
     def __init__(self, store: Store) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy CUDA's state and other threads' locks
+        context = multiprocessing.get_context("spawn")  # a fork would copy CUDA's state and locks held by other threads
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(store, theirs), name="store-read", daemon=True)
         self._process.start()
@@ -49,7 +52,7 @@ class ReadingProcess:
         direct: bool,
         flipped: npt.NDArray[np.bool_] | None,
     ) -> None:
-        """Fill the buffers of `out`; arguments and errors as those of `Store.read`."""
+        """Fill the buffers of `out`. Arguments and errors are those of `Store.read`."""
         try:
             self._connection.send((names, indices, out, direct, flipped))
             error = self._connection.recv()
@@ -65,7 +68,7 @@ class ReadingProcess:
 
 
 def _serve(store: Store, connection: Connection) -> None:
-    """The reading process: until the other end is closed, or its process gone."""
+    """Answer read requests until the other end is closed or its process has ended."""
     memory: dict[str, mmap.mmap] = {}
 
     def view(buffer: SharedBuffer) -> npt.NDArray[Any]:

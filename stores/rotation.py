@@ -1,6 +1,7 @@
-"""An orthogonal matrix that spreads a token's outlier channels over all of them.
+"""An orthogonal matrix that spreads the outlier channels of a token over all channels.
 
-It has to be the same for ever, in every language: closed forms and SHA-256, no library's random numbers.
+It must stay the same permanently and in every language, so it is defined by closed forms and SHA-256 and uses no
+library's random numbers.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ KIND = "signs-hadamard-dct"
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """An orthogonal matrix R = (C ⊗ H) diag(s) of any width, the same on every machine.
+    """An orthogonal matrix R = (C ⊗ H) diag(s) of any width, identical on every machine.
 
-    The width is `num_blocks` (odd) times `block` (a power of two). s are signs out of SHA-256, H is Sylvester's
-    Hadamard matrix of size `block`, C the orthonormal DCT-II of size `num_blocks`.
+    The width is `num_blocks` (odd) times `block` (a power of two). s are signs derived from SHA-256, H is Sylvester's
+    Hadamard matrix of size `block`, and C is the orthonormal DCT-II of size `num_blocks`.
     """
 
     width: int
@@ -35,16 +36,19 @@ class Rotation:
 
     @property
     def num_blocks(self) -> int:
-        """The width in blocks."""
+        """Number of blocks in the width."""
         return self.width // self.block
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """JSON form."""
+        """The recipe as JSON values, for the attributes of a group."""
         return {"kind": KIND, "seed": self.seed, "block": self.block, "num_blocks": self.num_blocks}
 
     def signs(self) -> npt.NDArray[np.float32]:
-        """s, `[width]` of ±1: bit j, lowest first, of SHA-256("repa-pipe rotation <seed> <k>"), k = 0, 1, …"""
+        """Return s, `[width]` float32: +1 for a 0 and -1 for a 1 among the bits of a sequence of digests.
+
+        The digests are SHA-256("repa-pipe rotation <seed> <k>") for k = 0, 1, …; the lowest bit of a byte comes first.
+        """
         digests = [
             hashlib.sha256(f"repa-pipe rotation {self.seed} {k}".encode()).digest()
             for k in range(-(-self.width // 256))
@@ -53,7 +57,7 @@ class Rotation:
         return (1 - 2 * bits.astype(np.float32)).astype(np.float32)
 
     def mixing(self) -> npt.NDArray[np.float64]:
-        """C, `[num_blocks, num_blocks]`."""
+        """Return C, `[num_blocks, num_blocks]`."""
         size = self.num_blocks
         row, column = np.mgrid[:size, :size]
         cosines = np.cos(math.pi * row * (2 * column + 1) / (2 * size)) * math.sqrt(2 / size)
@@ -61,7 +65,7 @@ class Rotation:
         return np.asarray(cosines)
 
     def matrix(self) -> npt.NDArray[np.float32]:
-        """R, `[width, width]`: a row y of rotated coordinates goes back as `y @ R`."""
+        """Return R, `[width, width]`. `y @ R` restores a row from its rotated coordinates y."""
         hadamard = np.ones((1, 1))
         while len(hadamard) < self.block:
             hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
@@ -69,9 +73,12 @@ class Rotation:
         return np.asarray(dense, dtype=np.float32)
 
     def rotate(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`tokens @ R.T` for `[..., width]` float32, by butterflies: additions in a fixed order."""
+        """Return `tokens @ R.T` for `[..., width]` float32.
+
+        Uses butterflies, so that additions have a fixed order on every device.
+        """
         signs = torch.from_numpy(self.signs()).to(tokens.device)
-        rows = (tokens * signs).movedim(-1, 0).contiguous()  # channels first: a butterfly adds long rows
+        rows = (tokens * signs).movedim(-1, 0).contiguous()  # channels first, so that a butterfly adds long rows
         spare = torch.empty_like(rows)
         half = 1
         while half < self.block:

@@ -1,4 +1,4 @@
-"""`open_store`: one object that knows what a store holds and reads batches from it."""
+"""A store opened for reading: its groups, its samples, and batches of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,13 @@ from .zarr_path import read_through_zarr
 
 
 class Group:
-    """One group of a store: its arrays, its attributes, its commits."""
+    """One group of a store: its arrays, attributes and commit records.
+
+    Attributes:
+        path: `latents/NAME` or `features/NAME`.
+        attributes: attributes of the zarr group.
+        shard_indexes: the arrays that hold samples, by name.
+    """
 
     def __init__(self, store: Path, path: str, manifest: Manifest, location: str | None = None) -> None:
         self._store, self.path, self._manifest = store, path, manifest
@@ -38,7 +44,7 @@ class Group:
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """The arrays that hold samples, checksums left out."""
+        """The arrays that hold samples, without the checksums."""
         return tuple(reader.layout.spec for reader in self.shard_indexes.values())
 
     @property
@@ -48,19 +54,19 @@ class Group:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What made the group: weights, architecture, preprocessing, precision, versions."""
+        """The record of what produced the group: weights, architecture, preprocessing, precision, versions."""
         fingerprint: dict[str, Any] = self.attributes["fingerprint"]
         return fingerprint
 
     def missing_shards(self) -> list[int]:
-        """Shards without a commit record, looked up now."""
+        """Return the shards that currently have no commit record."""
         done = committed_shards(self._store, self.path)
         total = num_shards(self._manifest.num_samples, self._manifest.shard_size)
         return [shard for shard in range(total) if shard not in done]
 
     @cached_property
     def commits(self) -> dict[int, Commit]:
-        """All commit records of the group."""
+        """All commit records of the group, by shard. Read on first use."""
         shards = sorted(committed_shards(self._store, self.path))
         found = {shard: read_commit(self._store, self.path, shard) for shard in shards}
         return {shard: commit for shard, commit in found.items() if commit is not None}
@@ -71,8 +77,13 @@ class Group:
         return [entry for commit in self.commits.values() for entry in commit.quarantined]
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes on disk of all committed shards."""
+        return sum(file["bytes"] for commit in self.commits.values() for file in commit.files.values())
+
+    @property
     def token_cosine(self) -> tuple[float, float] | None:
-        """Mean and least cosine between the encoder's tokens and the stored ones, as `encode` measured; else None."""
+        """Mean and minimum cosine between original and restored tokens, as measured by `encode`. None if it was not."""
         found = [commit.token_cosine for commit in self.commits.values() if commit.token_cosine]
         if not found:
             return None
@@ -80,7 +91,7 @@ class Group:
         return total / sum(cosine["tokens"] for cosine in found), min(cosine["least"] for cosine in found)
 
     def require_complete(self) -> None:
-        """Raise StoreError unless every shard is committed: a shard that is not there would read as zeros."""
+        """Raise StoreError unless every shard is committed: zarr reads missing shards as zeros."""
         missing = self.missing_shards()
         if missing:
             total = num_shards(self._manifest.num_samples, self._manifest.shard_size)
@@ -88,20 +99,28 @@ class Group:
             option = "--vae" if kind == "latents" else "--encoder"
             raise StoreError(
                 f"{self._location}: {self.path} has {total - len(missing)} of {total} shards: "
-                f"run 'repa-pipe encode … {option} {name}' to finish it"
+                f"re-run 'repa-pipe encode … {option} {name}' to complete it"
             )
 
 
 class Store:
-    """A store opened for reading. Cheap to open: arrays and commit records are looked at when first needed."""
+    """A store opened for reading. Opening is fast: arrays and commit records are read on first use.
+
+    Created by `open_store`. A context manager that closes files and threads.
+
+    Attributes:
+        path: the local folder; for a store behind a URL, the folder that mirrors it.
+        location: the folder or URL, for messages.
+        manifest: the root attributes.
+    """
 
     def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
         self.path, self._mirror = path, mirror
-        self.location = str(path) if mirror is None else mirror.files.url  # what people call it
+        self.location = str(path) if mirror is None else mirror.files.url
         try:
             meta = json.loads((path / "zarr.json").read_bytes())
         except FileNotFoundError as error:
-            raise StoreError(f"no store at {path}: make one with 'repa-pipe encode --store {path} …'") from error
+            raise StoreError(f"no store at {path}: create one with 'repa-pipe encode --store {path} …'") from error
         except (OSError, ValueError) as error:
             raise StoreError(f"{path / 'zarr.json'} cannot be read ({error})") from error
         self.manifest = Manifest.from_attributes(meta.get("attributes", {}), path)
@@ -120,7 +139,7 @@ class Store:
         return self.manifest.num_samples
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Open it anew in the process that a copy is sent to: files and threads stay here."""
+        """Pickle the location: another process opens the store itself, since files and threads cannot be copied."""
         return open_store, (self.location, self._mirror.cache if self._mirror else None)
 
     def close(self) -> None:
@@ -130,7 +149,7 @@ class Store:
             self._mirror.close()
 
     def group_names(self) -> list[str]:
-        """Every group there is, complete or not: `latents/…`, `features/…`."""
+        """Return the paths of all groups, complete or not: `latents/NAME`, then `features/NAME`."""
         return [
             f"{kind}/{folder.name}"
             for kind in ("latents", "features")
@@ -139,15 +158,47 @@ class Store:
             if TEMPORARY not in folder.name and (folder / CRC32C / "zarr.json").exists()
         ]
 
+    @property
+    def vaes(self) -> tuple[str, ...]:
+        """Names of the latents groups, complete or not, in the order of `group_names()`."""
+        return self._names_of("latents")
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the features groups, complete or not, in the order of `group_names()`."""
+        return self._names_of("features")
+
+    def _names_of(self, kind: str) -> tuple[str, ...]:
+        return tuple(name.removeprefix(f"{kind}/") for name in self.group_names() if name.startswith(f"{kind}/"))
+
+    def complete_groups(self, kind: Literal["latents", "features"]) -> list[str]:
+        """Return the paths of the groups of one kind of which every shard is committed."""
+        names = [f"{kind}/{name}" for name in self._names_of(kind)]
+        return [name for name in names if not self.group(name).missing_shards()]
+
+    def quarantined(self, group_names: Sequence[str] | None = None) -> dict[int, Quarantined]:
+        """Return the images that could not be encoded, by sample index.
+
+        Args:
+            group_names: groups to consider. None: all groups.
+        """
+        names = self.group_names() if group_names is None else group_names
+        return {entry.index: entry for name in names for entry in self.group(name).quarantined}
+
     def group(self, name: str) -> Group:
-        """A group by its path; StoreError that lists what there is when it is absent."""
+        """Return a group by its path.
+
+        Raises:
+            StoreError: the store has no such group. The message lists the existing ones.
+        """
         if name not in self._groups:
             if name not in self.group_names():
-                there = ", ".join(self.group_names()) or "no group yet"
+                existing = ", ".join(self.group_names()) or "no groups"
                 kind, model = name.split("/", 1) if "/" in name else ("features", name)
                 option = "--vae" if kind == "latents" else "--encoder"
                 raise StoreError(
-                    f"{self.location} has no '{name}' (it has {there}): run 'repa-pipe encode … {option} {model}' first"
+                    f"{self.location} has no '{name}' (it has {existing}): "
+                    f"run 'repa-pipe encode … {option} {model}' first"
                 )
             if self._mirror is not None:
                 self._mirror.fetch_commits(name, num_shards(len(self), self.manifest.shard_size))
@@ -155,22 +206,22 @@ class Store:
         return self._groups[name]
 
     def fetch_commits(self, shard: int) -> None:
-        """Have the shard's commit records, of all groups, in `path`: they are there unless it mirrors a URL."""
+        """Fetch a shard's commit records of all groups into `path`, if the store is behind a URL."""
         if self._mirror is not None:
             self._mirror.fetch_shard(shard)
 
     def upload_group(self, name: str) -> None:
-        """Put a group whose metadata were made in `path` to the URL that it mirrors, if it does."""
+        """Upload the metadata of a group that was created in `path`, if the store is behind a URL."""
         if self._mirror is not None:
             put_group(self._mirror, name)
 
     def upload_shard(self, commit: Commit) -> None:
-        """Put a shard that was written and committed in `path` to the URL that it mirrors, if it does."""
+        """Upload a shard that was written and committed in `path`, if the store is behind a URL."""
         if self._mirror is not None:
             put_shard(self._mirror, commit)
 
     def upload_file(self, name: str) -> None:
-        """Put a file that was written in `path` to the URL that it mirrors, if it does."""
+        """Upload a file that was written in `path`, if the store is behind a URL."""
         if self._mirror is not None:
             self._mirror.files.put({name: self.path / name})
 
@@ -187,24 +238,25 @@ class Store:
         return read_samples(self.path)
 
     def _local(self, name: str) -> Path:
-        """A file of the store as a local one: fetched when the store is behind a URL."""
+        """Return the local path of a file of the store, fetched first if the store is behind a URL."""
         if self._mirror is not None:
             self._mirror.fetch([name])
         return self.path / name
 
     def valid_indices(self, group_names: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Samples that every one of the groups holds: all but the quarantined, `[n]` int64 in ascending order.
+        """Return the samples that are not quarantined in any of the groups, `[n]` int64 in ascending order.
 
-        Raises StoreError when a group is not complete.
+        Raises:
+            StoreError: a group is missing or incomplete.
         """
-        valid = np.ones(len(self), dtype=bool)
         for name in group_names:
             self.group(name).require_complete()
-            valid[[entry.index for entry in self.group(name).quarantined]] = False
+        valid = np.ones(len(self), dtype=bool)
+        valid[list(self.quarantined(group_names))] = False
         return np.flatnonzero(valid).astype(np.int64)
 
     def outgrows_memory(self, group_names: Sequence[str]) -> bool:
-        """Whether the groups are larger than what this machine's page cache can hold: 0.7 of its memory."""
+        """Return whether the groups are larger than the page cache can become: 0.7 of this machine's memory."""
         total = len(self) * sum(self.group(name).spec.sample_bytes for name in group_names)
         return total > 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -216,16 +268,23 @@ class Store:
         direct: bool = False,
         flipped: npt.NDArray[np.bool_] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Read the samples at `indices`, in that order, duplicates welcome.
+        """Read the samples at `indices`, in that order. Duplicates are allowed.
 
-        `group_names` are groups (`features/dinov2-vit-b`: all their arrays), single arrays
-        (`features/dinov2-vit-b/tokens`) or `label`. Returns `{path of the array: [len(indices), *sample_shape]}`
-        with the stored dtype; buffers given in `out` are filled and returned. `direct` reads past the page cache
-        where samples are multiples of 4,096 bytes and the buffers in `out` start at such. `flipped`
-        `[len(indices)]` says which samples are taken from the flipped view of each array.
+        Args:
+            group_names: groups (`features/dinov2-vit-b`: all its arrays), single arrays
+                (`features/dinov2-vit-b/tokens`), or `label`.
+            indices: samples to read, `[B]`.
+            out: buffers to fill, by the same keys as the result.
+            direct: bypass the page cache, for arrays whose samples are multiples of 4,096 bytes and whose buffers in
+                `out` are aligned to 4,096 bytes.
+            flipped: `[B]`, samples to take from the flipped view of each array.
 
-        Raises StoreError for an absent group, a shard without commit, a quarantined sample, or damage;
-        IndexError for an index outside [0, N).
+        Returns:
+            `{path of the array: [B, *sample_shape]}` with the stored dtype.
+
+        Raises:
+            StoreError: a group is missing, a shard is not committed, a sample is quarantined, or the store is damaged.
+            IndexError: an index is outside [0, N).
         """
         rows = self._checked(indices)
         arrays: dict[str, npt.NDArray[Any]] = {}
@@ -254,8 +313,8 @@ class Store:
         files = None if self._mirror is None else self._mirror.files
         for request in requests:
             if not request.array.layout.plain:
-                where = request.array.layout.path
-                request.buffer[request.places] = read_through_zarr(self.path, where, rows[request.places], files)
+                path = request.array.layout.path
+                request.buffer[request.places] = read_through_zarr(self.path, path, rows[request.places], files)
         return arrays
 
     def _resolve(self, name: str) -> tuple[Group, dict[str, ShardIndex]]:
@@ -273,9 +332,9 @@ class Store:
     def _checked(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         rows = np.asarray(indices)
         if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
-            raise IndexError(f"indices must be a list of integers, found shape {rows.shape} {rows.dtype}")
+            raise IndexError(f"indices must be one-dimensional integers, found shape {rows.shape} {rows.dtype}")
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"indices must lie in [0, {len(self)}), found {rows.min()} to {rows.max()}")
+            raise IndexError(f"indices must be in [0, {len(self)}), found {rows.min()} to {rows.max()}")
         return rows.astype(np.int64)
 
     def _require_committed(self, group: Group, rows: npt.NDArray[np.int64]) -> None:
@@ -283,20 +342,25 @@ class Store:
             if shard not in group.commits:
                 raise StoreError(
                     f"{self.location}: shard {shard} of {group.path} is not complete: "
-                    "run 'repa-pipe encode' again to finish it"
+                    "re-run 'repa-pipe encode' to complete it"
                 )
             bad = {entry.index: entry for entry in group.commits[shard].quarantined}
             for row in set(bad) & set(rows.tolist()) if bad else ():
                 raise StoreError(
                     f"{self.location}: sample {row} ({bad[row].key}) is quarantined: {bad[row].reason}; "
-                    "take indices from valid_indices()"
+                    "use indices from valid_indices()"
                 )
 
 
 def open_store(path: str | Path, cache: str | Path | None = None) -> Store:
-    """Open a store for reading: a folder, or a URL (s3://, gs://, az://, http://, https://; `stores.remote`).
+    """Open a store for reading.
 
-    `cache` names a folder that keeps the samples read from a URL. Raises StoreError when there is no store at `path`.
+    Args:
+        path: a folder, or a URL (s3://, gs://, az://, http://, https://; see `stores.remote`).
+        cache: folder that keeps the samples read from a URL. None: samples are fetched every time.
+
+    Raises:
+        StoreError: there is no store at `path`.
     """
     if not is_url(str(path)):
         return Store(Path(path))

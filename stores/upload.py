@@ -1,7 +1,7 @@
-"""Writing a store behind a URL: made like any other in the folder that mirrors it, and put from there file by file.
+"""Writing a store behind a URL: it is written to the local folder that mirrors it and uploaded from there.
 
-A bucket knows neither rename nor fsync, and needs neither: an object appears whole or not at all, and is safe when the
-PUT is answered. The order is the disk's: a shard's files, then its commit record.
+Object stores have neither rename nor fsync and need neither: a PUT is atomic, and durable once it is acknowledged. The
+order is the same as on a disk: the files of a shard, then its commit record.
 """
 
 from __future__ import annotations
@@ -20,28 +20,35 @@ from .writer import create_store
 ROOT = "zarr.json"
 
 
-def store_exists(where: str) -> bool:
-    """Whether a store stands there: a folder or a URL. StoreError when a URL cannot be asked."""
-    return bool(RemoteFiles(where).get([ROOT])) if is_url(where) else (Path(where) / ROOT).exists()
+def store_exists(location: str) -> bool:
+    """Return whether there is a store at `location`, a folder or a URL.
+
+    Raises:
+        StoreError: the URL cannot be read.
+    """
+    return bool(RemoteFiles(location).get([ROOT])) if is_url(location) else (Path(location) / ROOT).exists()
 
 
-def create_store_at(where: str, manifest: Manifest, samples: pa.Table) -> None:
-    """`writer.create_store` in a folder or at a URL, where its root comes last: a store is there when that is."""
-    if not is_url(where):
-        create_store(Path(where), manifest, samples)
+def create_store_at(location: str, manifest: Manifest, samples: pa.Table) -> None:
+    """Create an empty store in a folder or at a URL; see `writer.create_store`.
+
+    At a URL the root's zarr.json is uploaded last, since a store exists if and only if that file does.
+    """
+    if not is_url(location):
+        create_store(Path(location), manifest, samples)
         return
-    files = RemoteFiles(where)
+    files = RemoteFiles(location)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "store"
         create_store(folder, manifest, samples)
-        made = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-        root = made.pop(ROOT)
-        files.put(made)
+        created = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+        root = created.pop(ROOT)
+        files.put(created)
         files.put({ROOT: root})
 
 
 def put_group(mirror: Mirror, group: str) -> None:
-    """Put the metadata of a group; the root, which lists it, last."""
+    """Upload the metadata of a group, and last the root's zarr.json, which lists the group."""
     folder = mirror.folder / group
     paths = [folder.parent / ROOT, *folder.glob(ROOT), *folder.glob(f"*/{ROOT}")]
     mirror.files.put({str(path.relative_to(mirror.folder)): path for path in paths})
@@ -49,7 +56,10 @@ def put_group(mirror: Mirror, group: str) -> None:
 
 
 def put_shard(mirror: Mirror, commit: Commit) -> None:
-    """Put the files of a shard, then its record, and remove the files here; not those that another writer has put."""
+    """Upload the files of a shard, then its commit record, and delete the local files.
+
+    Does nothing when files are missing locally: another writer has committed the shard.
+    """
     files = {f"{commit.group}/{name}": mirror.folder / commit.group / name for name in commit.files}
     if not all(path.exists() for path in files.values()):
         return

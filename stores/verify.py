@@ -1,7 +1,7 @@
-"""Read a store back against its checksums, and drop the shards that fail.
+"""Verify a store against its checksums, and drop damaged shards.
 
-Damage is reported as narrowly as it is known: down to the sample, where its checksum says so. A shard without commit
-record is work for the next encoding, not damage.
+Damage is reported as precisely as possible, down to the sample. A shard without a commit record is not damage: `encode`
+writes it again.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from .verify_shard import DAMAGE, Problem, ShardVerifier
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyReport:
-    """What a verification found."""
+    """The result of a verification."""
 
     problems: tuple[Problem, ...]
-    incomplete: dict[str, list[int]]  # group → shards without commit record: work, not damage
-    num_shards: int  # committed shards that were read
-    num_bytes: int  # bytes that were read
+    incomplete: dict[str, list[int]]  # group → shards without a commit record
+    num_shards: int  # number of committed shards that were read
+    num_bytes: int  # number of bytes that were read
 
     @property
     def ok(self) -> bool:
-        """Nothing is wrong; shards may still be missing."""
+        """Whether there are no problems. Shards may still be missing."""
         return not self.problems
 
     @property
     def bad_shards(self) -> list[tuple[str, int]]:
-        """Group and number of every shard that has to be encoded again."""
+        """Group and number of every shard that must be encoded again."""
         return sorted({(p.group, p.shard) for p in self.problems if p.group is not None and p.shard is not None})
 
 
@@ -52,19 +52,20 @@ def verify_store(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Read every committed shard of `groups` (default: all) and compare it with its checksums.
+    """Read every committed shard and compare it with its checksums.
 
     Args:
-        store_path: the store.
-        groups: group paths, such as `features/dinov2-vit-b`.
-        workers: threads; default, as many as processors.
-        progress: called after every shard with the bytes done and the bytes in all.
+        store_path: folder of the store.
+        groups: paths of groups, such as `features/dinov2-vit-b`. None: all groups.
+        workers: number of threads. None: the number of CPUs.
+        progress: called after every shard with the number of bytes that were read, and the total.
 
     Raises:
-        StoreError: there is no store at `store_path`, or it has no such group. Damage is reported, not raised.
+        StoreError: there is no store at `store_path`, or it does not have one of the groups. Damage is reported, not
+            raised.
     """
     if is_url(str(store_path)):
-        raise StoreError(f"{store_path} is a URL: verify the store where it lies on a disk, or a copy of it")
+        raise StoreError(f"{store_path} is a URL: verify the store on the disk that holds it, or a copy of it")
     with open_store(store_path) as store:
         keys, problems = _verify_root(store)
         incomplete: dict[str, list[int]] = {}
@@ -81,16 +82,16 @@ def verify_store(
                 done += job.num_bytes
                 if progress is not None:
                     progress(done, total)
-    # every shard reports again what is wrong with the metadata of its group
+    # every shard of a group reports the same problems of the metadata
     return VerifyReport(
         problems=tuple(dict.fromkeys(problems)), incomplete=incomplete, num_shards=len(jobs), num_bytes=done
     )
 
 
 def drop_bad_shards(store_path: str | Path, report: VerifyReport) -> int:
-    """Delete the shards that failed, so that encoding does them again; how many there were.
+    """Delete the damaged shards of a report, so that `encode` writes them again. Return their number.
 
-    The commit record goes first: a kill in between leaves a shard that is incomplete, never one that reads wrong.
+    The commit record is deleted first: a kill in between leaves an incomplete shard, never one with wrong samples.
     """
     store = Path(store_path)
     try:
@@ -106,33 +107,35 @@ def drop_bad_shards(store_path: str | Path, report: VerifyReport) -> int:
 
 
 def _group_names(store: Store) -> list[str]:
-    """Groups there are, and groups whose commit records are all that is left."""
+    """Return the groups of the store, including those of which only commit records are left."""
     committed = {f"{folder.parent.name}/{folder.name}" for folder in (store.path / COMMITS).glob("*/*")}
     return sorted(committed.union(store.group_names()))
 
 
 def _verify_root(store: Store) -> tuple[pa.ChunkedArray | None, list[Problem]]:
-    """Keys of the samples, if they can be read, and what is wrong with index and labels."""
+    """Verify index and labels. Return the keys of the samples, if readable, and the problems."""
     total = len(store)
     try:
         keys, labels = store.samples.column("key"), store.samples.column("label").to_numpy()
     except DAMAGE as error:
         return None, [Problem(array=SAMPLES_FILE, what=f"cannot be read ({error})")]
     if len(keys) != total:
-        return None, [Problem(array=SAMPLES_FILE, what=f"has {len(keys):,} rows, the store has {total:,} samples")]
+        return None, [Problem(array=SAMPLES_FILE, what=f"has {len(keys):,} rows, expected {total:,}")]
     try:
         meta = json.loads((store.path / LABEL / "zarr.json").read_bytes())
         if meta["shape"] != [total] or meta["data_type"] != "int32":
-            what = f"zarr.json says {meta['shape']} {meta['data_type']}, the store has {total:,} samples"
+            what = f"zarr.json has shape and type {meta['shape']} {meta['data_type']}, expected [{total}] int32"
             return keys, [Problem(array=LABEL, what=what)]
         stored = store.labels
     except DAMAGE as error:
         return keys, [Problem(array=LABEL, what=f"cannot be read ({error})")]
     if len(stored) != total:
-        return keys, [Problem(array=LABEL, what=f"holds {len(stored):,} labels, the store has {total:,} samples")]
+        return keys, [Problem(array=LABEL, what=f"has {len(stored):,} labels, expected {total:,}")]
     wrong = np.flatnonzero(stored != labels).tolist()
     return keys, [
-        Problem(array=LABEL, sample=i, key=keys[i].as_py(), what=f"is {stored[i]}, {SAMPLES_FILE} says {labels[i]}")
+        Problem(
+            array=LABEL, sample=i, key=keys[i].as_py(), what=f"is {stored[i]}, expected {labels[i]} ({SAMPLES_FILE})"
+        )
         for i in wrong
     ]
 
@@ -140,7 +143,7 @@ def _verify_root(store: Store) -> tuple[pa.ChunkedArray | None, list[Problem]]:
 def _plan_group(
     store: Store, name: str, keys: pa.ChunkedArray | None
 ) -> tuple[list[Problem], list[int], list[ShardVerifier]]:
-    """What is wrong with a group's metadata, its shards without commit, and its shards to read."""
+    """Return the problems of a group's metadata, its uncommitted shards, and its shards to verify."""
     manifest = store.manifest
     total = num_shards(manifest.num_samples, manifest.shard_size)
     committed = committed_shards(store.path, name)
@@ -150,23 +153,23 @@ def _plan_group(
             layout = reader.layout
             if not layout.plain:
                 raise StoreError(
-                    f"{layout.path} is not in the form of docs/store-format.md: another program rewrote it, and the "
-                    "commit records do not describe its files"
+                    f"{layout.path} does not have the form described in docs/store-format.md: another program rewrote "
+                    "it, and the commit records do not describe its files"
                 )
             if (layout.shape[0], layout.shard_size) != (manifest.num_samples, manifest.shard_size):
                 raise StoreError(
-                    f"{layout.path / 'zarr.json'} says {layout.shape[0]:,} samples in shards of {layout.shard_size:,}, "
-                    f"the store has {manifest.num_samples:,} in shards of {manifest.shard_size:,}"
+                    f"{layout.path / 'zarr.json'} has {layout.shape[0]:,} samples in shards of {layout.shard_size:,}, "
+                    f"expected {manifest.num_samples:,} in shards of {manifest.shard_size:,}"
                 )
         jobs = [ShardVerifier(store, group, shard, keys) for shard in range(total) if shard in committed]
     except DAMAGE as error:
         if not committed and name not in store.group_names():
-            raise  # a group that never was
-        return [Problem(group=name, what=f"its metadata is damaged, so no shard of it was read: {error}")], [], []
-    strange = [
-        Problem(group=name, what=f"commit record {shard} is of no shard")
+            raise  # the group never existed
+        return [Problem(group=name, what=f"the metadata is damaged, so none of its shards were read: {error}")], [], []
+    unknown = [
+        Problem(group=name, what=f"commit record {shard} does not belong to a shard")
         for shard in sorted(committed)
         if shard >= total
     ]
     missing = [shard for shard in range(total) if shard not in committed]
-    return strange, missing, jobs
+    return unknown, missing, jobs

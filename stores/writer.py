@@ -1,8 +1,8 @@
-"""Create a store from a template, write one shard of one group, commit it.
+"""Create a store and its groups, write the shards of a group, and commit them.
 
-Each step of a shard's life is durable before the next: samples to `<file>.tmp-…`, index, fsync, rename, fsync of
-the folder, the same for the checksums, then the commit record. A kill at any moment leaves a shard without a
-commit, which is work for the next run; a second writer of the same shard writes the same bytes over it.
+Each step of writing a shard is durable before the next one: samples to `<file>.tmp-…`, index, fsync, rename, fsync of
+the folder, the same for the checksums, then the commit record. A kill at any moment leaves an uncommitted shard, which
+the next run writes again. A second writer of the same shard overwrites it with the same bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,21 +24,27 @@ import pyarrow as pa
 from ..errors import StoreError
 from .checksum import crc32c, crc32c_rows
 from .files import TEMPORARY, atomic_replace, atomic_write_bytes, fsync_directory, temporary_path, write_json
-from .layout import CRC32C, LABEL, TOKEN_COSINE, ArraySpec, GroupSpec, shard_file, shard_range
-from .manifest import Commit, Manifest, Quarantined, new_commit, read_commit, write_commit, write_samples
+from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, shard_file, shard_range
+from .manifest import Commit, FileRecord, Manifest, Quarantined, new_commit, read_commit, write_commit, write_samples
 
-MISSING_CHUNK = 2**64 - 1  # zarr's mark in a shard index for a chunk that is not there
+MISSING_CHUNK = 2**64 - 1  # marks a missing chunk in zarr's shard index
 
 
 def create_store(path: Path, manifest: Manifest, samples: pa.Table) -> None:
-    """Create an empty store: root group, labels, sample index. Appears whole or not at all.
+    """Create an empty store atomically: root group, labels, sample index.
 
-    Raises StoreError when something else already stands at `path`.
+    Args:
+        path: the folder to create.
+        manifest: the root attributes.
+        samples: the sample index, row i for sample i.
+
+    Raises:
+        StoreError: `path` exists and is not an empty folder.
     """
     import zarr
 
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise StoreError(f"{path} exists and is not empty: name another folder, or delete it first")
+        raise StoreError(f"{path} exists and is not empty: choose another folder, or delete it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     building = temporary_path(path)
     try:
@@ -49,7 +56,7 @@ def create_store(path: Path, manifest: Manifest, samples: pa.Table) -> None:
             dtype="int32",
             chunks=labels.shape,
             compressors=None,
-            config={"write_empty_chunks": True},  # labels that are all 0 are labels
+            config={"write_empty_chunks": True},  # otherwise zarr omits a chunk in which all labels are 0
         )
         array[:] = labels
         write_samples(building, samples)
@@ -62,16 +69,18 @@ def create_store(path: Path, manifest: Manifest, samples: pa.Table) -> None:
 
 
 def create_group(store: Path, manifest: Manifest, spec: GroupSpec) -> None:
-    """Create a group's metadata from its template, before any writing. Appears whole or not at all.
+    """Create a group's metadata atomically from its template, before any shard is written.
 
-    When another writer was faster, its group stands; the caller compares fingerprints afterwards.
+    If another writer has created the group in the meantime, its group is kept. The caller compares fingerprints
+    afterwards.
     """
     import zarr
 
     target = store / spec.path
     target.parent.mkdir(parents=True, exist_ok=True)
     if not (target.parent / "zarr.json").exists():
-        zarr.open_group(str(target.parent), mode="a")
+        with suppress(zarr.errors.ContainsGroupError):  # another writer has created it in the meantime
+            zarr.open_group(str(target.parent), mode="a")
     building = temporary_path(target)
     try:
         group = zarr.create_group(store=str(building), attributes=spec.attributes)
@@ -102,7 +111,7 @@ def create_group(store: Path, manifest: Manifest, spec: GroupSpec) -> None:
 
 
 def set_attributes(store: Path, group: str, attributes: dict[str, Any]) -> None:
-    """Change some of a group's attributes, atomically."""
+    """Update some attributes of a group atomically."""
     path = store / group / "zarr.json"
     meta = json.loads(path.read_bytes())
     meta["attributes"] |= attributes
@@ -111,10 +120,10 @@ def set_attributes(store: Path, group: str, attributes: dict[str, Any]) -> None:
 
 
 def consolidate(store: Path) -> None:
-    """Write the metadata of all groups and arrays into the root's zarr.json too.
+    """Copy the metadata of all groups and arrays into the root's zarr.json.
 
-    zarr-python then knows the hierarchy from one file, and does not stumble over what stands beside it (commits,
-    samples.parquet). Readers that do not know `consolidated_metadata` ignore it.
+    zarr-python then reads the hierarchy from one file and does not list the root, where it would warn about files that
+    are not zarr's (commits, samples.parquet). Readers that do not support `consolidated_metadata` ignore it.
     """
     root = json.loads((store / "zarr.json").read_bytes())
     found = sorted(path for depth in range(1, 4) for path in store.glob("*/" * depth + "zarr.json"))
@@ -134,7 +143,7 @@ def _rename_group(building: Path, target: Path) -> None:
 
 
 def shard_index(num_samples: int, sample_bytes: int, shard_size: int) -> bytes:
-    """What ends a shard's file: offset and size of every sample, one behind the other, and a checksum of these."""
+    """Return the index at the end of a shard file: offset and size of every sample, then a checksum of the index."""
     index = np.full((shard_size, 2), MISSING_CHUNK, dtype="<u8")
     index[:num_samples, 0] = np.arange(num_samples, dtype=np.uint64) * sample_bytes
     index[:num_samples, 1] = sample_bytes
@@ -142,7 +151,7 @@ def shard_index(num_samples: int, sample_bytes: int, shard_size: int) -> bytes:
 
 
 class ShardFile:
-    """One shard file of one array, written as a stream of samples: zarr v3 sharding, inner chunk = one sample."""
+    """A shard file of one array, written as a stream of samples: zarr v3 sharding with one sample per inner chunk."""
 
     def __init__(self, path: Path, array: ArraySpec, shard_size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,19 +162,19 @@ class ShardFile:
         self._file = self._temporary.open("wb", buffering=0)
 
     def append(self, block: npt.NDArray[Any]) -> None:
-        """Append samples `[B, *sample_shape]` of the array's dtype."""
+        """Append samples `[B, *sample_shape]` with the array's dtype."""
         if block.shape[1:] != self.array.sample_shape or block.dtype != np.dtype(self.array.dtype):
             raise StoreError(
-                f"array '{self.array.name}' holds samples {self.array.sample_shape} {self.array.dtype}, "
-                f"the encoder gave {block.shape[1:]} {block.dtype}"
+                f"array '{self.array.name}': expected samples {self.array.sample_shape} {self.array.dtype} from the "
+                f"encoder, found {block.shape[1:]} {block.dtype}"
             )
         block = np.ascontiguousarray(block)
         self._write(block.reshape(-1).view(np.uint8).data)
         self.checksum = crc32c(block, self.checksum)
         self.num_samples += len(block)
 
-    def finish(self) -> dict[str, int]:
-        """Write the index, make the file durable under its own name; its size and checksum."""
+    def finish(self) -> FileRecord:
+        """Write the index, sync the file, and rename it to its final name. Return its size and checksum."""
         size = self.array.sample_bytes
         tail = shard_index(self.num_samples, size, self.shard_size)
         self._write(memoryview(tail))
@@ -177,7 +186,7 @@ class ShardFile:
         return {"bytes": self.num_samples * size + len(tail), "crc32c": checksum}
 
     def abort(self) -> None:
-        """Drop what was written; nothing happens after `finish`."""
+        """Delete the temporary file. Does nothing after `finish`."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -187,16 +196,22 @@ class ShardFile:
         while data:
             written = self._file.write(data)
             data = data[written:]
-        # the disk starts now, not at the fsync, and the page cache is left to those who read
+        # Starts write-back now instead of at the fsync, and leaves the page cache to readers.
         os.posix_fadvise(self._file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
 
 
 class ShardWriter:
-    """Writes shard `shard` of one group; a context manager that leaves nothing behind when it fails.
+    """Writes one shard of one group. A context manager that deletes temporary files on failure.
 
     with ShardWriter(store, manifest, spec, shard) as writer:
         writer.append({"tokens": block, ...})          # in the order of the samples
         commit = writer.commit(source_checksums, quarantined)
+
+    Args:
+        store: local folder of the store.
+        manifest: root attributes of the store.
+        spec: the group's template.
+        shard: number of the shard.
     """
 
     def __init__(self, store: Path, manifest: Manifest, spec: GroupSpec, shard: int) -> None:
@@ -218,31 +233,42 @@ class ShardWriter:
         for file in self._files.values():
             file.abort()
 
-    def append(self, blocks: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Append the next samples: for every array of the group a block `[B, *sample_shape]`.
+    def append(
+        self, blocks: Mapping[str, npt.NDArray[Any]], token_cosine: npt.NDArray[np.float32] | None = None
+    ) -> None:
+        """Append the next samples.
 
-        A block `token_cosine` `[n]` is no array: its mean and least value stand in the commit record.
+        Args:
+            blocks: for every array of the group a block `[B, *sample_shape]`.
+            token_cosine: `[n]`, cosines between tokens and what the codec restores. The commit record contains their
+                mean and minimum.
         """
         for name, file in self._files.items():
             file.append(blocks[name])
-        self._cosines.append(blocks.get(TOKEN_COSINE, np.empty(0, np.float32)))
+        self._cosines.append(np.empty(0, np.float32) if token_cosine is None else token_cosine)
         self._row_checksums.append(np.stack([crc32c_rows(blocks[name]) for name in self._files], axis=1))
 
     def commit(self, source_checksums: npt.NDArray[np.uint32], quarantined: tuple[Quarantined, ...]) -> Commit:
-        """Finish the files and record the shard as complete.
+        """Finish the files and write the commit record.
 
-        A shard that somebody else has committed meanwhile is left alone: a worker that was thought dead, on another
-        kind of machine, may have other last bits. Raises StoreError when the samples appended are not exactly the
-        shard's.
+        A shard that another writer has committed in the meantime is not modified, and its record is returned: a worker
+        on another type of machine, presumed dead, may have produced different last bits.
+
+        Args:
+            source_checksums: CRC-32C of the encoded bytes of every image, `[num_samples]`.
+            quarantined: images of the shard that could not be decoded.
+
+        Raises:
+            StoreError: the number of appended samples is not that of the shard.
         """
-        there = read_commit(self.store, self.spec.path, self.shard)
-        if there is not None:
-            return there
+        existing = read_commit(self.store, self.spec.path, self.shard)
+        if existing is not None:
+            return existing
         for file in self._files.values():
             if file.num_samples != len(self.samples):
                 raise StoreError(
-                    f"{self.spec.path} shard {self.shard} holds {len(self.samples)} samples, "
-                    f"{file.num_samples} were written: not committed"
+                    f"{self.spec.path} shard {self.shard} was not committed: expected {len(self.samples)} samples, "
+                    f"{file.num_samples} were written"
                 )
         files = {
             str(file.path.relative_to(self.store / self.spec.path)): file.finish() for file in self._files.values()
@@ -253,7 +279,7 @@ class ShardWriter:
         write_commit(self.store, commit)
         return commit
 
-    def _write_row_checksums(self) -> dict[str, dict[str, int]]:
+    def _write_row_checksums(self) -> dict[str, FileRecord]:
         rows = np.zeros((self.manifest.shard_size, len(self.spec.arrays)), dtype="<u4")
         rows[: len(self.samples)] = np.concatenate(self._row_checksums)
         name = f"{CRC32C}/c/{self.shard}/0"

@@ -1,4 +1,4 @@
-"""Arrays that are not in the plain form: compressed or re-chunked by another program, read through zarr-python."""
+"""Arrays that another program compressed or re-chunked: they are read through zarr-python."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ from .remote import RemoteFiles
 def read_through_zarr(
     store: Path, array: Path, rows: npt.NDArray[np.int64], files: RemoteFiles | None
 ) -> npt.NDArray[Any]:
-    """Samples `rows` of the array at `array`, with its codecs: `[len(rows), *sample_shape]`.
+    """Read samples of an array with any codecs: `[len(rows), *sample_shape]`.
 
-    Local arrays go through the pipeline of zarrs when that is installed; `files` is where a remote store's lie.
+    Uses the codec pipeline of zarrs for local arrays if zarrs is installed.
+
+    Args:
+        store: local folder of the store.
+        array: path of the array in that folder.
+        rows: samples to read.
+        files: the files of a remote store; None for a local one.
     """
     import zarr
 
-    where: Any = str(store) if files is None else files.zarr_store()
+    source: Any = str(store) if files is None else files.zarr_store()
     pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"} if files is None and _has_zarrs() else {}
     with zarr.config.set(pipeline):
-        opened = zarr.open_array(where, path=str(array.relative_to(store)), mode="r")
-        unique, places = np.unique(rows, return_inverse=True)  # a chunk is decoded once, however often it is asked for
+        opened = zarr.open_array(source, path=str(array.relative_to(store)), mode="r")
+        unique, places = np.unique(rows, return_inverse=True)  # decodes every chunk once
         block: npt.NDArray[Any] = np.asarray(opened.oindex[unique])
     return block[places]
 

@@ -1,4 +1,4 @@
-"""A small real store, written by the real writer."""
+"""Small stores, written by the real writer, and a bucket."""
 
 import dataclasses
 import sys
@@ -95,7 +95,7 @@ def samples_of(num_samples: int) -> pa.Table:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests keep nothing in the user's cache, and find nothing there."""
+    """Use an empty cache folder instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPA_PIPE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -103,13 +103,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def helpers() -> Any:
-    """This file's functions and templates, for tests that build a store step by step."""
+    """The functions and templates of this file, for tests that create a store step by step."""
     return sys.modules[__name__]
 
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, np.ndarray[Any, Any]]]]:
-    """Write a store of 50 samples in shards of 16; returns its path and `{array path: contents}`."""
+    """Write a store of 50 samples in shards of 16; return its path and `{array path: contents}`."""
 
     def make(
         num_samples: int = 50, shard_size: int = 16, quarantined: tuple[Quarantined, ...] = ()
@@ -127,7 +127,7 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, np.ndarray
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty bucket, s3://stores, behind S3's protocol, for this process and those that it starts."""
+    """An empty bucket s3://stores on a local S3 server, for this process and its child processes."""
     boto3 = pytest.importorskip("boto3")
     from moto.server import ThreadedMotoServer
 
@@ -145,6 +145,6 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     resource = boto3.resource("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
     stores = resource.create_bucket(Bucket="stores")
     yield stores
-    stores.objects.delete()  # the server's memory is the process's
+    stores.objects.delete()  # the server keeps them in the memory of this process
     stores.delete()
     server.stop()

@@ -1,17 +1,27 @@
-"""Every command's help, and one line with exit code 2 for whatever a user can get wrong."""
+"""Help of every command, verbosity, recipes, and errors: one line and exit code 2 for anything a user can get wrong."""
 
+import logging
+import re
 import sys
+from types import SimpleNamespace
 
+import click
 import pytest
 
 from repa_pipe import cli
+from repa_pipe.config import TrainConfig
+from repa_pipe.pipeline import evaluate_checkpoints, train
 
-COMMANDS = ["plan", "encode", "train", "sample", "evaluate", "probe", "rank", "ablate", "report", "demo"]
-COMMANDS += ["store", "store info", "store ls", "store verify", "store export", "store import-repa"]
+COMMANDS = ["plan", "encode", "train", "sample", "evaluate", "evaluate-checkpoints", "probe", "rank", "ablate"]
+COMMANDS += ["report", "demo", "store", "store info", "store ls", "store stats", "store verify", "store export"]
+COMMANDS += ["store import-repa"]
+STAGES = COMMANDS[: COMMANDS.index("report")]  # their options come from a config
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
+    """Run a command in this process; return its exit code, output and errors."""
+
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["repa-pipe", *map(str, words)])
         code = 0
@@ -22,24 +32,174 @@ def call(monkeypatch, capsys):
         out, errors = capsys.readouterr()
         return code, out, errors
 
-    return run
+    logger = logging.getLogger("repa_pipe")
+    before = logger.handlers[:], logger.level
+    yield run
+    logger.handlers[:], logger.level = before
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(call, command):
     code, out, _ = call(*command.split(), "--help")
     assert code == 0
-    assert "Usage: repa-pipe" in out
+    assert f"Usage: repa-pipe {command} " in out
 
 
-@pytest.mark.parametrize("command", ["plan", "encode", "train", "sample", "evaluate", "probe", "rank", "ablate"])
-def test_every_option_says_its_default(call, command):
+def test_the_list_of_commands_is_complete():
+    def names(group, prefix=""):
+        for name, command in group.commands.items():
+            yield prefix + name
+            if isinstance(command, click.Group):
+                yield from names(command, f"{prefix}{name} ")
+
+    assert sorted(COMMANDS) == sorted(names(cli.cli))
+
+
+@pytest.mark.parametrize("group", [[], ["store"]], ids=["repa-pipe", "store"])
+def test_no_line_of_an_overview_is_cut_off_at_80_columns(call, monkeypatch, group):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = call(*group, "--help")
+    assert "...\n" not in out.split("Commands:")[1]
+
+
+@pytest.mark.parametrize("columns", ["80", "110"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_line_of_help_breaks_at_a_hyphen_or_inside_a_default(call, monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    _, out, _ = call(*command.split(), "--help")
+    assert not re.search(r"\w-\n|\[default:\n", out)
+    assert "\u2011" not in out
+    assert "\u00a0" not in out
+    assert all(len(line) <= int(columns) for line in out.splitlines())
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_every_option_states_its_default(call, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = call(command, "--help")
-    options = out.split("Options:")[1]
-    assert (
-        options.count("default:") + options.count("Default:") + options.count("[required]")
-        >= options.count("\n  --") - 4
-    )
+    options = re.split(r"\n  (?=--)", out.split("Options:")[1].split("\n  -v, --verbose")[0])[1:]
+    assert len(options) > 3
+    for option in options:
+        assert re.search(r"\[default: .+\]|Default: .+\.|\[required\]", " ".join(option.split())), option
+
+
+# --- verbosity ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ([], ["some info", "warning: a warning"]),
+        (["-v"], ["NAME: a detail", "NAME: some info", "warning: NAME: a warning"]),
+        (["--verbose"], ["NAME: a detail", "NAME: some info", "warning: NAME: a warning"]),
+        (["-q"], ["warning: a warning"]),
+        (["--quiet"], ["warning: a warning"]),
+    ],
+)
+def test_verbosity_selects_the_messages_on_stderr(call, monkeypatch, flags, shown):
+    def run(config):
+        train.logger.debug("a detail")
+        train.logger.info("some info")
+        train.logger.warning("a warning")
+        return train.TrainResult("run", 1, "checkpoint", 0.0)
+
+    monkeypatch.setattr(train, "run", run)
+    code, out, errors = call("train", "--store", "s", *flags)
+    assert code == 0
+    assert '"checkpoint": "checkpoint"' in out  # results do not depend on verbosity
+    assert errors.replace(train.logger.name, "NAME").splitlines() == shown
+
+
+# --- recipes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configs that `train` was called with."""
+    configs = []
+
+    def run(config):
+        configs.append(config)
+        return train.TrainResult("run", 1, "checkpoint", 0.0)
+
+    monkeypatch.setattr(train, "run", run)
+    return configs
+
+
+def test_train_applies_a_recipe_below_the_flags(call, trained):
+    code, _, _ = call("train", "--store", "s", "--recipe", "irepa", "--spatial-norm", "0.5", "--seed", "3")
+    assert code == 0
+    assert trained == [
+        TrainConfig(store="s", encoder_depth=8, proj_coeff=1.0, projector="conv", spatial_norm=0.5, seed=3)
+    ]
+
+
+def test_train_accepts_a_file_as_recipe(call, trained, tmp_path):
+    (tmp_path / "own.toml").write_text('model = "SiT-B/2"\nlearning_rate = 1\n')
+    assert call("train", "--store", "s", "--recipe", tmp_path / "own.toml")[0] == 0
+    assert trained == [TrainConfig(store="s", model="SiT-B/2", learning_rate=1.0)]
+
+
+def test_a_wrong_recipe_is_one_line(call, trained, tmp_path):
+    assert_one_line(call("train", "--store", "s", "--recipe", "sit"), "--recipe is 'sit'", "irepa, reg, repa")
+    (tmp_path / "own.toml").write_text("learning_rat = 1\n")
+    answer = call("train", "--store", "s", "--recipe", tmp_path / "own.toml")
+    assert_one_line(answer, "own.toml", "unknown key 'learning_rat'", "learning_rate")
+    assert trained == []
+
+
+# --- the two spellings of `evaluate-checkpoints` -----------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The configs that `evaluate_checkpoints` was called with."""
+    configs = []
+
+    def run(sampling, evaluation):
+        configs.append((sampling, evaluation))
+        row = {"step": 1000, "metrics": {"fid": 12.5}, "warnings": []}
+        return SimpleNamespace(rows=[row], json="curve.json", page="curve.html")
+
+    monkeypatch.setattr(evaluate_checkpoints, "run", run)
+    return configs
+
+
+def test_evaluate_checkpoints_and_its_old_spelling_do_the_same(call, evaluated):
+    options = ["--reference", "ref", "--detector", "enc", "--out", "o.json", "--device", "cpu", "--num-steps", "7"]
+    answers = [
+        call("evaluate-checkpoints", "runs/a", *options),
+        call("evaluate", "runs/a", "--every-checkpoint", *options),
+        call("evaluate", "--every-checkpoint", *options, "runs/a"),
+    ]
+    assert answers[0] == (0, "     step  fid\n    1,000  12.5000\nsaved to curve.json and curve.html\n", "")
+    assert answers[1:] == answers[:1] * 2
+    sampling, evaluation = evaluated[0]
+    assert evaluated[1:] == evaluated[:1] * 2
+    assert (sampling.checkpoint, sampling.num_steps, sampling.device) == ("runs/a", 7, "cpu")
+    assert (evaluation.reference, evaluation.detector, evaluation.out) == ("ref", ("enc",), "o.json")
+
+
+def test_the_help_of_evaluate_does_not_show_the_old_spelling(call):
+    _, out, _ = call("evaluate", "--help")
+    assert "Usage: repa-pipe evaluate [OPTIONS]\n" in out
+    assert "use `evaluate-checkpoints`" in out
+    for word in ("RUN", "--every-checkpoint", "--num-steps", "--cfg-scale", "--ray"):
+        assert word not in out
+
+
+def test_evaluate_refers_to_evaluate_checkpoints(call, evaluated):
+    for words in (["runs/a"], ["--every-checkpoint"], [], ["runs/a", "--samples", "a.npz", "--every-checkpoint"]):
+        code, _, errors = call("evaluate", *words, "--reference", "ref")
+        assert code == 2
+        assert "Pass --samples IMAGES, or use 'repa-pipe evaluate-checkpoints RUN'." in errors
+    code, _, errors = call("evaluate", "--samples", "a.npz", "--reference", "ref", "--num-steps", "7")
+    assert code == 2
+    assert "--num-steps is an option of 'repa-pipe evaluate-checkpoints'." in errors
+    assert evaluated == []
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
 
 
 def assert_one_line(answer, *words):
@@ -93,11 +253,11 @@ def test_missing_samples_are_one_line(call, tmp_path):
     assert_one_line(answer, "a.npz")
 
 
-def test_a_folder_that_is_no_run_is_one_line(call, tmp_path):
+def test_a_folder_that_is_not_a_run_is_one_line(call, tmp_path):
     assert_one_line(call("report", tmp_path, "--out", tmp_path / "page.html"))
 
 
-def test_values_that_cannot_work_name_their_flag(call, tmp_path):
+def test_invalid_values_name_their_flag(call, tmp_path):
     assert_one_line(call("train", "--store", tmp_path, "--batch-size", "0"), "--batch-size is 0")
     assert_one_line(
         call("encode", "--source", "a", "--store", "b", "--resolution", "100"), "--resolution is 100", "256"

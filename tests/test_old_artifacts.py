@@ -1,8 +1,9 @@
-"""Stores, checkpoints, runs, generated images, metrics, probes and sweeps written by version 0.1.0 stay usable.
+"""Stores, checkpoints, runs, generated images, metrics, probes and sweeps written by version 0.1.0 can still be used.
 
-tests/data/README.md says how they were made.
+tests/data/README.md describes how they were made.
 """
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -16,29 +17,30 @@ import torch
 
 from repa_pipe import cli
 from repa_pipe.config import AblateConfig, EncodeConfig, EvaluateConfig, ProbeConfig, SampleConfig, TrainConfig
+from repa_pipe.errors import StoreError
 from repa_pipe.models.sit import SIT_PRESETS, SiTConfig
-from repa_pipe.pipeline import ablate, encode, evaluate, probe, report, sample, train
-from repa_pipe.pipeline import evaluate_checkpoints as evaluate_run
-from repa_pipe.pipeline.ablation import job as ablate_run
-from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints, load_checkpoint
+from repa_pipe.pipeline import ablate, encode, evaluate, evaluate_checkpoints, probe, report, sample, train
+from repa_pipe.pipeline.ablation import job
+from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.stores import open_store
 
 ARCHIVE = Path(__file__).parent / "data/made-by-0.1.0.tar.xz"
 RUN = Path("exps/run")
-FIRST_S = 1_700_000_000  # everything is as old as this, metrics are a minute younger than the images that they describe
+WRITTEN_S = 1_700_000_000  # time of all files; metrics are a minute newer than the images that they describe
 
 
 @pytest.fixture(autouse=True)
 def _artifacts(tmp_path, monkeypatch):
-    """Unpack the artifacts, as if they had been written here, and work in their folder."""
+    """Unpack the artifacts as if they had been written here, and change to their folder."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
     preset = partial(SiTConfig, patch_size=2, hidden_size=8, depth=2, num_heads=2, encoder_depth=1)
     monkeypatch.setitem(SIT_PRESETS, "SiT-test/2", preset)
     for path in tmp_path.rglob("*"):
-        os.utime(path, (FIRST_S, FIRST_S + 60 * path.name.endswith(".metrics.json")))
+        os.utime(path, (WRITTEN_S, WRITTEN_S + 60 * path.name.endswith(".metrics.json")))
     for path in tmp_path.rglob("samples/*[0-9].json"):
         values = json.loads(path.read_text())
         checkpoint = path.parents[1] / "checkpoints" / f"{values['step']:07d}.pt"
@@ -57,10 +59,10 @@ def train_config(**changes):
 
 
 def forbidden(*_, **__):
-    raise AssertionError("this is finished and must not be done again")
+    raise AssertionError("finished work was repeated")
 
 
-def test_a_store_opens_verifies_and_is_complete(monkeypatch, capsys):
+def test_the_store_opens_verifies_and_is_complete(monkeypatch, capsys):
     config = EncodeConfig(
         source="images",
         store="store",
@@ -83,37 +85,57 @@ def test_a_store_opens_verifies_and_is_complete(monkeypatch, capsys):
     assert stop.value.code == 0, capsys.readouterr().out
 
 
+def other_versions(fingerprint):
+    """Return the libraries in a fingerprint whose installed version differs from the recorded one."""
+    recorded = {name: fingerprint[name] for name in ("diffusers", "timm", "torch", "pillow") if name in fingerprint}
+    return {name for name, version in recorded.items() if importlib.metadata.version(name) != version}
+
+
 def test_a_shard_that_is_gone_is_encoded_again():
-    before = Path("store/latents/tiny-kl-f8/moments/c/1/0/0/0").read_bytes()
-    Path("store/commits/latents/tiny-kl-f8/00001.json").unlink()
-    config = EncodeConfig(source="images", store="store", vae="tiny-kl-f8", device="cpu", max_bad=0.5)
+    groups = {"latents/tiny-kl-f8": "moments/c/1/0/0/0", "features/efficientnet-lite0": "tokens/c/1/0/0"}
+    before = {group: Path("store", group, file).read_bytes() for group, file in groups.items()}
+    for group in groups:
+        Path("store/commits", group, "00001.json").unlink()
+    config = EncodeConfig(
+        source="images",
+        store="store",
+        vae="tiny-kl-f8",
+        encoder=("efficientnet-lite0",),
+        device="cpu",
+        max_bad=0.5,
+    )
     with open_store("store") as store:
-        fingerprint = store.group("latents/tiny-kl-f8").fingerprint
-    try:
-        result = encode.run(config)
-    except Exception as error:  # other versions of the libraries: refused, and only for that reason
-        assert any(f"{name}: " in str(error) for name in ("diffusers", "pillow", "torch")), error  # noqa: PT017
+        fingerprints = {group: store.group(group).fingerprint for group in groups}
+    changed = {name for fingerprint in fingerprints.values() for name in other_versions(fingerprint)}
+    if changed:  # the recorded fingerprints include versions, so encoding must be refused, for this reason alone
+        with pytest.raises(StoreError) as refused:
+            encode.run(config)
+        differences = str(refused.value).partition("(")[2].partition(")")[0].split("; ")
+        assert {difference.partition(": ")[0] for difference in differences} <= changed
         return
-    assert result.encoded == 4
-    assert fingerprint["weights_sha256"]
-    after = Path("store/latents/tiny-kl-f8/moments/c/1/0/0/0").read_bytes()
-    assert len(after) == len(before)
+    result = encode.run(config)
+    assert (result.encoded, result.failed) == (4, [])
+    for group, file in groups.items():
+        with open_store("store") as store:
+            assert store.group(group).fingerprint == fingerprints[group]
+        assert fingerprints[group]["weights_sha256"]
+        assert len(Path("store", group, file).read_bytes()) == len(before[group])
 
 
-def test_a_finished_run_is_finished():
+def test_a_finished_run_is_not_trained_again():
     stamp = (RUN / "checkpoints/0000004.pt").stat().st_mtime_ns
     assert train.run(train_config()).step == 4
     assert (RUN / "checkpoints/0000004.pt").stat().st_mtime_ns == stamp
 
 
 def test_a_run_resumes_to_the_same_losses_and_weights():
-    losses = [row["loss"] for row in read_metrics(RUN)]
+    losses = [row["loss"] for row in read_metrics(RunFolder(RUN))]
     old = load_checkpoint(RUN / "checkpoints/0000004.pt")
     old = {part: {name: value.clone() for name, value in old[part].items()} for part in ("model", "ema")}
     (RUN / "checkpoints/0000004.pt").unlink()
     result = train.run(train_config(max_train_steps=6))
     assert result.step == 6
-    rows = read_metrics(RUN)
+    rows = read_metrics(RunFolder(RUN))
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows[:4]] == pytest.approx(losses, rel=1e-4)
     new = load_checkpoint(RUN / "checkpoints/0000004.pt")
@@ -122,17 +144,17 @@ def test_a_run_resumes_to_the_same_losses_and_weights():
             torch.testing.assert_close(new[part][name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_generated_images_and_metrics_are_not_made_again(monkeypatch):
+def test_finished_images_and_metrics_are_not_computed_again(monkeypatch):
     monkeypatch.setattr(evaluate, "extract", forbidden)
     sampling = SampleConfig(checkpoint=str(RUN), num_fid_samples=4, num_steps=2, device="cpu")
     made = sample.run(sampling)
-    assert Path(made.npz).stat().st_mtime_ns == FIRST_S * 10**9
+    assert Path(made.npz).stat().st_mtime_ns == WRITTEN_S * 10**9
     recorded = json.loads((RUN / "by-step/ode2-cfg1.5-seed0-4.json").read_text())
-    judging = EvaluateConfig(samples=str(RUN), reference="store", detector=("efficientnet-lite0",), device="cpu")
-    assert evaluate_run.run(sampling, judging).rows == recorded["rows"]
+    evaluation = EvaluateConfig(samples=str(RUN), reference="store", detector=("efficientnet-lite0",), device="cpu")
+    assert evaluate_checkpoints.run(sampling, evaluation).rows == recorded["rows"]
 
 
-def test_an_old_checkpoint_gives_the_same_images():
+def test_the_checkpoint_gives_the_same_images():
     made = np.load(RUN / "samples/0000004-ode2-cfg1.5-seed0-4.npz")
     sampling = SampleConfig(checkpoint=str(RUN), num_fid_samples=4, num_steps=2, device="cpu", out="again.npz")
     again = np.load(sample.run(sampling).npz)
@@ -140,14 +162,14 @@ def test_an_old_checkpoint_gives_the_same_images():
     assert np.abs(made["arr_0"].astype(int) - again["arr_0"].astype(int)).max() <= 1
 
 
-def test_probes_are_not_made_again(monkeypatch):
+def test_finished_probes_are_not_computed_again(monkeypatch):
     recorded = json.loads((RUN / "probe.json").read_text())["rows"]
-    monkeypatch.setattr(probe, "_probe", forbidden)
+    monkeypatch.setattr(probe, "_probe_checkpoint", forbidden)
     assert probe.run(ProbeConfig(checkpoint=str(RUN), device="cpu", test_share=0.5)).rows == recorded
 
 
-def test_a_sweep_is_finished_and_its_table_the_same(monkeypatch):
-    monkeypatch.setattr(ablate_run, "_call", forbidden)
+def test_a_finished_sweep_gives_the_same_tables(monkeypatch):
+    monkeypatch.setattr(job, "_call", forbidden)
     recorded = json.loads(Path("sweep/results.json").read_text())
     result = ablate.run(AblateConfig(sweep="sweep.toml", store="store", out="sweep", ray=False))
     assert not result.failed
@@ -155,8 +177,8 @@ def test_a_sweep_is_finished_and_its_table_the_same(monkeypatch):
     assert result.means == recorded["over_seeds"]
 
 
-def test_runs_are_reported():
+def test_the_report_shows_all_runs():
     sweep = [str(path.parent) for path in sorted(Path("sweep").glob("*/train.json"))]
     page = report.run([str(RUN), *sweep], "page.html").read_text()
     assert all(name in page for name in ("run", "proj_coeff=0", "proj_coeff=0.5", "efficientnet-lite0"))
-    assert len(list_checkpoints(RUN)) == 2
+    assert len(RunFolder(RUN).checkpoints()) == 2

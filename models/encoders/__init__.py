@@ -1,7 +1,9 @@
 """Frozen image encoders: images in, patch tokens on SiT's token grid out.
 
-`encoder.py` runs an encoder, `registry.py` names the known ones, the other files are what their entries are made of.
-Anything above the libraries may import this package; it imports nothing but `errors` and the rest of `models`.
+`encoder` runs an encoder, `registry` lists the known ones, and the other modules define their architectures,
+preprocessing and weights. The pipeline and `models.flops` may import this package. From the rest of the project it
+imports only `models.weight_files`, `models.precision` and `errors`; names are imported lazily, so that importing the
+package does not load torch.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Encoder", "EncoderInfo", "Tokens", "describe_encoder", "encoder_names", "load_encoder"]
 
 
-def __getattr__(name: str) -> Any:  # lazy: importing the package does not import torch
+def __getattr__(name: str) -> Any:
     if name in __all__:
         from . import encoder
 

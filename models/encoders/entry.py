@@ -1,4 +1,4 @@
-"""What is particular about one encoder, as data."""
+"""The definition of one encoder, as data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,22 @@ from .weights import PublishedWeights, TimmWeights
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderEntry:
-    """An encoder's architecture, its preprocessing, the choice of its tokens, and where its weights are.
+    """An encoder's architecture, preprocessing, choice of tokens, and weights.
 
-    `patch` is the number of input pixels a side that one token stands for; `depth` the number of blocks of a plain
-    vision transformer; `stage`, for a hierarchical network instead, the index of the feature map that is taken.
-    `final_norm` says whether tokens are taken after the final norm, `has_cls_token` whether a class token comes
-    with them, `image_size` the only input size that the network takes, if it takes only one. `license` is that of
-    the weights, `verified_by` what shows that the tokens are the published ones.
+    Attributes:
+        architecture: timm's name of the network.
+        width: D, the width of a token.
+        patch: side of the square of input pixels that one token covers.
+        preprocessing: from uint8 images to the network's input.
+        weights: where the weights are, and how to read them.
+        license: license of the weights.
+        verified_by: evidence that the tokens match the published ones.
+        depth: number of blocks of a plain vision transformer; None for a hierarchical network.
+        stage: index of the feature map that is taken from a hierarchical network; None for a vision transformer.
+        has_cls_token: whether a class token comes with the patch tokens.
+        final_norm: whether tokens are taken after the final norm.
+        image_size: the only input size that the network accepts; None if it accepts others.
+        options: arguments of `timm.create_model`.
     """
 
     architecture: str
@@ -36,14 +45,18 @@ class EncoderEntry:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def input_size(self, resolution: int) -> int:
-        """Return the side of the network's input, in pixels, that gives SiT's token grid, or a multiple of it."""
+        """Return the side of the network's input, in pixels, that gives SiT's token grid or a multiple of it."""
         if self.image_size is not None:
             return self.image_size
         return token_grid(resolution) * self.patch * max(1, round(16 / self.patch))
 
 
 def token_grid(resolution: int) -> int:
-    """Return the side of the token grid of a SiT with patches of 2 on latents of an eighth: one token in 16 pixels."""
+    """Return the side of the token grid of a SiT with 2x2 patches on 8x downsampled latents: one token per 16 pixels.
+
+    Raises:
+        ConfigError: the resolution is not a positive multiple of 16.
+    """
     if resolution < 16 or resolution % 16:
-        raise ConfigError(f"resolution {resolution} is not a positive multiple of 16: use 256 or 512")
+        raise ConfigError(f"resolution {resolution} is not a positive multiple of 16; choose for example 256 or 512")
     return resolution // 16

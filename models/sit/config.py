@@ -1,73 +1,82 @@
-"""The sizes of a SiT: what can be chosen, what fits together, and the published presets."""
+"""Configs of SiT models: fields, validation and the published presets."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+from ...converter import structure, unstructure
 from ...errors import ConfigError
 
-PROJECTORS = ("mlp", "conv")
+_PROJECTORS = ("mlp", "conv")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiTConfig:
-    """The sizes of a SiT; raises ConfigError, which names the field, for sizes that fit no model."""
+    """The sizes of a SiT.
+
+    Raises:
+        ConfigError: a field has a value that fits no model. The message names the field.
+    """
 
     input_size: int  # latents are [in_channels, input_size, input_size]
     patch_size: int  # side of the square of latents that becomes one token
     in_channels: int
     hidden_size: int
-    depth: int  # blocks
+    depth: int  # number of blocks
     num_heads: int
     mlp_ratio: float = 4.0
     num_classes: int = 1000
-    class_dropout_prob: float = 0.1  # above 0, the model also knows the null label
-    encoder_depth: int = 8  # the projectors read the tokens that leave this block, counted from 1
-    z_dims: tuple[int, ...] = (768,)  # width of each encoder's patch tokens: a projector each; () for none
+    class_dropout_prob: float = 0.1  # above 0, the model has a null label
+    encoder_depth: int = 8  # the projectors read the output of this block, counted from 1
+    z_dims: tuple[int, ...] = (768,)  # width of each encoder's patch tokens, with one projector each; () for none
     projector_dim: int = 2048
     qk_norm: bool = False
     cls_dim: int | None = None  # width of the class token that is denoised with the latents (REG); None for none
-    projector: str = "mlp"  # or "conv": one 3x3 convolution over the grid of tokens (iREPA)
+    projector: str = "mlp"  # or "conv": one 3x3 convolution over the token grid (iREPA)
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.z_dims, tuple), f"z_dims is {self.z_dims!r}: give a tuple of widths")
-        whole = {field.name: getattr(self, field.name) for field in fields(self) if field.type is int}
-        whole |= {"cls_dim": self.cls_dim} if self.cls_dim is not None else {}
-        whole |= {f"z_dims[{number}]": width for number, width in enumerate(self.z_dims)}
-        for name, value in whole.items():
-            _require(
-                isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-                f"{name} is {value!r}: give a whole number of at least 1",
-            )
-        for name, low, high in (("mlp_ratio", 0.01, math.inf), ("class_dropout_prob", 0.0, 1.0)):
-            value = getattr(self, name)
-            _require(
-                isinstance(value, int | float) and low <= value <= high,
-                f"{name} is {value!r}: give a number from {low} to {high}",
-            )
-        _require(isinstance(self.qk_norm, bool), f"qk_norm is {self.qk_norm!r}: give True or False")
-        _require(self.projector in PROJECTORS, f"projector is {self.projector!r}: give one of {', '.join(PROJECTORS)}")
+        self._validate_fields()
         for name, divisor in (("input_size", "patch_size"), ("hidden_size", "num_heads")):
             size, part = getattr(self, name), getattr(self, divisor)
-            _require(size % part == 0, f"{name} {size} is no multiple of {divisor} {part}")
+            _require(size % part == 0, f"{name} {size} is not a multiple of {divisor} {part}")
         _require(
             self.hidden_size % 4 == 0,
-            f"hidden_size is {self.hidden_size}: the position embedding needs a multiple of 4",
+            f"hidden_size is {self.hidden_size}; the position embedding needs a multiple of 4",
         )
         _require(
             self.cls_dim is None or self.projector == "mlp",
-            "projector is 'conv' and cls_dim is given: a class token has no place in the grid that is convolved",
+            "projector is 'conv' and cls_dim is set: a class token has no position in the grid that is convolved",
         )
         _require(
             self.encoder_depth <= self.depth,
             f"encoder_depth is {self.encoder_depth}, but the model has only {self.depth} blocks (depth)",
         )
 
+    def _validate_fields(self) -> None:
+        """Check type and range of each field on its own."""
+        _require(isinstance(self.z_dims, tuple), f"z_dims is {self.z_dims!r}; expected a tuple of widths")
+        integers = {field.name: getattr(self, field.name) for field in fields(self) if field.type is int}
+        integers |= {"cls_dim": self.cls_dim} if self.cls_dim is not None else {}
+        integers |= {f"z_dims[{number}]": width for number, width in enumerate(self.z_dims)}
+        for name, value in integers.items():
+            _require(
+                isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+                f"{name} is {value!r}; expected an integer of at least 1",
+            )
+        for name, low, high in (("mlp_ratio", 0.01, math.inf), ("class_dropout_prob", 0.0, 1.0)):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int | float) and low <= value <= high,
+                f"{name} is {value!r}; expected a number from {low} to {high}",
+            )
+        _require(isinstance(self.qk_norm, bool), f"qk_norm is {self.qk_norm!r}; expected True or False")
+        _require(self.projector in _PROJECTORS, f"projector is {self.projector!r}; expected {' or '.join(_PROJECTORS)}")
+
     @property
     def null_label(self) -> int:
-        """The label that stands for no class; raises ConfigError if the model knows none."""
+        """The label that stands for no class; raises ConfigError if the model has none."""
         _require(
             self.class_dropout_prob > 0,
             "class_dropout_prob is 0, so the model has no null label, which guidance and label dropout need",
@@ -75,22 +84,17 @@ class SiTConfig:
         return self.num_classes
 
     def to_dict(self) -> dict[str, Any]:
-        """As values that JSON can hold."""
-        return asdict(self) | {"z_dims": list(self.z_dims)}
+        """Return the fields as plain JSON values."""
+        return unstructure(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SiTConfig":
-        """From what `to_dict` gave; raises ConfigError for names that are missing or are no field."""
-        names = [field.name for field in fields(cls)]
-        unknown = sorted(values.keys() - set(names))
-        _require(not unknown, f"SiTConfig has no field {', '.join(unknown)}: its fields are {', '.join(names)}")
-        given = dict(values)
-        if isinstance(given.get("z_dims"), list):
-            given["z_dims"] = tuple(given["z_dims"])
-        try:
-            return cls(**given)
-        except TypeError as error:
-            raise ConfigError(f"SiTConfig: {error}") from error
+        """Build a config from the result of `to_dict`.
+
+        Raises:
+            ConfigError: a field is unknown or missing, or has an invalid value.
+        """
+        return structure(values, cls, "SiTConfig")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -110,9 +114,9 @@ def _preset(patch_size: int, sizes: tuple[int, int, int, int]) -> "partial[SiTCo
     )
 
 
-# Hidden size, depth, heads and encoder depth by family. S, B, L and XL are SiT's own (arXiv 2401.08740); REPA aligns
-# after block 8 in L and XL and after block 4 in B, and S, which is as deep as B, does as B. T is ours alone: small
-# enough to try things on a CPU.
+# Hidden size, depth, heads and encoder depth per family. S, B, L and XL are SiT's own (arXiv 2401.08740). REPA aligns
+# after block 8 in L and XL and after block 4 in B; S has the depth of B and uses B's encoder depth. T is not published:
+# it is small enough for experiments on a CPU.
 _FAMILIES = {
     "T": (192, 6, 3, 2),
     "S": (384, 12, 6, 4),
@@ -121,7 +125,7 @@ _FAMILIES = {
     "XL": (1152, 28, 16, 8),
 }
 
-# SIT_PRESETS["SiT-XL/2"](input_size=32, in_channels=4, ...) is a SiTConfig; further fields override the preset's.
+# SIT_PRESETS["SiT-XL/2"](input_size=32, in_channels=4, ...) is a SiTConfig; further arguments override the preset's.
 SIT_PRESETS = {
     f"SiT-{family}/{patch_size}": _preset(patch_size, sizes)
     for family, sizes in _FAMILIES.items()
@@ -143,11 +147,16 @@ def sit_config(
     projector: str = "mlp",
     cls_dim: int | None = None,
 ) -> SiTConfig:
-    """The named preset for latents of this size; `encoder_depth` None takes the one REPA publishes for it.
+    """Return a preset's config for latents of this size.
 
-    Raises ConfigError for a name that is no preset.
+    Args:
+        name: a key of `SIT_PRESETS`. The other arguments are fields of `SiTConfig`.
+        encoder_depth: None for the depth that REPA published for the preset.
+
+    Raises:
+        ConfigError: the name is unknown, or a field has an invalid value.
     """
-    _require(name in SIT_PRESETS, f"model {name!r} is none of {', '.join(SIT_PRESETS)}")
+    _require(name in SIT_PRESETS, f"unknown model {name!r}; expected one of {', '.join(SIT_PRESETS)}")
     preset = SIT_PRESETS[name]
     if encoder_depth is not None:
         preset = partial(preset, encoder_depth=encoder_depth)

@@ -1,8 +1,8 @@
 """REG: a SiT that denoises an encoder's class token together with the latents (arXiv 2507.01467).
 
-The noised class token stands before the patches as one more token; the velocity of both comes out. Everything else is
-SiT's, so samplers and guidance need not know: the state that they carry is one vector a sample, latents and class
-token in a row. Names of tensors are those of the published program (github.com/Martinser/REG).
+The noised class token is prepended to the patches as one more token, and the model predicts the velocity of both. The
+rest is SiT, so samplers and guidance work unchanged: their state is one vector per sample, latents and class token
+concatenated. Tensor names are those of the published code (github.com/Martinser/REG).
 """
 
 import torch
@@ -14,9 +14,9 @@ from .model import SiT
 
 
 class EntangledSiT(SiT):
-    """A SiT whose x_t and velocity are [B, C * H * W + cls_dim], and whose projected tokens begin with the class token.
+    """A SiT whose x_t and velocity are [B, C * H * W + cls_dim].
 
-    Projected tokens are [B, 1 + N, z_dim].
+    Projected tokens are [B, 1 + N, z_dim]: the class token's first, then the patches'.
     """
 
     def __init__(self, config: SiTConfig) -> None:
@@ -32,20 +32,20 @@ class EntangledSiT(SiT):
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        """One vector."""
+        """Shape of one sample of x_t: latents and class token in one vector."""
         assert self.config.cls_dim is not None
         return (self._latents_size + self.config.cls_dim,)
 
     def latents_of(self, state: Tensor) -> Tensor:
-        """The latents [B, C, H, W]."""
+        """Return the latents [B, C, H, W] of a state."""
         return self.unpack(state)[0]
 
     def pack(self, latents: Tensor, cls_token: Tensor) -> Tensor:
-        """Latents [B, C, H, W] and class tokens [B, cls_dim] as one state [B, C * H * W + cls_dim]."""
+        """Concatenate latents [B, C, H, W] and class tokens [B, cls_dim] to one state [B, C * H * W + cls_dim]."""
         return torch.cat([latents.flatten(1), cls_token], dim=1)
 
     def unpack(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """What `pack` packed; velocities are packed alike."""
+        """Split a state or a velocity into latents [B, C, H, W] and class tokens [B, cls_dim]."""
         latents, cls_token = state.split([self._latents_size, state.shape[1] - self._latents_size], dim=1)
         return latents.unflatten(1, super().state_shape), cls_token
 
@@ -66,7 +66,7 @@ class EntangledSiT(SiT):
 
 
 class EntangledFinalLayer(FinalLayer):
-    """Tokens [B, 1 + N, D] to patches of the velocity and the class token's velocity [B, cls_dim]; zero at first."""
+    """Tokens [B, 1 + N, D] to patches of the velocity and to the class token's velocity; zero-initialized."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__(config)
@@ -76,11 +76,11 @@ class EntangledFinalLayer(FinalLayer):
         nn.init.zeros_(self.linear_cls.bias)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Both velocities, from the same modulated tokens."""
+        """Return patches [B, N, patch_size ** 2 * C] and the class token's velocity [B, cls_dim]."""
         modulated = self.modulated(tokens, condition)
         return self.linear(modulated[:, 1:]), self.linear_cls(modulated[:, 0])
 
 
 def make_sit(config: SiTConfig) -> SiT:
-    """The model that a configuration describes, with fresh weights."""
+    """Build the model that a config describes, with fresh weights."""
     return SiT(config) if config.cls_dim is None else EntangledSiT(config)

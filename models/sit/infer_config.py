@@ -1,4 +1,4 @@
-"""The sizes of a SiT, read off its weights: published checkpoints do not say them."""
+"""Inferring a SiT's config from its weights, since published checkpoints do not record it."""
 
 import math
 from collections.abc import Mapping
@@ -8,15 +8,18 @@ from torch import Tensor
 from ...errors import CheckpointError
 from .config import SIT_PRESETS, SiTConfig
 
-_DEFAULT_ENCODER_DEPTH = 8  # REPA's; where the projectors attach changes nothing of the velocity
+_DEFAULT_ENCODER_DEPTH = 8  # REPA's; the block that the projectors read does not affect the velocity
 
 
 def infer_sit_config(state_dict: Mapping[str, Tensor], encoder_depth: int | None = None) -> SiTConfig:
-    """The config of the SiT that these weights, named as REPA publishes them, belong to.
+    """Infer the config of the SiT that weights with REPA's published names belong to.
 
-    All sizes stand in the tensors' shapes but two. The number of heads is that of the preset as wide as this model.
-    The encoder depth is what is given, else the number of `blocks` before `decoder_blocks` in files with those older
-    names, else 8. Raises CheckpointError for weights of another model.
+    All sizes but two follow from tensor shapes. The number of heads is that of the preset with the same width. The
+    encoder depth is `encoder_depth` if given, else 8; in files with the older `decoder_blocks` names it is always the
+    number of `blocks`.
+
+    Raises:
+        CheckpointError: the weights belong to another model.
     """
     tensors = {name.removeprefix("module."): value for name, value in state_dict.items()}
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
@@ -29,11 +32,13 @@ def infer_sit_config(state_dict: Mapping[str, Tensor], encoder_depth: int | None
         z_dims = tuple(shapes[f"projectors.{i}.4.weight"][0] for i in range(depths["projectors"]))
         projector_dim = shapes["projectors.0.0.weight"][0] if z_dims else 2048
     except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"the checkpoint holds no SiT as REPA publishes it ({error} is missing or odd)") from None
+        raise CheckpointError(
+            f"the checkpoint does not hold a SiT with REPA's tensor names ({error} is missing or malformed)"
+        ) from None
     heads = {preset(input_size=8, in_channels=4).hidden_size: preset for preset in SIT_PRESETS.values()}
     if hidden_size not in heads:
         known = ", ".join(map(str, sorted(heads)))
-        raise CheckpointError(f"the checkpoint holds a SiT of width {hidden_size}: known widths are {known}")
+        raise CheckpointError(f"the checkpoint holds a SiT of width {hidden_size}; expected one of {known}")
     if depths["decoder_blocks"]:
         encoder_depth = depths["blocks"]
     depth = depths["blocks"] + depths["decoder_blocks"]

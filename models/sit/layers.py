@@ -1,7 +1,4 @@
-"""The layers that SiT is made of; each is born with its published initial weights.
-
-Names of attributes are those of the published checkpoints.
-"""
+"""The layers of SiT, initialized as published. Attribute names are those of the published checkpoints."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +14,7 @@ _small_normal = partial(nn.init.normal_, std=0.02)
 
 
 def _linear(inputs: int, outputs: int, init: Callable[[Tensor], Tensor]) -> nn.Linear:
-    """A linear layer with the weights that `init` fills in, and without bias at first."""
+    """Build a linear layer with weights initialized by `init` and zero biases."""
     layer = nn.Linear(inputs, outputs)
     init(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -25,23 +22,23 @@ def _linear(inputs: int, outputs: int, init: Callable[[Tensor], Tensor]) -> nn.L
 
 
 class PatchEmbed(nn.Module):
-    """Latents [B, C, H, W] to tokens [B, N, D], row by row."""
+    """Latents [B, C, H, W] to tokens [B, N, D], in row-major order."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
         side = config.patch_size
         self.proj = nn.Conv2d(config.in_channels, config.hidden_size, kernel_size=side, stride=side)
-        nn.init.xavier_uniform_(self.proj.weight.data.flatten(1))  # a linear layer on patches: starts as one
+        nn.init.xavier_uniform_(self.proj.weight.data.flatten(1))  # initialized like a linear layer on patches
         self.proj.bias = nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map each square of latents linearly."""
+        """Map each patch of latents linearly."""
         tokens: Tensor = self.proj(x).flatten(2).transpose(1, 2)
         return tokens
 
 
 class TimestepEmbedder(nn.Module):
-    """Time [B] to [B, D]: cosines and sines of 128 frequencies from 1 down to 1/10,000, then a small MLP."""
+    """Time [B] to embedding [B, D]: cosines and sines of 128 frequencies from 1 down to 1/10,000, then an MLP."""
 
     num_frequencies = 128
     max_period = 10_000.0
@@ -55,7 +52,7 @@ class TimestepEmbedder(nn.Module):
         )
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """Embed; the angles are float32 whatever the precision `dtype` of the rest."""
+        """Embed times in `dtype`; the angles are always computed in float32."""
         steps = torch.arange(self.num_frequencies, dtype=torch.float32, device=t.device)
         frequencies = torch.exp(-math.log(self.max_period) * steps / self.num_frequencies)
         angles = t.reshape(-1, 1) * frequencies
@@ -64,7 +61,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """Labels [B] to [B, D]; the table's last row is the null label's, where the model knows one."""
+    """Labels [B] to embedding [B, D]. The table's last row is the null label's, if the model has one."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
@@ -73,7 +70,7 @@ class LabelEmbedder(nn.Module):
         _small_normal(self.embedding_table.weight)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Look the labels up."""
+        """Look up the labels' embeddings."""
         embedding: Tensor = self.embedding_table(labels)
         return embedding
 
@@ -91,7 +88,7 @@ class Attention(nn.Module):
         self.proj = _linear(width, width, nn.init.xavier_uniform_)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Attend."""
+        """Return tokens [B, N, D]."""
         batch, count, _ = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.num_heads, self.head_width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, head width]
@@ -101,7 +98,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU (its tanh approximation) between them, on each token by itself."""
+    """Two linear layers with a GELU (tanh approximation) between them, applied to each token separately."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
@@ -111,13 +108,13 @@ class Mlp(nn.Module):
         self.fc2 = _linear(inner, config.hidden_size, nn.init.xavier_uniform_)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, N, D] to tokens."""
+        """Return tokens [B, N, D]."""
         result: Tensor = self.fc2(self.act(self.fc1(tokens)))
         return result
 
 
 def _modulation(width: int, parts: int) -> nn.Sequential:
-    """The condition [B, D] to shifts, scales and gates [B, parts * D]: all zero at first (adaLN-zero)."""
+    """Build the map from condition [B, D] to shifts, scales and gates [B, parts * D], zero-initialized (adaLN-zero)."""
     return nn.Sequential(nn.SiLU(), _linear(width, parts * width, nn.init.zeros_))
 
 
@@ -126,7 +123,7 @@ def _modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class SiTBlock(nn.Module):
-    """A transformer block whose norms and gates follow the condition; at first it changes nothing."""
+    """A transformer block with norms and gates modulated by the condition; initialized to the identity."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
@@ -137,7 +134,7 @@ class SiTBlock(nn.Module):
         self.adaLN_modulation = _modulation(config.hidden_size, 6)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Tokens [B, N, D] and condition [B, D] to tokens."""
+        """Return tokens [B, N, D], given tokens [B, N, D] and condition [B, D]."""
         modulation: Tensor = self.adaLN_modulation(condition)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         attended: Tensor = self.attn(_modulate(self.norm1(tokens), shift1, scale1))
@@ -147,7 +144,7 @@ class SiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens to patches of the velocity; all zero at first."""
+    """Tokens to patches of the velocity; zero-initialized."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
@@ -157,20 +154,20 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = _modulation(width, 2)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Tokens [B, N, D] and condition [B, D] to patches [B, N, patch_size ** 2 * C]."""
+        """Return patches [B, N, patch_size ** 2 * C], given tokens [B, N, D] and condition [B, D]."""
         patches: Tensor = self.linear(self.modulated(tokens, condition))
         return patches
 
     def modulated(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Normalized tokens, shifted and scaled as the condition says."""
+        """Normalize tokens, then shift and scale them by the condition."""
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
         return _modulate(self.norm_final(tokens), shift, scale)
 
 
 class ConvProjector(nn.Module):
-    """iREPA's projector (arXiv 2512.10794): one 3x3 convolution over the grid of tokens, zeros around it.
+    """iREPA's projector (arXiv 2512.10794): one 3x3 convolution over the token grid, with zero padding.
 
-    Tokens [B, N, D] of a square grid, row by row, to [B, N, z_dim]. Born with PyTorch's initial weights.
+    Maps tokens [B, N, D] of a square grid, in row-major order, to [B, N, z_dim]. Uses PyTorch's default initialization.
     """
 
     def __init__(self, config: SiTConfig, z_dim: int) -> None:
@@ -179,14 +176,14 @@ class ConvProjector(nn.Module):
         self.conv = nn.Conv2d(config.hidden_size, z_dim, kernel_size=3, padding=1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Each token's guess, from its neighbors too."""
+        """Predict patch tokens [B, N, z_dim], each from a token and its neighbors."""
         grid = tokens.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
-        guess: Tensor = self.conv(grid).flatten(2).transpose(1, 2)
-        return guess
+        projected: Tensor = self.conv(grid).flatten(2).transpose(1, 2)
+        return projected
 
 
-def projector(config: SiTConfig, z_dim: int) -> nn.Module:
-    """REPA's projector: tokens [B, N, D] to the guess [B, N, z_dim] of an encoder's patch tokens; or iREPA's."""
+def make_projector(config: SiTConfig, z_dim: int) -> nn.Module:
+    """Build REPA's or iREPA's projector, from tokens [B, N, D] to predicted patch tokens [B, N, z_dim]."""
     if config.projector == "conv":
         return ConvProjector(config, z_dim)
     return nn.Sequential(
@@ -199,9 +196,9 @@ def projector(config: SiTConfig, z_dim: int) -> nn.Module:
 
 
 def sincos_position_embedding(hidden_size: int, grid_size: int) -> Tensor:
-    """The fixed embedding of a square grid's tokens: [1, grid_size ** 2, hidden_size] float32.
+    """Return the fixed position embedding of a square grid, [1, grid_size ** 2, hidden_size] float32.
 
-    The first half of the channels tells the column, the second the row; each half holds sines, then cosines
+    The first half of the channels encodes the column, the second half the row. Each half holds sines, then cosines
     (MAE, arXiv 2111.06377).
     """
     quarter = hidden_size // 4

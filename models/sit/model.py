@@ -1,9 +1,8 @@
 """SiT, the scalable interpolant transformer, with REPA's projectors (arXiv 2401.08740 and 2410.06940).
 
-Tensor names and shapes are those of the checkpoints published with REPA (github.com/sihyun-yu/REPA,
-`models/sit.py`): they load here strictly, and ours load there.
-
-The model draws nothing at random: whoever trains it replaces the labels to drop, with `drop_labels`.
+Tensor names and shapes are those of the checkpoints published with REPA (github.com/sihyun-yu/REPA, `models/sit.py`),
+so checkpoints load strictly in both directions. The model draws no random numbers: the training code drops labels, with
+`drop_labels`.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,25 +12,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import CheckpointError, ConfigError
-from .config import SIT_PRESETS, SiTConfig, sit_config
+from .config import SiTConfig
 from .layers import (
     FinalLayer,
     LabelEmbedder,
     PatchEmbed,
     SiTBlock,
     TimestepEmbedder,
-    projector,
+    make_projector,
     sincos_position_embedding,
 )
 
-__all__ = ["SIT_PRESETS", "SiT", "SiTConfig", "drop_labels", "load_sit_state", "sit_config"]
-
 
 class SiT(nn.Module):
-    """The diffusion transformer: (x_t, time, label) to the velocity and each encoder's projected tokens.
+    """A diffusion transformer that maps (x_t, time, label) to the velocity and to projected tokens per encoder.
 
-    `checkpoint_blocks = True` recomputes every block's activations in the backward pass: less memory, about a
-    third more work.
+    Set `checkpoint_blocks = True` to recompute every block's activations in the backward pass: less memory, about a
+    third more compute.
     """
 
     def __init__(self, config: SiTConfig) -> None:
@@ -46,20 +43,20 @@ class SiT(nn.Module):
             sincos_position_embedding(config.hidden_size, self.grid_size), requires_grad=False
         )
         self.blocks = nn.ModuleList(SiTBlock(config) for _ in range(config.depth))
-        self.projectors = nn.ModuleList(projector(config, z_dim) for z_dim in config.z_dims)
+        self.projectors = nn.ModuleList(make_projector(config, z_dim) for z_dim in config.z_dims)
         self.final_layer = FinalLayer(config)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor, project: bool = True) -> tuple[Tensor, list[Tensor]]:
-        """Predict the velocity, and the encoders' patch tokens from the tokens after block `encoder_depth`.
+        """Predict the velocity, and the encoders' patch tokens from the output of block `encoder_depth`.
 
         Args:
             x_t: noisy latents [B, C, H, W], in the dtype of the weights (or under autocast).
             t: time [B], 0 at the data and 1 at the noise.
             labels: [B] int64; `config.null_label` for no class.
-            project: False leaves the projectors out, and the list empty.
+            project: False to skip the projectors; the list is then empty.
 
         Returns:
-            The velocity [B, C, H, W], and one tensor [B, N, z_dim] for each entry of `config.z_dims`.
+            The velocity [B, C, H, W], and one tensor [B, N, z_dim] per entry of `config.z_dims`.
         """
         tokens, condition = self._embed(x_t, t, labels)
         projected: list[Tensor] = []
@@ -70,13 +67,16 @@ class SiT(nn.Module):
         return self._velocity(tokens, condition), projected
 
     def hidden_states(self, x_t: Tensor, t: Tensor, labels: Tensor, blocks: Collection[int]) -> list[Tensor]:
-        """The tokens [B, N, D] that leave the given blocks, counted from 1 and listed in the model's order.
+        """Return the output tokens [B, N, D] of the given blocks, counted from 1, in the model's order.
 
-        Blocks after the last one asked for aren't run. Raises ConfigError for a number that is no block.
+        Later blocks are not run.
+
+        Raises:
+            ConfigError: `blocks` is empty or holds a number that is not a block.
         """
         depth = self.config.depth
         if not blocks or not all(1 <= number <= depth for number in blocks):
-            raise ConfigError(f"blocks {list(blocks)}: give numbers from 1 to {depth}, the model's depth")
+            raise ConfigError(f"blocks {list(blocks)}: expected numbers from 1 to {depth}, the model's depth")
         tokens, condition = self._embed(x_t, t, labels)
         states = []
         for number, block in enumerate(self.blocks[: max(blocks)], start=1):
@@ -87,12 +87,12 @@ class SiT(nn.Module):
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of x_t, which samplers start from as noise."""
+        """Shape of one sample of x_t, the noise that samplers start from."""
         config = self.config
         return (config.in_channels, config.input_size, config.input_size)
 
     def latents_of(self, state: Tensor) -> Tensor:
-        """The latents [B, C, H, W] in a state [B, *state_shape]."""
+        """Return the latents [B, C, H, W] of a state [B, *state_shape]."""
         return state
 
     def _embed(self, x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,41 +111,42 @@ class SiT(nn.Module):
         return result
 
     def _unpatchify(self, patches: Tensor) -> Tensor:
-        """[B, N, p * p * C] to [B, C, H, W]."""
+        """Rearrange patches [B, N, p * p * C] to [B, C, H, W]."""
         grid, side, size = self.grid_size, self.config.patch_size, self.config.input_size
         pixels = patches.reshape(len(patches), grid, grid, side, side, -1)  # [B, row, column, p, q, C]
         return pixels.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, size, size)
 
 
 def drop_labels(labels: Tensor, drop_mask: Tensor, num_classes: int) -> Tensor:
-    """The labels [B], with the null label `num_classes` wherever `drop_mask` [B] is true."""
+    """Replace labels [B] by the null label `num_classes` where `drop_mask` [B] is true."""
     return torch.where(drop_mask, num_classes, labels)
 
 
 def load_sit_state(model: SiT, state_dict: Mapping[str, Tensor]) -> None:
-    """Load the weights of a checkpoint, published or our own, into `model`: every tensor of both must match.
+    """Load the weights of a checkpoint, REPA's or repa-pipe's, strictly: every tensor must match.
 
-    Older names are understood: the `module.` that data-parallel training puts before each name, and
-    `decoder_blocks.0`, which was the first block after `encoder_depth`.
+    Two older naming schemes are accepted: the prefix `module.` of data-parallel training, and `decoder_blocks.0` for
+    the first block after `encoder_depth`.
 
-    Raises CheckpointError where names or shapes are those of another model.
+    Raises:
+        CheckpointError: names or shapes belong to another model.
     """
-    given = {_current_name(name, model.config.encoder_depth): value for name, value in state_dict.items()}
-    wanted = model.state_dict()
-    problems = [f"{name} is missing" for name in wanted if name not in given]
-    problems += [f"{name} is not in this model" for name in given if name not in wanted]
+    loaded = {_current_name(name, model.config.encoder_depth): value for name, value in state_dict.items()}
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in loaded]
+    problems += [f"{name} is unexpected" for name in loaded if name not in expected]
     problems += [
-        f"{name} is {list(given[name].shape)} where this model has {list(value.shape)}"
-        for name, value in wanted.items()
-        if name in given and given[name].shape != value.shape
+        f"{name} has another shape (expected {list(value.shape)}, found {list(loaded[name].shape)})"
+        for name, value in expected.items()
+        if name in loaded and loaded[name].shape != value.shape
     ]
     if problems:
         more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
         raise CheckpointError(
-            f"the checkpoint holds the weights of another SiT: {'; '.join(problems[:4])}{more}. "
-            "Choose the model, input size, z_dims and qk_norm that it was trained with"
+            f"the checkpoint does not fit this SiT: {'; '.join(problems[:4])}{more}. "
+            "Use the model, input size, z_dims and qk_norm that it was trained with"
         )
-    model.load_state_dict(given)
+    model.load_state_dict(loaded)
 
 
 def _current_name(name: str, encoder_depth: int) -> str:

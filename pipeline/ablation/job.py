@@ -1,116 +1,114 @@
-"""One run of a sweep: its training, samples and metrics, each by the command that a person would type.
+"""One run of a sweep: it is trained, sampled and evaluated by the same commands that a user would type.
 
-Every command is a process of its own, so that whatever ends it ends nothing else. What is finished is not started.
+Every command is a separate process, so that a failure affects nothing else. Finished stages are not started again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
-import os
+import logging
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...config import EvaluateConfig, SampleConfig, TrainConfig, read_config
+from ...config import EvaluateConfig, SampleConfig, TrainConfig
 from ...errors import RepaPipeError
 from ...stores.files import write_json
-from .. import evaluate, sample
-from .. import evaluate_checkpoints as evaluate_run
-from ..artifacts.checkpoints import list_checkpoints
-from ..reporting.runs import MACHINE_FILE
-from ..runtime.progress import say
-from ..training.guards import CONFIG_FILE
+from ..artifacts.metric_files import curve_file, finished_metrics
+from ..artifacts.run_folder import RunFolder
+from ..artifacts.sample_files import files_of, finished_samples
 
-LOG, LOCK = "log.txt", ".lock"
+logger = logging.getLogger(__name__)
+
 STAGES = ("train", "sample", "evaluate")
+POLL_S = 0.2
 _CLI = ["-m", "repa_pipe.cli"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended."""
+    """The outcome of a run."""
 
     name: str
-    stage: str = ""  # the one that failed
+    stage: str = ""  # the stage that failed, if any
     error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run, and the folder that its paths start from."""
+    """One run of a sweep."""
 
-    train: TrainConfig  # resolved: the store's own choices stand in it
+    train: TrainConfig  # with the settings that the store determines
     sample: SampleConfig | None
     evaluate: EvaluateConfig | None
     every_checkpoint: bool
     processes: int
-    gpus: float  # where there are some
-    folder: str
+    gpus: float  # 0 is used instead where there is no GPU
 
     @property
     def name(self) -> str:
-        """The run's folder below the sweep's."""
+        """Name of the run, a folder in the output folder of the sweep."""
         return str(self.train.exp_name)
 
     @property
-    def run_dir(self) -> Path:
-        """Everything that the run makes."""
-        return Path(self.train.output_dir) / self.name
+    def run_folder(self) -> RunFolder:
+        """Folder of all files of the run."""
+        return RunFolder(Path(self.train.output_dir) / self.name)
 
     @property
     def sampling(self) -> SampleConfig | None:
-        """How its last checkpoint is sampled."""
-        return self.sample and dataclasses.replace(self.sample, checkpoint=str(self.run_dir))
+        """Settings of `sample` for the last checkpoint, if the sweep samples."""
+        return self.sample and dataclasses.replace(self.sample, checkpoint=str(self.run_folder.path))
 
-    def judging(self, checkpoint: Path) -> EvaluateConfig | None:
-        """How the samples of a checkpoint are judged."""
+    def evaluation(self, checkpoint: Path) -> EvaluateConfig | None:
+        """Return the settings of `evaluate` for the samples of a checkpoint, if the sweep evaluates."""
         if self.sampling is None or self.evaluate is None:
             return None
-        return dataclasses.replace(self.evaluate, samples=str(sample.default_out(self.sampling, checkpoint)))
+        return dataclasses.replace(self.evaluate, samples=str(files_of(self.sampling, checkpoint).npz))
 
-    def words(self, stage: str) -> list[str] | None:
-        """The words after `repa-pipe` of a stage; None for one that the sweep does not have."""
+    def command_args(self, stage: str) -> list[str] | None:
+        """Return the arguments of `repa-pipe` for a stage, or None if the sweep does not have this stage."""
         sampling = self.sampling
         if stage == "train":
             return ["train", *self.train.flags()]
         if sampling is None or (stage == "sample" and self.every_checkpoint):
-            return None  # with every checkpoint, the stage that judges samples too
+            return None  # with every_checkpoint, the stage that evaluates also samples
         if stage == "sample":
             return ["sample", *sampling.flags()]
         if self.evaluate is None:
             return None
         if self.every_checkpoint:
-            judging = self.evaluate.flags(without=("samples",))
-            return [
-                *("evaluate", str(self.run_dir), "--every-checkpoint"),
-                *(*judging, *sampling.flags(without=("checkpoint", "out", "device"))),
-            ]
-        judged = self.judging(list_checkpoints(self.run_dir)[-1])
-        return ["evaluate", *judged.flags()] if judged else None
+            evaluation = self.evaluate.flags(without=("samples",))
+            sampled = sampling.flags(without=("checkpoint", "out", "device"))
+            return ["evaluate-checkpoints", str(self.run_folder.path), *evaluation, *sampled]
+        evaluated = self.evaluation(self.run_folder.last_checkpoint())
+        return ["evaluate", *evaluated.flags()] if evaluated else None
 
     def is_finished(self, stage: str) -> bool:
-        """Whether a stage has nothing left to do."""
-        there = list_checkpoints(self.run_dir)
-        if not there:
+        """Return whether a stage is complete."""
+        checkpoints = self.run_folder.checkpoints()
+        if not checkpoints:
             return False
         if stage == "train":
-            config = TrainConfig.from_json(read_config(self.run_dir / CONFIG_FILE))
-            return int(there[-1].stem) >= self.train.max_train_steps and not config.differences(self.train)
+            has_steps = int(checkpoints[-1].stem) >= self.train.max_train_steps
+            return has_steps and self.run_folder.read_config().same_result_as(self.train)
         if stage == "sample":
-            return self._is_sampled(there[-1])
-        return self._has_curve() and all(map(self._is_judged, there if self.every_checkpoint else there[-1:]))
+            return self._is_sampled(checkpoints[-1])
+        wanted = checkpoints if self.every_checkpoint else checkpoints[-1:]
+        return self._has_curve() and all(map(self._is_evaluated, wanted))
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left of it; what cannot be told is left to its commands, which say why."""
+        """Whether all stages are finished; False if this cannot be determined: the commands then report why."""
         try:
-            return all(self.words(stage) is None or self.is_finished(stage) for stage in STAGES)
+            return all(self.command_args(stage) is None or self.is_finished(stage) for stage in STAGES)
         except (RepaPipeError, OSError):
             return False
 
@@ -118,32 +116,41 @@ class Job:
         sampling = self.sampling
         if sampling is None:
             return True
-        return sample.finished(dataclasses.replace(sampling, checkpoint=str(checkpoint))) is not None
+        return finished_samples(dataclasses.replace(sampling, checkpoint=str(checkpoint))) is not None
 
-    def _is_judged(self, checkpoint: Path) -> bool:
-        judged = self.judging(checkpoint)
-        return self._is_sampled(checkpoint) and (judged is None or evaluate.finished(judged) is not None)
+    def _is_evaluated(self, checkpoint: Path) -> bool:
+        evaluated = self.evaluation(checkpoint)
+        return self._is_sampled(checkpoint) and (evaluated is None or finished_metrics(evaluated) is not None)
 
     def _has_curve(self) -> bool:
         if not (self.every_checkpoint and self.sampling and self.evaluate):
             return True
-        return evaluate_run.default_out(self.sampling, self.evaluate).exists()
+        return curve_file(self.sampling, self.evaluate).exists()
 
 
-def run_job(job: Job, watched: bool = False) -> Outcome:
-    """Do what is left of a run; a failure is an outcome, not an error. `watched`: repeat what its commands say."""
-    os.chdir(job.folder)
+def run_job(job: Job, *, show_output: bool = False, stop: threading.Event | None = None) -> Outcome:
+    """Run the unfinished stages of a job.
+
+    Args:
+        job: the run.
+        show_output: whether to log the output of its commands.
+        stop: when set, the current command is terminated; `train` writes a checkpoint first.
+
+    Returns:
+        The outcome; a failure is not raised.
+    """
     stage = STAGES[0]
+    run_folder = job.run_folder
     try:
-        with _alone(job.run_dir) as lock:
+        with _locked(run_folder) as lock:
             for stage in STAGES:
-                words = job.words(stage)
-                if words is None or job.is_finished(stage):
+                args = job.command_args(stage)
+                if args is None or job.is_finished(stage):
                     continue
                 if stage == "train":
-                    write_json(job.run_dir / MACHINE_FILE, {"gpus": _gpus_here(job)})
-                say(f"{job.name}: {stage}, log in {job.run_dir / LOG}")
-                error = _call(_launcher(job, stage) + words, words, job.run_dir / LOG, lock, watched)
+                    write_json(run_folder.machine_file, {"gpus": _gpus_here(job)})
+                logger.info("%s: %s, log in %s", job.name, stage, run_folder.log)
+                error = _call(_launcher(job, stage) + args, args, run_folder.log, lock, show_output, stop)
                 if error:
                     return Outcome(job.name, stage, error)
     except (RepaPipeError, OSError) as error:
@@ -152,7 +159,7 @@ def run_job(job: Job, watched: bool = False) -> Outcome:
 
 
 def _gpus_here(job: Job) -> float:
-    """The GPUs that the training gets of this machine."""
+    """Return the number of GPUs that the training uses on this machine."""
     import torch
 
     return job.gpus if torch.cuda.is_available() and job.train.device != "cpu" else 0.0
@@ -165,54 +172,58 @@ def _launcher(job: Job, stage: str) -> list[str]:
     return [sys.executable, *torchrun, *_CLI]
 
 
-def _call(command: list[str], words: list[str], log: Path, lock: int, watched: bool) -> str:
-    """Run a command to its end, its output in the log; what went wrong, in one line, or nothing."""
+def _call(  # noqa: PLR0917 - called once
+    command: list[str], args: list[str], log: Path, lock: int, show_output: bool, stop: threading.Event | None
+) -> str:
+    """Run a command with its output in the log; return its error in one line, or an empty string."""
     with log.open("ab") as file:
-        file.write(f"$ {shlex.join(['repa-pipe', *words])}\n".encode())
+        file.write(f"$ {shlex.join(['repa-pipe', *args])}\n".encode())
         file.flush()
         start = file.tell()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, pass_fds=(lock,))
         try:
-            if watched:
-                _repeat(process, log, start)
-            code = process.wait()
-        except BaseException:  # we are told to stop: let training write its checkpoint
-            process.terminate()
+            _follow(process, log, start, show_output, stop)
+        except BaseException:
+            process.terminate()  # `train` writes a checkpoint
             process.wait()
             raise
-    if not code:
+    if not process.returncode:
         return ""
     lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines() or ["no output"]
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return f"exit code {code}: {(told or lines)[-1]}"
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return f"exit code {process.returncode}: {(errors or lines)[-1]}"
 
 
-def _repeat(process: subprocess.Popen[bytes], log: Path, start: int) -> None:
-    """Say what a command writes into its log, results in JSON left out, until it ends.
+def _follow(
+    process: subprocess.Popen[bytes], log: Path, start: int, show_output: bool, stop: threading.Event | None
+) -> None:
+    """Wait for a command; if `show_output`, log its output except for results in JSON.
 
-    From the file, not through a pipe: a pipe would end the command together with us.
+    The output is read from the file and not from a pipe, because a closed pipe would end the command with this process.
     """
     with log.open("rb") as file:
         file.seek(start)
         ended = False
         while not ended:
-            time.sleep(0.2)
+            time.sleep(POLL_S)
             ended = process.poll() is not None
-            while (line := file.readline()).endswith(b"\n"):
+            if stop is not None and stop.is_set():
+                process.terminate()
+            while show_output and (line := file.readline()).endswith(b"\n"):
                 start = file.tell()
                 if line[:1] not in b" {}\n":
-                    say(f"  {line.decode(errors='replace').rstrip()}")
+                    logger.info("  %s", line.decode(errors="replace").rstrip())
             file.seek(start)
 
 
 @contextmanager
-def _alone(run_dir: Path) -> Iterator[int]:
-    """Hold the run's lock. Its commands inherit it: one that outlives a killed sweep is waited for, not doubled."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / LOCK).open("w") as file:
+def _locked(run_folder: RunFolder) -> Iterator[int]:
+    """Hold the lock of a run. Commands inherit it, so a later sweep waits for commands that outlive a killed sweep."""
+    run_folder.path.mkdir(parents=True, exist_ok=True)
+    with run_folder.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"{run_dir.name}: waiting for a process that still works on it, from a sweep that was killed")
+            logger.warning("%s: waiting for a process of an earlier sweep that is still running", run_folder.name)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()

@@ -1,54 +1,62 @@
-"""The runs of a sweep side by side on Ray core: a task each, which starts the run's own processes on its node."""
+"""The runs of a sweep in parallel on Ray; an actor starts the commands of a run on its node."""
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...errors import ConfigError, first_line
-from ..runtime.progress import say
-from ..runtime.ray_session import ray_session
+from ...errors import ConfigError
+from ..runtime.actor_pool import ActorPool, ActorShape
+from ..runtime.ray_session import actor_options, ray_session
+from ..runtime.task_queue import TaskQueue
 from .job import Job, Outcome, run_job
 from .sweep import Resources
 
-TRIES = 3  # of a run whose worker or node was lost; what it had saved is kept
+TRIES = 3  # per run, if its worker or node is lost; it resumes from its last checkpoint
+
+
+class JobActor:
+    """Runs jobs in the current folder of the driver."""
+
+    def __init__(self, folder: str) -> None:
+        os.chdir(folder)  # paths in the configs are relative to it
+        self._stop = threading.Event()
+
+    def ready(self) -> None:
+        """Return when the actor has started."""
+
+    def run(self, job: Job) -> Outcome:
+        """Run one job."""
+        return run_job(job, stop=self._stop)
+
+    def stop(self) -> None:
+        """Terminate the command of the current job; `train` writes a checkpoint first."""
+        self._stop.set()
 
 
 def run_jobs_on_ray(
-    jobs: Sequence[Job], resources: Resources, address: str | None, done: Callable[[Outcome], None]
+    jobs: Sequence[Job], resources: Resources, address: str | None, on_outcome: Callable[[Outcome], None]
 ) -> None:
-    """Run all jobs, as many at a time as the cluster has room for. ConfigError when it has no room for one."""
+    """Run all jobs, as many at a time as fit on the cluster; raise ConfigError if not even one fits."""
     import ray
 
     with ray_session(address):
-        share = _share_of_a_run(resources, jobs[0].train.device != "cpu")
-        task: Any = ray.remote(run_job).options(max_retries=0, **share)
-        pending: dict[Any, Job] = {task.remote(job): job for job in jobs}
-        lost: Counter[str] = Counter()
-        try:
-            while pending:
-                (ref,), _ = ray.wait(list(pending), num_returns=1)
-                job = pending.pop(ref)
-                try:
-                    done(ray.get(ref))
-                except ray.exceptions.RayError as error:
-                    reason = first_line(error)
-                    lost[job.name] += 1
-                    if lost[job.name] == TRIES:
-                        done(Outcome(job.name, "worker", reason))
-                    else:
-                        say(f"{job.name}: its worker was lost ({reason}); once more")
-                        pending[task.remote(job)] = job
-        except BaseException:  # we are told to stop: let every training write its checkpoint
-            for ref in pending:
-                ray.cancel(ref)
-            ray.wait(list(pending), num_returns=len(pending), timeout=60)
-            raise
+        shape = _shape_per_run(resources, jobs[0].train.device != "cpu")._replace(actors=len(jobs))
+
+        def create(shape: ActorShape) -> Any:
+            options = actor_options(shape) | {"max_concurrency": 2}  # `stop` is called during `run`
+            return ray.remote(JobActor).options(**options).remote(os.getcwd())  # noqa: PTH109
+
+        queue = TaskQueue(jobs, TRIES, lambda error: False)
+        ActorPool(queue, create=create, shape=lambda: shape, on_result=lambda _, outcome: on_outcome(outcome)).run()
+        for failure in queue.failures:
+            on_outcome(Outcome(failure.task.name, "worker", failure.cause))
 
 
-def _share_of_a_run(resources: Resources, may_use_gpus: bool) -> dict[str, float]:
-    """CPUs and GPUs of a run, as the sweep says, else a GPU a process where there are some, and its share of CPUs."""
+def _shape_per_run(resources: Resources, may_use_gpus: bool) -> ActorShape:
+    """Return the CPUs and GPUs per run: as in the sweep, else one GPU per process and a proportion of the CPUs."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -63,7 +71,7 @@ def _share_of_a_run(resources: Resources, may_use_gpus: bool) -> dict[str, float
         cpus = min(cpus, max(node.get("CPU", 0.0) for node in nodes))
     if not any(node.get("CPU", 0.0) >= cpus and node.get("GPU", 0.0) >= gpus for node in nodes):
         raise ConfigError(
-            f"[resources] asks for {cpus:g} CPUs and {gpus:g} GPUs a run, and no node has as many (the cluster has "
-            f"{num_cpus:g} and {num_gpus:g}): ask for less"
+            f"[resources] requests {cpus:g} CPUs and {gpus:g} GPUs per run, but no node has that many (the cluster has "
+            f"{num_cpus:g} CPUs and {num_gpus:g} GPUs): request less"
         )
-    return {"num_cpus": cpus, "num_gpus": gpus}
+    return ActorShape(1, cpus, gpus)

@@ -1,6 +1,6 @@
-"""What a sweep found, as a table: a row a run, and a row for runs that are equal but for the seed.
+"""The results of a sweep as tables: one row per run, and one row per group of runs that differ only in the seed.
 
-Nothing in it depends on time or place: a sweep that was interrupted ends with the same table as one that was not.
+They do not depend on time or place: an interrupted sweep ends with the same tables as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ...stores.files import atomic_write, write_json
+from ..artifacts.run_folder import RunFolder
 from ..reporting.comparison import settings_that_differ
 from ..reporting.runs import Run, read_runs
-from ..reporting.seeds import judged_alike, seed_groups, spread
+from ..reporting.seeds import comparable_metrics, seed_groups, spread
 from .job import Outcome
 
 FILE = "results.json"
@@ -21,12 +22,14 @@ FILE = "results.json"
 Row = dict[str, Any]
 
 
-def write_results(out: Path, folders: Sequence[Path], outcomes: Sequence[Outcome]) -> tuple[list[Row], list[Row]]:
-    """Write `results.json` and `results.parquet`; the rows of the runs, and those over seeds."""
+def write_results(
+    out: Path, run_folders: Sequence[RunFolder], outcomes: Sequence[Outcome]
+) -> tuple[list[Row], list[Row]]:
+    """Write `results.json` and `results.parquet`; return the rows of the runs, and the rows over seeds."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    runs = read_runs([str(folder) for folder in folders]) if folders else []
+    runs = read_runs([str(run_folder.path) for run_folder in run_folders]) if run_folders else []
     rows = _rows(runs)
     means = _means(runs, rows)
     failed = [{"run": one.name, "stage": one.stage, "error": one.error} for one in outcomes if one.error]
@@ -38,9 +41,9 @@ def write_results(out: Path, folders: Sequence[Path], outcomes: Sequence[Outcome
 
 
 def table(means: Sequence[Row]) -> str:
-    """The rows over seeds for a terminal: settings, runs, then mean ± deviation of every figure."""
+    """Return the rows over seeds as text: settings, number of runs, mean ± standard deviation of every metric."""
     if not means:
-        return "no run has begun"
+        return "no run has started"
     names = list(means[0]["settings"])
     figures = [name for name in means[0]["figures"] if any(row["figures"][name] for row in means)]
     lines = [[*names, "runs", *figures]]
@@ -54,12 +57,12 @@ def table(means: Sequence[Row]) -> str:
 def _rows(runs: Sequence[Run]) -> list[Row]:
     different = settings_that_differ(runs)
     rows = []
-    for run, metrics in zip(runs, judged_alike(runs), strict=True):
+    for run, metrics in zip(runs, comparable_metrics(runs), strict=True):
         row: Row = {"run": run.name, "seed": run.config.seed, "step": run.step}
         row |= {name: _plain(getattr(run.config, name)) for name in different}
         row |= {"denoising_loss": run.final("denoising_loss")}
         row |= {"alignment_loss": run.final("alignment_loss") if run.is_aligned else None}
-        row |= {"num_samples": metrics.num_samples, **metrics.values} if metrics else {}
+        row |= {"num_samples": metrics.num_samples, **metrics.metrics} if metrics else {}
         rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in names} for row in rows]

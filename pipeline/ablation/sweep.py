@@ -1,26 +1,23 @@
-"""A sweep as its TOML file says it: which runs, how they are sampled and judged, what a run needs of the machine."""
+"""A sweep, read from a TOML file: its runs, how they are sampled and evaluated, and the resources of a run."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import tomllib
-import typing
-from collections.abc import Collection
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
 from typing import Any, TypeVar
 
 from ...config import Config, EvaluateConfig, SampleConfig, TrainConfig
+from ...converter import structure
 from ...errors import ConfigError
 
-TABLES = ("train", "grid", "runs", "sample", "evaluate", "resources")
-# What the sweep decides itself. Ray is asked for with the command, not by each run.
+# Settings that cannot be in the file, since `ablate` determines them. Ray is an option of the command, not of a run.
 _RAY = {"ray", "ray_workers", "ray_address", "actors"}
 _NOT_TRAINING = {"store", "output_dir"} | _RAY
 _NOT_SAMPLING = {"checkpoint", "out", "png_folder"} | _RAY
-_NOT_JUDGING = {"samples", "out"}
+_NOT_EVALUATION = {"samples", "out"}
 
 Values = dict[str, Any]
 C = TypeVar("C", bound=Config)
@@ -28,80 +25,96 @@ C = TypeVar("C", bound=Config)
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one run needs. Fractions are for Ray, which then lets runs share a device."""
+    """The resources of one run. With fractions, runs share a device (on Ray)."""
 
     processes: int = 1  # ranks of its training, started by torchrun
     cpus: float | None = None
     gpus: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ConfigError(f"processes is {self.processes}: must be at least 1")
+        for name in ("cpus", "gpus"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"{name} is {value}: must be 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The tables in the file."""
+
+    train: Values = field(default_factory=dict)
+    grid: Values = field(default_factory=dict)
+    runs: tuple[Values, ...] | None = None
+    sample: Values | None = None
+    evaluate: Values | None = None
+    resources: Resources = Resources()
+
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Runs in the order in which they are started: those of a seed together, since they read the same batches."""
+    """A sweep. Its runs are in the order in which they start: grouped by seed, since those read the same batches."""
 
     runs: tuple[TrainConfig, ...]
-    sample: SampleConfig | None  # of no checkpoint yet
-    evaluate: EvaluateConfig | None  # of no samples yet
+    sample: SampleConfig | None  # without a checkpoint
+    evaluate: EvaluateConfig | None  # without samples
     every_checkpoint: bool
     resources: Resources
 
 
 def read_sweep(path: Path, store: str, out: Path) -> Sweep:
-    """Read a sweep; ConfigError that names the table and the key for whatever cannot work."""
+    """Read a sweep; raise a ConfigError that names the table and the key for anything invalid."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as a sweep ({error}): docs/ablations.md shows one") from error
-    _require_tables(values, path)
-    judging: Values = dict(values.get("evaluate", {}))
-    every_checkpoint = judging.pop("every_checkpoint", False)
-    if "evaluate" in values and "sample" not in values:
-        raise ConfigError(
-            f"{path} has [evaluate] without [sample]: say how the runs are sampled (an empty table will do)"
-        )
-    sampling = _table(SampleConfig, values.get("sample", {}), f"{path} [sample]", _NOT_SAMPLING, checkpoint="")
-    judged = _table(
-        EvaluateConfig,
-        {"reference": store, "device": sampling.device} | judging,
-        f"{path} [evaluate]",
-        _NOT_JUDGING,
-        samples="",
-    )
-    runs = _runs(path, values, store, out)
+        raise ConfigError(f"{path} cannot be read as a sweep ({error}); docs/ablations.md shows one") from error
+    tables = structure(values, _Tables, str(path))
+    if tables.evaluate is not None and tables.sample is None:
+        raise ConfigError(f"{path} has [evaluate] without [sample]: add a table [sample], which may be empty")
+    evaluation: Values = dict(tables.evaluate or {})
+    every_checkpoint = evaluation.pop("every_checkpoint", False)
+    if type(every_checkpoint) is not bool:
+        raise ConfigError(f"{path} [evaluate] every_checkpoint is {every_checkpoint!r}: expected true or false")
+    sampling = _config(SampleConfig, tables.sample or {}, f"{path} [sample]", _NOT_SAMPLING, checkpoint="")
+    evaluation = {"reference": store, "device": sampling.device} | evaluation
+    evaluated = _config(EvaluateConfig, evaluation, f"{path} [evaluate]", _NOT_EVALUATION, samples="")
     return Sweep(
-        runs=tuple(sorted(runs, key=lambda run: run.seed)),
-        sample=sampling if "sample" in values else None,
-        evaluate=judged if "evaluate" in values else None,
+        runs=tuple(sorted(_runs(path, tables, store, out), key=lambda run: run.seed)),
+        sample=None if tables.sample is None else sampling,
+        evaluate=None if tables.evaluate is None else evaluated,
         every_checkpoint=every_checkpoint,
-        resources=_resources(path, values.get("resources", {})),
+        resources=tables.resources,
     )
 
 
-def _runs(path: Path, values: Values, store: str, out: Path) -> list[TrainConfig]:
-    """Every entry of [[runs]] with every combination of [grid]."""
-    grid: Values = values.get("grid", {})
-    for key, choices in grid.items():
+def _runs(path: Path, tables: _Tables, store: str, out: Path) -> list[TrainConfig]:
+    """Return every entry of [[runs]] with every combination of [grid]."""
+    for key, choices in tables.grid.items():
         if not isinstance(choices, list) or not choices:
-            raise ConfigError(f"{path} [grid] {key} is {choices!r}: give a list of values")
-    entries: list[Values] = values.get("runs", [{}])
-    if not entries or not (grid or "runs" in values):
-        raise ConfigError(f"{path} names no run: give a table [grid], or tables [[runs]]")
+            raise ConfigError(f"{path} [grid] {key} is {choices!r}: expected a list of values")
+    entries = ({},) if tables.runs is None else tables.runs
+    if not entries or not (tables.grid or tables.runs):
+        raise ConfigError(f"{path} has no runs: add a table [grid], or tables [[runs]]")
     runs: dict[str, TrainConfig] = {}
-    for entry, combination in itertools.product(entries, itertools.product(*grid.values())):
-        chosen = dict(zip(grid, combination, strict=True))
+    for entry, combination in itertools.product(entries, itertools.product(*tables.grid.values())):
+        chosen = dict(zip(tables.grid, combination, strict=True))
         name = run_name(entry, chosen)
         where = f"{path}, run {name}"
         if name in runs:
-            raise ConfigError(f"{where} is there twice: let its settings differ, or give it another exp_name")
-        shared = values.get("train", {}) | entry | chosen | {"exp_name": name}
-        runs[name] = _table(TrainConfig, shared, where, _NOT_TRAINING, store=store, output_dir=str(out))
+            raise ConfigError(f"{where} occurs twice: change its settings, or give it another exp_name")
+        values = tables.train | entry | chosen | {"exp_name": name}
+        runs[name] = _config(TrainConfig, values, where, _NOT_TRAINING, store=store, output_dir=str(out))
     return list(runs.values())
 
 
-def run_name(entry: Values, combination: Values) -> str:
-    """`enc_type=mae-vit-l,seed=1`, from what is the run's own; an entry may have a name for its part of it."""
+def run_name(entry: Mapping[str, Any], combination: Mapping[str, Any]) -> str:
+    """Build the name of a run from its settings, such as `enc_type=mae-vit-l,seed=1`.
+
+    An `exp_name` in an entry of [[runs]] stands for the settings of the entry.
+    """
     named = entry.get("exp_name")
-    own = combination if named else entry | combination
+    own = dict(combination) if named else {**entry, **combination}
     words = [*([str(named)] if named else []), *(f"{key}={_word(value)}" for key, value in own.items())]
     return ",".join(words).replace("/", "-") or "run"
 
@@ -112,49 +125,13 @@ def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _resources(path: Path, values: Values) -> Resources:
-    _require_known(values, [item.name for item in fields(Resources)], f"{path} [resources]")
-    for name, value in values.items():
-        is_number = type(value) is int or (type(value) is float and name != "processes")
-        if not is_number or value < (name == "processes"):
-            raise ConfigError(f"{path} [resources] {name} is {value!r}: give a number, of processes a whole one")
-    return Resources(**values)
-
-
-def _table(config: type[C], values: Values, where: str, not_here: Collection[str], **decided: str) -> C:
-    """A config from a table; ConfigError for keys and values that are none of it."""
-    hints = typing.get_type_hints(config)
-    _require_known(values, [item.name for item in fields(config) if item.name not in not_here], where)
-    checked = {name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()}
-    try:
-        return config(**checked, **decided)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    kind = next((each for each in typing.get_args(hint) if each is not NoneType), hint)
-    if typing.get_origin(hint) is tuple:
-        return tuple(_value(kind, each, where) for each in (value if isinstance(value, list) else [value]))
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind and not (value is None and kind is not hint):
-        raise ConfigError(f"{where} is {value!r}: {kind.__name__} is expected")
-    return value
-
-
-def _require_tables(values: Values, path: Path) -> None:
-    _require_known(values, TABLES, str(path))
-    for name, value in values.items():
-        is_table = isinstance(value, list) and all(isinstance(each, dict) for each in value)
-        if not (is_table if name == "runs" else isinstance(value, dict)):
-            raise ConfigError(f"{path}: {name} is {value!r}: write {'[[runs]]' if name == 'runs' else f'[{name}]'}")
-    if type(values.get("evaluate", {}).get("every_checkpoint", False)) is not bool:
-        raise ConfigError(f"{path} [evaluate] every_checkpoint: true or false is expected")
-
-
-def _require_known(values: Values, known: Collection[str], where: str) -> None:
+def _config(kind: type[C], values: Values, where: str, excluded: Collection[str], **given: str) -> C:
+    """Build a config from a table; raise ConfigError for excluded or unknown keys and for wrong types."""
     for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or known
-            raise ConfigError(f"{where}: {name!r} is none of its keys: take {' or '.join(near)}")
+        if name in excluded:
+            raise ConfigError(f"{where}: {name} cannot be set in a sweep: remove it")
+    as_lists = {
+        name: [value] if isinstance(value, str | int | float) and name in kind.repeatable_fields() else value
+        for name, value in values.items()
+    }
+    return structure(as_lists | given, kind, where)

@@ -1,4 +1,4 @@
-"""Images on disk as blocks of uint8 `[B, H, W, 3]`: .npz files as the ADM suite has them, folders, stores."""
+"""Images on disk as blocks of uint8 `[B, H, W, 3]`: .npz files as in the ADM suite, folders, and stores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,16 @@ class Images:
 
 
 def open_images(path: str, batch_size: int, source: str | None = None) -> Images:
-    """Open an .npz, a folder of images, or a store; ConfigError, SourceError or StoreError when it is none."""
+    """Open an .npz, a folder of images, or a store.
+
+    Args:
+        path: the .npz, folder or store.
+        batch_size: images per block.
+        source: location of the images of a store. Default: the location recorded in the store.
+
+    Raises:
+        ConfigError, SourceError, StoreError: there are no such images at `path`.
+    """
     given = Path(path)
     if given.suffix == ".npz":
         return _npz_images(given, batch_size)
@@ -45,7 +54,11 @@ def open_images(path: str, batch_size: int, source: str | None = None) -> Images
 
 
 def read_npz_header(path: Path) -> tuple[int, ...] | None:
-    """The shape of `arr_0`, or None when the file has no such array (a statistics file); ConfigError if unreadable."""
+    """Return the shape of `arr_0`, or None if the file has no such array, as a statistics file.
+
+    Raises:
+        ConfigError: the file cannot be read, or `arr_0` does not hold images.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             if "arr_0.npy" not in archive.namelist():
@@ -61,14 +74,14 @@ def _read_header(member: IO[bytes], path: Path) -> tuple[int, ...]:
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read(member)
     if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or dtype != np.uint8 or fortran:
-        raise ConfigError(f"{path}: arr_0 is {shape} {dtype}: images are expected as uint8 [N, side, side, 3]")
+        raise ConfigError(f"{path}: arr_0 is {shape} {dtype}, expected images: uint8 [N, side, side, 3]")
     return tuple(int(size) for size in shape)
 
 
 def _npz_images(path: Path, batch_size: int) -> Images:
     shape = read_npz_header(path)
     if shape is None:
-        raise ConfigError(f"{path} has no array 'arr_0': images are expected there, uint8 [N, side, side, 3]")
+        raise ConfigError(f"{path} has no array 'arr_0', expected images: uint8 [N, side, side, 3]")
 
     def blocks() -> Iterator[Block]:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
@@ -107,7 +120,7 @@ def _side(data: bytes, path: str) -> int:
 
     with Image.open(io.BytesIO(data)) as image:
         if image.width != image.height:
-            raise ConfigError(f"{path} holds images of {image.width} x {image.height}: squares are expected")
+            raise ConfigError(f"{path} holds images of {image.width} x {image.height} pixels, expected square images")
         return image.width
 
 
@@ -117,14 +130,15 @@ def _store_images(store: Store, batch_size: int, source: str | None) -> Images:
         opened = open_source(source or there["path"], None if source else there["kind"])
     except SourceError as error:
         raise StoreError(
-            f"{store.location}: its images cannot be read again ({error}): say where they are with --source"
+            f"{store.location}: the images that it was encoded from cannot be read ({error}): pass their location as "
+            "--source"
         ) from error
     groups = [name for name in store.group_names() if not store.group(name).missing_shards()]
     index = store.samples.take(store.valid_indices(groups))
     side = store.manifest.resolution
 
     def content() -> str:
-        """From the checksums that were recorded when the images were encoded."""
+        """Return a digest of the checksums that were recorded when the images were encoded."""
         digest = hashlib.sha256("\n".join([store.manifest.crop, *index["key"].to_pylist()]).encode())
         for commit in store.group(groups[0]).commits.values() if groups else ():
             digest.update(commit.source_crc32c.encode())
@@ -149,9 +163,9 @@ def _decoded(source: Source, index: Index, side: int, batch_size: int) -> Iterat
 
 
 def write_npz(path: Path, images: Iterable[Block], labels: npt.NDArray[np.int64], side: int) -> None:
-    """Stream images into an .npz that the ADM suite reads: `arr_0` uint8 [N, side, side, 3], `arr_1` labels."""
+    """Stream images into an .npz for the ADM suite: `arr_0` uint8 [N, side, side, 3], `arr_1` labels."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), side, side, 3)}
-    stamp = (1980, 1, 1, 0, 0, 0)  # the same images give the same file
+    stamp = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same images give the same file
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy", stamp), "w", force_zip64=True) as member:
             npy.write_array_header_1_0(member, header)
@@ -162,7 +176,7 @@ def write_npz(path: Path, images: Iterable[Block], labels: npt.NDArray[np.int64]
 
 
 def write_png_folder(npz: Path, folder: Path) -> None:
-    """Write the images of an .npz as `000000.png`, `000001.png`, …: those that are not there yet."""
+    """Write the images of an .npz as `000000.png`, `000001.png`, …; existing files are skipped."""
     from PIL import Image
 
     def write(number: int, image: Block) -> None:
@@ -180,7 +194,7 @@ def write_png_folder(npz: Path, folder: Path) -> None:
 
 
 def save_grid(path: Path, images: Block, columns: int) -> Block:
-    """Write images as one picture `[H, W, 3]`, row by row, and return it."""
+    """Write images as one grid `[H, W, 3]`, row by row, and return it."""
     from PIL import Image
 
     rows = -(-len(images) // columns)

@@ -1,11 +1,12 @@
-"""Checkpoints as REPA publishes them: by name, downloaded once, or from a file.
+"""Checkpoints in REPA's format: by name, downloaded once, or from a file.
 
-A file is either `{"model", "ema", "opt", "args", "steps"}`, as the published trainer saves it, or the averaged weights
-alone, as the released model is. Neither says which latents it was trained on: those of Stability's VAE at 0.18215.
+A file holds either `{"model", "ema", "opt", "args", "steps"}`, as saved by REPA's trainer, or the EMA weights alone, as
+the released model does. Neither records the latents, which are those of Stability's VAE at scale 0.18215.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,14 @@ from torch import Tensor
 
 from ...config import TrainConfig
 from ...errors import CheckpointError, WeightsError
-from ...models.sit import SiT, load_sit_state
-from ...models.sit.infer_config import infer_sit_config
+from ...models.sit import SiT, infer_sit_config, load_sit_state
 from ...stores.files import atomic_write
 from ..runtime.cache import VARIABLE, cache_folder
-from ..runtime.progress import say
 
-VAE = "sd-vae-ft-ema"  # what the published generator decodes with
-LATENTS_SCALE = 0.18215  # of Stability's VAEs, as the published trainer has it; bias 0
+logger = logging.getLogger(__name__)
+
+VAE = "sd-vae-ft-ema"  # the one with which REPA's generator decodes
+LATENTS_SCALE = 0.18215  # scale of Stability's VAEs in REPA's trainer; the bias is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Published:
     """A released checkpoint."""
 
     url: str
-    sha256: str | None  # None: its authors do not state it
+    sha256: str | None  # None if its authors have not published it
 
 
 # The address is that of `download_model` in REPA's utils.py.
@@ -44,40 +45,49 @@ PUBLISHED = {
 
 
 def find_published(name: str) -> Path:
-    """Where a released checkpoint lies, downloaded if it is not there; WeightsError when it cannot be had."""
+    """Return the path of a released checkpoint, downloaded if necessary; raise WeightsError when that fails."""
     import torch
 
     entry = PUBLISHED[name]
     path = cache_folder("checkpoints") / f"{name}.pt"
     if path.exists():
         return path
-    say(f"downloading {name} from {entry.url} to {path}")
+    logger.info("downloading %s from %s to %s", name, entry.url, path)
     try:
         with atomic_write(path) as temporary:
             torch.hub.download_url_to_file(entry.url, str(temporary), hash_prefix=entry.sha256)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"{name} is not at {path} and could not be downloaded ({error}): get {entry.url} where there is a network "
-            f"and put it there (${VARIABLE} names another folder), or give its path as --checkpoint"
+            f"{name} is not at {path} and could not be downloaded ({error}): download {entry.url} on a machine with a "
+            f"network and put it there (${VARIABLE} sets another folder), or pass its path as --checkpoint"
         ) from None
     return path
 
 
 def is_published(values: Mapping[str, Any]) -> bool:
-    """Whether this is what a published file holds."""
+    """Return whether `values` are the contents of a file in REPA's format."""
     return "sit" not in values and ("ema" in values or "x_embedder.proj.weight" in values)
 
 
 def published_model(values: Mapping[str, Any], ema: bool, path: Path) -> tuple[SiT, TrainConfig, int]:
-    """The model of a published file, what is known of its training, and its step (0: the file does not say).
+    """Build the model of a file in REPA's format.
 
-    Raises CheckpointError where it holds no SiT, or only averaged weights and others are asked for.
+    Args:
+        values: the contents of the file.
+        ema: whether to load the EMA weights.
+        path: the file, for error messages.
+
+    Returns:
+        The model, the settings of its training as far as they are known, and its step (0 if not recorded).
+
+    Raises:
+        CheckpointError: the file does not hold a SiT, or only EMA weights if `ema` is false.
     """
     weights: Mapping[str, Tensor] = values.get("ema" if ema else "model", {})
     if "x_embedder.proj.weight" in values:
         weights = values if ema else {}
     if not weights:
-        raise CheckpointError(f"{path} holds averaged weights only: leave out --no-ema")
+        raise CheckpointError(f"{path} holds EMA weights only: remove --no-ema")
     args = vars(values["args"]) if "args" in values else {}
     try:
         model = SiT(infer_sit_config(weights, args.get("encoder_depth")))

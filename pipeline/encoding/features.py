@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of a shard's crops: patch tokens and, where it has one, the class token."""
+"""A features group: patch tokens of a frozen encoder and, if it has one, its class token."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from ...config import EncodeConfig
 from ...errors import StoreError
 from ...models.encoders import load_encoder
 from ...stores.codecs import TOKENS, make_codec
-from ...stores.layout import TOKEN_COSINE, ArraySpec, GroupSpec, features_group
-from ..runtime.device import DTYPES, versions
+from ...stores.layout import ArraySpec, GroupSpec, features_group
+from ..runtime.device import DTYPES, package_versions
+from .group_encoder import EncodedBatch
 
 PACKAGES = ("timm", "torch", "pillow")
-COSINE_SAMPLES = 4  # of every batch: restoring tokens costs about a hundredth of encoding them
+COSINE_SAMPLES = 4  # per batch: restoring tokens costs about a hundredth of encoding them
 
 
 class FeatureEncoder:
-    """Crops uint8 `[B, 3, R, R]` to `tokens` as the codec stores them and `cls_token` float16 `[B, D]`.
+    """Encoder of a features group: `tokens`, as the codec stores them, and `cls_token` float16 `[B, D]`.
 
-    Beside these arrays comes the measurement `token_cosine`, float32 `[n]`: cosines between the encoder's tokens and
-    those that the codec restores, for the tokens of the batch's first samples that are not zero.
+    `token_cosine` of a batch holds the cosines between the encoder's tokens and those that the codec restores, for the
+    nonzero tokens of the first `COSINE_SAMPLES` samples.
     """
 
     def __init__(self, config: EncodeConfig, encoder: str, device: torch.device, precision: str) -> None:
@@ -45,7 +46,7 @@ class FeatureEncoder:
                     **self._encoder.fingerprint,
                     "resolution": config.resolution,
                     "codec": config.codec,
-                    **versions(*PACKAGES),
+                    **package_versions(*PACKAGES),
                 },
                 "num_tokens": self._encoder.num_tokens,
                 "width": self._encoder.width,
@@ -53,12 +54,12 @@ class FeatureEncoder:
             },
         )
 
-    def __call__(self, crops: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
-        """Encode one batch; StoreError for tokens that float16 cannot hold."""
+    def __call__(self, crops: torch.Tensor) -> EncodedBatch:
+        """Encode crops, uint8 `[B, 3, R, R]`; StoreError for tokens that overflow float16."""
         tokens = self._encoder(crops)
         patch_tokens = tokens.patch_tokens.float()
         arrays = self._codec.encode(patch_tokens)
-        arrays[TOKEN_COSINE] = self._cosines(patch_tokens[:COSINE_SAMPLES], arrays[TOKENS][:COSINE_SAMPLES])
+        cosine = self._cosine(patch_tokens[:COSINE_SAMPLES], arrays[TOKENS][:COSINE_SAMPLES])
         if tokens.cls_token is not None:
             cls_token = tokens.cls_token.to(torch.float16)
             if not torch.isfinite(cls_token).all():
@@ -66,8 +67,8 @@ class FeatureEncoder:
                     f"a class token of '{self._encoder.name}' is not finite in float16: try --precision fp32"
                 )
             arrays["cls_token"] = cls_token.cpu().numpy()
-        return arrays
+        return EncodedBatch(arrays, cosine)
 
-    def _cosines(self, exact: torch.Tensor, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _cosine(self, exact: torch.Tensor, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
         restored = self._codec.decode(torch.from_numpy(codes).to(exact.device))
         return cosine_similarity(restored, exact, dim=-1)[exact.any(-1)].cpu().numpy()

@@ -1,23 +1,21 @@
-"""What a VAE makes of a shard's crops: the moments of its posterior."""
+"""The latents group: moments of the VAE's posterior."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ...config import EncodeConfig
 from ...models.vae import load_vae
 from ...stores.layout import ArraySpec, GroupSpec, latents_group
-from ..runtime.device import DTYPES, versions
+from ..runtime.device import DTYPES, package_versions
+from .group_encoder import EncodedBatch
 
 PACKAGES = ("diffusers", "torch", "pillow")
 
 
 class LatentEncoder:
-    """Crops uint8 `[B, 3, R, R]` to `moments` float32 `[B, 2C, R/f, R/f]`: mean and std, unscaled."""
+    """Encoder of a latents group: `moments`, float32 `[B, 2C, R/f, R/f]`, the unscaled mean and standard deviation."""
 
     def __init__(self, config: EncodeConfig, device: torch.device, precision: str) -> None:
         self._vae = load_vae(config.vae, device=device, dtype=DTYPES[precision])
@@ -28,12 +26,17 @@ class LatentEncoder:
             arrays=(moments,),
             attributes={
                 "vae": config.vae,
-                "fingerprint": {**self._vae.fingerprint, "resolution": config.resolution, **versions(*PACKAGES)},
+                "fingerprint": {
+                    **self._vae.fingerprint,
+                    "resolution": config.resolution,
+                    **package_versions(*PACKAGES),
+                },
                 "scale": list(self._vae.latents_scale),
                 "bias": list(self._vae.latents_bias),
             },
         )
 
-    def __call__(self, crops: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
-        """Encode one batch."""
-        return {"moments": self._vae.encode(crops).float().cpu().numpy().astype(np.float32, copy=False)}
+    def __call__(self, crops: torch.Tensor) -> EncodedBatch:
+        """Encode crops, uint8 `[B, 3, R, R]`."""
+        moments = self._vae.encode(crops).float().cpu().numpy()
+        return EncodedBatch({"moments": moments.astype(np.float32, copy=False)})

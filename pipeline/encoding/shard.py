@@ -1,7 +1,7 @@
-"""One shard: read, decode and crop its images once, run every model that lacks it, write, commit.
+"""Encodes one shard: reads, decodes and crops its images once, runs the models, writes and commits.
 
-A pure function of (source, config, shard): done twice it leaves the same bytes, so a retry is always safe. The same
-object runs in this process or as a Ray actor.
+Encoding is a pure function of (source, config, shard). A second run writes the same bytes, so a retry is always safe.
+The same class runs in this process and in Ray actors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,50 +28,26 @@ from ...errors import BadImageError, StoreError
 from ...sources import Record, Source, decode_crop, open_source, records_of
 from ...stores import Store, open_store
 from ...stores.checksum import crc32c_bytes
-from ...stores.layout import FLIPPED, GroupSpec, features_group, latents_group
+from ...stores.layout import GroupSpec
 from ...stores.manifest import Quarantined, read_commit
 from ...stores.upload import store_exists
 from ...stores.writer import ShardWriter
-from ..runtime.device import choose_device
 from .batch_size import CPU_BATCH, fits_on_gpu, largest_batch
-from .features import FeatureEncoder
-from .latents import LatentEncoder
-
-
-class Stage(Protocol):
-    """A model that turns crops into one group's arrays."""
-
-    spec: GroupSpec
-
-    def __call__(self, crops: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
-        """Encode one batch."""
-
-
-class WithFlips:
-    """A stage that encodes every crop mirrored as well, into arrays of the same names with a suffix."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        self._names = [array.name for array in stage.spec.arrays]
-        flipped = tuple(dataclasses.replace(array, name=array.name + FLIPPED) for array in stage.spec.arrays)
-        self.spec = dataclasses.replace(stage.spec, arrays=stage.spec.arrays + flipped)
-
-    def __call__(self, crops: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
-        """Encode one batch, then its mirror images."""
-        flipped = self._stage(crops.flip(-1))
-        return self._stage(crops) | {name + FLIPPED: flipped[name] for name in self._names}
+from .group_encoder import EncodedBatch, GroupEncoder
+from .loading import load_group_encoders
+from .work import ShardTask
 
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What became of a shard."""
+    """The outcome of one shard."""
 
     shard: int
     num_images: int
     quarantined: int
-    worker: str  # who encoded it: host and process
+    worker: str  # host and process ID
     seconds: float  # from its first read to its commit
-    busy: float  # seconds of these in which one of its batches was in the models
+    busy: float  # part of these seconds in which one of its batches was in the models
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +58,30 @@ class _Decoded:
 
 
 class StoppedError(Exception):
-    """The run was told to stop in the middle of a shard."""
+    """The run was stopped in the middle of a shard."""
+
+
+def use_recorded_threads(config: EncodeConfig, groups: tuple[str, ...]) -> None:
+    """Use the number of CPU threads recorded in the existing groups: the last bits of results depend on it.
+
+    Runners call this, not ShardEncoder, since it changes the entire process.
+    """
+    if store_exists(config.store):
+        with open_store(config.store) as store:
+            for name in set(groups) & set(store.group_names()):
+                torch.set_num_threads(store.group(name).fingerprint.get("threads", torch.get_num_threads()))
 
 
 class ShardEncoder:
-    """Holds the models of the groups in `groups` and encodes shards with them."""
+    """The models of `groups` on `device`, and the threads that feed them. Two shards may run at the same time."""
 
-    def __init__(self, config: EncodeConfig, groups: tuple[str, ...]) -> None:
-        self._config = config
+    def __init__(self, config: EncodeConfig, groups: tuple[str, ...], device: torch.device) -> None:
+        self._config, self._device = config, device
         self._store: Store | None = None
-        self._device = choose_device(config.device)
-        on_gpu = self._device.type == "cuda"
-        precision = config.precision or ("fp16" if on_gpu else "fp32")
-        if not on_gpu:
-            self._use_recorded_threads(groups)
-        self._stages = load_group_encoders(config, groups, self._device, precision)
-        self._batch_size = config.batch_size or self._fitting_batch_size(groups)
+        self._opening = threading.Lock()
+        precision = config.precision or ("fp16" if device.type == "cuda" else "fp32")
+        self._encoders = load_group_encoders(config, groups, device, precision)
+        self._batch_size = config.batch_size or self._choose_batch_size(groups)
         self._source: Source = open_source(config.source, config.source_kind)
         self._decoders = ThreadPoolExecutor(config.decode_threads or torch.get_num_threads(), "decode")
         self._models_thread = ThreadPoolExecutor(1, "models")  # one, as each has its own OpenMP threads
@@ -114,83 +98,68 @@ class ShardEncoder:
             self._store.close()
 
     def specs(self) -> list[GroupSpec]:
-        """The templates of the groups that this encoder fills; known once the weights are."""
-        return [self._with_circumstances(stage.spec) for stage in self._stages]
+        """Return the templates of `groups`, which depend on the weights."""
+        return [self._with_run_attributes(encoder.spec) for encoder in self._encoders]
 
-    def _fitting_batch_size(self, groups: tuple[str, ...]) -> int:
-        """What the groups were begun with, where it fits, since last bits may depend on it; else what does."""
-        store = self._open_store() if self._has_store() else None
-        begun = set(groups) & set(store.group_names()) if store else set()
-        recorded = [store.group(name).attributes.get("batch_size") for name in sorted(begun)] if store else []
-        known = min((size for size in recorded if size), default=None)
+    def _choose_batch_size(self, groups: tuple[str, ...]) -> int:
+        """Return the recorded batch size if it fits, as last bits may depend on it, else the largest that fits."""
+        store = self._open_store() if store_exists(self._config.store) else None
+        existing = sorted(set(groups) & set(store.group_names())) if store else []
+        sizes = [store.group(name).attributes.get("batch_size") for name in existing] if store else []
+        recorded = min((size for size in sizes if size), default=None)
         if self._device.type != "cuda":
-            return known or CPU_BATCH
+            return recorded or CPU_BATCH
         fits = fits_on_gpu(
-            lambda crops: [stage(crops) for stage in self._stages], self._config.resolution, self._device
+            lambda crops: [encoder(crops) for encoder in self._encoders], self._config.resolution, self._device
         )
-        return known if known and fits(known) else largest_batch(fits)
+        return recorded if recorded and fits(recorded) else largest_batch(fits)
 
-    def _has_store(self) -> bool:
-        return store_exists(self._config.store)
-
-    def _use_recorded_threads(self, groups: tuple[str, ...]) -> None:
-        """Use as many threads as the groups were begun with: on a CPU, the last bits depend on it."""
-        if self._has_store():
-            store = self._open_store()
-            for name in set(groups) & set(store.group_names()):
-                torch.set_num_threads(store.group(name).fingerprint.get("threads", torch.get_num_threads()))
-
-    def _with_circumstances(self, spec: GroupSpec) -> GroupSpec:
+    def _with_run_attributes(self, spec: GroupSpec) -> GroupSpec:
         attributes = spec.attributes | {"batch_size": self._batch_size}
         if self._device.type == "cpu":
             attributes["fingerprint"] = attributes["fingerprint"] | {"threads": torch.get_num_threads()}
         return dataclasses.replace(spec, attributes=attributes)
 
-    def run(self, shard: int, groups: tuple[str, ...], on_images: Callable[[int], None] | None = None) -> ShardResult:
-        """Encode one shard for `groups` and commit it.
+    def run(self, task: ShardTask, on_images: Callable[[int], None] | None = None) -> ShardResult:
+        """Encode one shard for its groups and commit it; `on_images` is called with the size of each batch.
 
-        Raises StoreError when an image is not the one that an earlier group was encoded from.
+        Raises StoreError when an image has changed since an earlier group was encoded from it.
         """
-        begun, busy = time.monotonic(), 0.0
+        start, busy = time.monotonic(), 0.0
         store = self._open_store()
-        stages = [stage for stage in self._stages if stage.spec.path in groups]
+        encoders = [encoder for encoder in self._encoders if encoder.spec.path in task.groups]
         bad: list[Quarantined] = []
         checksums: list[int] = []
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(ShardWriter(store.path, store.manifest, stage.spec, shard)) for stage in stages
+                stack.enter_context(ShardWriter(store.path, store.manifest, encoder.spec, task.shard))
+                for encoder in encoders
             ]
-            if on_images:  # a shard that fails is counted when it is tried again
+            if on_images:  # a failed shard is counted again when it is retried
                 stack.push(lambda kind, *_: on_images(-len(checksums)) if kind else None)
-            records = _records(store, writers[0].samples)
+            samples = writers[0].samples
+            records = list(records_of(store.samples.slice(samples.start, len(samples))))
             for batch in self._decoded_batches(records):
-                start = writers[0].samples.start + len(checksums)
-                bad += [
-                    Quarantined(
-                        index=start + i, key=records[start + i - writers[0].samples.start].key, reason=item.reason
-                    )
-                    for i, item in enumerate(batch)
-                    if item.crop is None
-                ]
-                busy += self._encode_batch(batch, stages, writers)
+                bad += _quarantined(batch, records, len(checksums), samples.start)
+                busy += self._encode_batch(batch, encoders, writers)
                 checksums += [item.checksum for item in batch]
                 if on_images:
                     on_images(len(batch))
             sums = np.array(checksums, dtype=np.uint32)
-            store.fetch_commits(shard)
-            self._require_same_images(store, shard, sums, records)
+            store.fetch_commits(task.shard)
+            _require_same_images(store, task.shard, sums, records)
             for writer in writers:
                 store.upload_shard(writer.commit(sums, tuple(bad)))
-        seconds = time.monotonic() - begun
-        return ShardResult(shard, len(records), len(bad), self._name, seconds, busy)
+        return ShardResult(task.shard, len(records), len(bad), self._name, time.monotonic() - start, busy)
 
     def _open_store(self) -> Store:
-        if self._store is None:
-            self._store = open_store(self._config.store)
-        return self._store
+        with self._opening:  # the first two shards start at the same time
+            if self._store is None:
+                self._store = open_store(self._config.store)
+            return self._store
 
     def _decoded_batches(self, records: list[Record]) -> Iterator[list[_Decoded]]:
-        """Decoded images in order, a batch at a time, at most two batches ahead of the models."""
+        """Yield batches of decoded images, in order; images are decoded at most two batches ahead of the models."""
         waiting: deque[Future[_Decoded]] = deque()
         rest = iter(records)
         batch: list[_Decoded] = []
@@ -218,56 +187,47 @@ class ShardEncoder:
         except BadImageError as error:
             return _Decoded(None, crc32c_bytes(data), str(error))
 
-    def _encode_batch(self, batch: list[_Decoded], stages: list[Stage], writers: list[ShardWriter]) -> float:
-        """Encode a batch and append it; seconds in the models."""
+    def _encode_batch(self, batch: list[_Decoded], encoders: list[GroupEncoder], writers: list[ShardWriter]) -> float:
+        """Encode a batch and append it to the shard files; return the seconds spent in the models."""
         side = self._config.resolution
         blank = np.zeros((side, side, 3), dtype=np.uint8)
         crops = np.stack([blank if item.crop is None else item.crop for item in batch])
         broken = np.array([item.crop is None for item in batch])
-        outputs, busy = self._models_thread.submit(self._run_models, crops, stages).result()
-        for writer, arrays in zip(writers, outputs, strict=True):
+        outputs, busy = self._models_thread.submit(self._run_models, crops, encoders).result()
+        for writer, encoded in zip(writers, outputs, strict=True):
+            arrays = encoded.arrays
             if broken.any():
-                for name in (array.name for array in writer.spec.arrays):
-                    arrays[name] = arrays[name].copy()
-                    arrays[name][broken] = 0
-            writer.append(arrays)
+                arrays = {name: array.copy() for name, array in arrays.items()}
+                for array in arrays.values():
+                    array[broken] = 0
+            writer.append(arrays, encoded.token_cosine)
         return busy
 
     def _run_models(
-        self, crops: npt.NDArray[np.uint8], stages: list[Stage]
-    ) -> tuple[list[dict[str, npt.NDArray[Any]]], float]:
-        """The stages' arrays of a batch, and the seconds that they took."""
+        self, crops: npt.NDArray[np.uint8], encoders: list[GroupEncoder]
+    ) -> tuple[list[EncodedBatch], float]:
         start = time.monotonic()
         images = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2)
-        return [stage(images) for stage in stages], time.monotonic() - start
-
-    def _require_same_images(
-        self, store: Store, shard: int, checksums: npt.NDArray[np.uint32], records: list[Record]
-    ) -> None:
-        for group in store.group_names():
-            commit = read_commit(store.path, group, shard)
-            if commit is None:
-                continue
-            changed = np.flatnonzero(commit.source_checksums != checksums)
-            if len(changed):
-                raise StoreError(
-                    f"image {records[changed[0]].key} (and {len(changed) - 1} more of shard {shard}) has other "
-                    f"bytes than when {group} was encoded: put the old images back, or make a new store"
-                )
+        return [encoder(images) for encoder in encoders], time.monotonic() - start
 
 
-def _records(store: Store, rows: range) -> list[Record]:
-    return list(records_of(store.samples.slice(rows.start, len(rows))))
-
-
-def load_group_encoders(
-    config: EncodeConfig, groups: tuple[str, ...], device: torch.device, precision: str
-) -> list[Stage]:
-    """Load the models whose groups are in `groups`."""
-    stages: list[Stage] = []
-    if latents_group(config.vae) in groups:
-        stages.append(LatentEncoder(config, device, precision))
-    stages += [
-        FeatureEncoder(config, name, device, precision) for name in config.encoder if features_group(name) in groups
+def _quarantined(batch: list[_Decoded], records: list[Record], offset: int, first: int) -> list[Quarantined]:
+    """Return the broken images of a batch that starts at `offset` in the shard, whose first sample is `first`."""
+    return [
+        Quarantined(index=first + offset + i, key=records[offset + i].key, reason=item.reason)
+        for i, item in enumerate(batch)
+        if item.crop is None
     ]
-    return [WithFlips(stage) for stage in stages] if config.flip else stages
+
+
+def _require_same_images(store: Store, shard: int, checksums: npt.NDArray[np.uint32], records: list[Record]) -> None:
+    for group in store.group_names():
+        commit = read_commit(store.path, group, shard)
+        if commit is None:
+            continue
+        changed = np.flatnonzero(commit.source_checksums != checksums)
+        if len(changed):
+            raise StoreError(
+                f"image {records[changed[0]].key} (and {len(changed) - 1} more of shard {shard}) differs from the one "
+                f"that {group} was encoded from: restore the original images, or create a new store"
+            )

@@ -1,29 +1,29 @@
-"""What there is to encode: a store for this source, the shards that lack a commit, groups made from templates."""
+"""The work of an encode run: the store of the source, and the shards without a commit."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...config import EncodeConfig
 from ...errors import ConfigError, RemoteError, StoreError, WeightsError
 from ...sources import Source, index_digest, open_source
-from ...stores import Group, Store, open_store
-from ...stores.layout import GroupSpec, default_shard_size, features_group, latents_group, num_shards
-from ...stores.manifest import Manifest
-from ...stores.upload import create_store_at, store_exists
-from ...stores.writer import create_group
+from ...stores import Store
+from ...stores.creation import open_or_create_store
+from ...stores.layout import features_group, latents_group, num_shards, shard_range
+from ..runtime.actor_pool import TimeLimitError
 from ..runtime.progress import progress
+from ..runtime.task_queue import Failure
 
-CROP = "adm-center-crop"
-TRIES = 3
-
-Work = list[tuple[int, tuple[str, ...]]]  # shard, groups that lack it
+TRIES = 3  # per shard
 
 
-def is_fatal(error: BaseException) -> bool:
-    """Whether it would be the same for every shard, so that the run ends; a bucket that is out of reach may return."""
-    return isinstance(error, ConfigError | StoreError | WeightsError) and not isinstance(error, RemoteError)
+class ShardTask(NamedTuple):
+    """A shard, and the groups that do not have it yet."""
+
+    shard: int
+    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,103 +34,75 @@ class FailedShard:
     cause: str
 
     @classmethod
-    def from_exception(cls, shard: int, error: BaseException) -> FailedShard:
-        """The shard and what ended its last try, in one line."""
-        lines = str(error).strip().splitlines() or [""]
-        return cls(shard, f"{type(error).__name__}: {lines[0]}")
+    def from_failure(cls, failure: Failure[ShardTask]) -> FailedShard:
+        """Describe a failed task in one line."""
+        hint = " (--shard-timeout)" if isinstance(failure.error, TimeLimitError) else ""
+        return cls(failure.task.shard, failure.cause + hint)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Return whether an error would recur for every shard. An unreachable bucket may recover, so it is not fatal."""
+    return isinstance(error, ConfigError | StoreError | WeightsError) and not isinstance(error, RemoteError)
 
 
 def open_or_create(config: EncodeConfig) -> Store:
-    """The store of this source: opened, or created from the source's index.
+    """Open the store of the config's source, or create it from the source's index.
 
-    Raises StoreError when it holds other images, another resolution or another shard size than asked for.
+    Raises StoreError when the store holds other images, or has a different resolution or shard size.
     """
     source = open_source(config.source, config.source_kind)
-    table = _index(source)
-    digest = index_digest(table)
-    if not store_exists(config.store):
-        manifest = Manifest(
-            num_samples=len(table),
-            resolution=config.resolution,
-            crop=CROP,
-            shard_size=config.shard_size or default_shard_size(len(table)),
-            index_digest=digest,
-            class_names=source.class_names,
-            source=source.describe(),
-        )
-        create_store_at(config.store, manifest, table)
-    store = open_store(config.store)
-    pairs = [
-        ("images (digest of keys, labels, sizes)", store.manifest.index_digest[:12], digest[:12]),
-        ("number of images", len(store), len(table)),
-        ("resolution", store.manifest.resolution, config.resolution),
-        ("shard size", store.manifest.shard_size, config.shard_size or store.manifest.shard_size),
-    ]
-    different = [f"{name} {there} there, {asked} asked for" for name, there, asked in pairs if there != asked]
-    if different:
-        raise StoreError(f"{config.store} was made from something else: {'; '.join(different)}: name another --store")
-    return store
+    index = _list_images(source)
+    return open_or_create_store(
+        config.store,
+        index,
+        index_digest=index_digest(index),
+        resolution=config.resolution,
+        class_names=source.class_names,
+        source=source.describe(),
+        shard_size=config.shard_size,
+    )
 
 
-def _index(source: Source) -> Any:
+def _list_images(source: Source) -> Any:
     with progress("list images", 0, "parts") as bar:
         return source.index(bar.reach)
 
 
 def wanted_groups(config: EncodeConfig) -> tuple[str, ...]:
-    """The groups that the config asks for."""
+    """Return the paths of the groups that the config requests: latents first, then features."""
     return (latents_group(config.vae), *(features_group(encoder) for encoder in config.encoder))
 
 
-def plan(config: EncodeConfig, store: Store) -> Work:
-    """The shards that some wanted group lacks, with these groups, in order."""
-    there = set(store.group_names())
-    for name in wanted_groups(config):
-        codec = (
-            store.group(name).attributes.get("codec", {}).get("name", config.codec) if name in there else config.codec
-        )
-        if codec != config.codec:
-            raise StoreError(f"{store.location}: {name} is stored as {codec}, --codec {config.codec} was asked for")
-        if name in there and store.group(name).spec.has_flips != config.flip:
-            stored, asked = ("with", "--no-flip") if not config.flip else ("without", "--flip")
-            raise StoreError(f"{store.location}: {name} is stored {stored} flipped views, {asked} was asked for")
+def plan_work(config: EncodeConfig, store: Store, wanted: Sequence[str]) -> list[ShardTask]:
+    """Return the shards that at least one group in `wanted` lacks, in ascending order.
+
+    Raises StoreError when an existing group has a different codec, or when its flipped views do not match `--flip`.
+    """
+    existing = set(store.group_names())
+    for name in wanted:
+        if name in existing:
+            _require_same_storage(config, store, name)
     total = num_shards(len(store), store.manifest.shard_size)
-    missing = {
-        name: set(store.group(name).missing_shards() if name in there else range(total))
-        for name in wanted_groups(config)
-    }
-    lacking = ((shard, tuple(name for name in missing if shard in missing[name])) for shard in range(total))
-    return [(shard, groups) for shard, groups in lacking if groups]
+    missing = {name: set(store.group(name).missing_shards() if name in existing else range(total)) for name in wanted}
+    tasks = (ShardTask(shard, tuple(name for name in wanted if shard in missing[name])) for shard in range(total))
+    return [task for task in tasks if task.groups]
 
 
-def prepare_groups(store: Store, specs: list[GroupSpec]) -> None:
-    """Create the groups from their templates; StoreError when one exists that something else was encoded with."""
-    for spec in specs:
-        if spec.path not in store.group_names():
-            create_group(store.path, store.manifest, spec)
-            store.upload_group(spec.path)
-        _require_same_fingerprint(store.location, Group(store.path, spec.path, store.manifest), spec)
+def _require_same_storage(config: EncodeConfig, store: Store, name: str) -> None:
+    group = store.group(name)
+    codec = group.attributes.get("codec", {}).get("name", config.codec)
+    if codec != config.codec:
+        raise StoreError(f"{store.location}: {name} is stored as {codec}, requested --codec {config.codec}")
+    if group.spec.has_flips != config.flip:
+        stored, requested = ("with", "--no-flip") if not config.flip else ("without", "--flip")
+        raise StoreError(f"{store.location}: {name} is stored {stored} flipped views, requested {requested}")
 
 
-def groups_of(work: Work) -> tuple[str, ...]:
-    """Every group that some shard lacks."""
-    return tuple(sorted({group for _, groups in work for group in groups}))
+def groups_of(work: Iterable[ShardTask]) -> tuple[str, ...]:
+    """Return the groups of all tasks, sorted."""
+    return tuple(sorted({group for task in work for group in task.groups}))
 
 
-def shard_images(store: Store, shard: int) -> int:
-    """How many images a shard holds."""
-    return min(store.manifest.shard_size, len(store) - shard * store.manifest.shard_size)
-
-
-def _require_same_fingerprint(location: str, group: Group, spec: GroupSpec) -> None:
-    there, asked = group.fingerprint, spec.attributes["fingerprint"]
-    different = [
-        f"{name}: {there.get(name)!r} there, {asked.get(name)!r} asked for"
-        for name in sorted(there.keys() | asked.keys())
-        if there.get(name) != asked.get(name)
-    ]
-    if different:
-        raise StoreError(
-            f"{location}: {spec.path} was encoded with something else ({'; '.join(different)}): "
-            f"use the same, or delete {location}/{spec.path} and {location}/commits/{spec.path}"
-        )
+def images_of(work: Iterable[ShardTask], store: Store) -> int:
+    """Return the number of images in the shards of `work`."""
+    return sum(len(shard_range(task.shard, len(store), store.manifest.shard_size)) for task in work)

@@ -1,4 +1,4 @@
-"""What a detector says of a set of images: statistics, features, probabilities."""
+"""Features that a detector computes from a set of images, and their statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INCEPTION = "inception"
 
 
 class EncoderDetector:
-    """A registered encoder as detector: its class token where it has one, else the mean of its patch tokens."""
+    """An encoder as detector: its class token if it has one, else the mean of its patch tokens."""
 
     def __init__(self, name: str, weights: str | None, side: int, device: torch.device) -> None:
         self._encoder = load_encoder(name, weights, side, device=device)
@@ -29,18 +29,18 @@ class EncoderDetector:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """All that decides the features."""
+        """Fingerprint of the encoder, which determines the features."""
         return dict(self._encoder.fingerprint)
 
     def features(self, images: Tensor) -> Features:
-        """Features of images uint8 `[B, 3, H, W]`."""
+        """Return the features of images uint8 `[B, 3, H, W]`."""
         tokens = self._encoder(images.to(self._device))
         pooled = tokens.patch_tokens.mean(dim=1) if tokens.cls_token is None else tokens.cls_token
         return Features(pooled.float(), None, None)
 
 
 def load_detector(name: str, config: EvaluateConfig, side: int, device: torch.device) -> Detector:
-    """Inception, or an encoder by its name; ConfigError or WeightsError when it cannot be had."""
+    """Load Inception, or an encoder by name; raise ConfigError or WeightsError when it is unavailable."""
     if name == INCEPTION:
         return InceptionDetector(config.weights_of(name), device)
     return EncoderDetector(name, config.weights_of(name), side, device)
@@ -48,7 +48,7 @@ def load_detector(name: str, config: EvaluateConfig, side: int, device: torch.de
 
 @dataclass(frozen=True, slots=True)
 class DetectorFeatures:
-    """What a detector says of a set of images, on the CPU."""
+    """Output of a detector for a set of images, on the CPU."""
 
     statistics: Gaussian
     spatial: Gaussian | None

@@ -1,4 +1,4 @@
-"""What probing compares, one vector an image: a SiT's blocks and the store's encoders, means over tokens."""
+"""Features for probes, one vector per image: token means of a SiT's blocks and of stored encoders."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from torch import Tensor
 
 from ...config import ProbeConfig
 from ...diffusion.interpolant import Interpolant
+from ...diffusion.posterior import sample_posterior
 from ...stores import Store
 from ...stores.layout import features_group, latents_group
 from ...stores.tokens import read_tokens
 from ..artifacts.checkpoints import TrainedModel
 from ..runtime.device import DTYPES
 from ..runtime.progress import progress
-from ..sampling.sampler import image_generator
+from ..runtime.seeds import image_generator, shuffled
 
 
 class ProbedImages:
-    """As many images of a store as asked for, or all, in an order that (seed) alone decides.
+    """Images of a store in an order that depends on the seed alone.
 
-    The linear classifier is fitted to the first `num_train`, judged by the others.
+    The linear classifier is fitted to the first `num_train` and tested on the others.
     """
 
     def __init__(self, store: Store, latents: str, encoders: Sequence[str], config: ProbeConfig) -> None:
         self._store, self._latents, self._config = store, latents_group(latents), config
         valid = store.valid_indices([self._latents, *map(features_group, encoders)])
-        order = np.argsort(np.random.Philox(key=config.seed).random_raw(len(valid)), kind="stable")
-        self.rows = valid[order[: config.num_images]]
+        self.rows = shuffled(valid, config.seed)[: config.num_images]
         self.labels = torch.from_numpy(store.labels[self.rows].astype(np.int64))
         self.num_train = len(self.rows) - max(1, round(len(self.rows) * config.test_share))
 
     def of_encoder(self, encoder: str) -> Tensor:
-        """Mean over the patch tokens of every image, `[N, D]` float32."""
+        """Return the mean over the patch tokens of each image, `[N, D]` float32."""
         group = features_group(encoder)
         means = [read_tokens(self._store, group, rows).mean(1) for rows in self._batches(encoder)]
         return torch.cat(means)
 
     def of_blocks(self, trained: TrainedModel, time: float) -> dict[int, Tensor]:
-        """Mean over the tokens that leave every block asked for, `[N, D]` float32 by block.
+        """Return the mean over the tokens of each image after every requested block, `[N, D]` float32 by block.
 
-        The model sees latents drawn from the posterior and noised to `time`, without a label, as in REPA's probing.
-        The draws of an image depend on (seed, its index) alone: the same for every checkpoint and time.
+        As in REPA's probing, the model gets latents drawn from the posterior and noised to `time`, without a label. The
+        draws for an image depend on (seed, its index) alone, so they are the same for every checkpoint and time.
         """
         config, model, sit = self._config, trained.model, trained.model.config
         device = model.pos_embed.device
         blocks = sorted(set(config.block)) or list(range(1, sit.depth + 1))
-        interpolant = Interpolant(trained.config.path_type)  # type: ignore[arg-type]  # the config has checked it
+        interpolant = Interpolant(trained.config.path_type)
         scale, bias = (
             torch.tensor(values).reshape(1, -1, 1, 1)
             for values in (trained.store.latents_scale, trained.store.latents_bias)
@@ -57,9 +57,10 @@ class ProbedImages:
         name = f"{self._latents}/moments"
         found: dict[int, list[Tensor]] = {block: [] for block in blocks}
         for rows in self._batches(f"step {trained.step:,}, time {time:g}"):
-            mean, std = torch.from_numpy(self._store.read([name], rows)[name]).float().chunk(2, dim=1)
-            draws = torch.stack([_draws(config.seed, row, mean.shape[1:]) for row in rows.tolist()])
-            data = (mean + std * draws[:, 0]) * scale + bias
+            moments = torch.from_numpy(self._store.read([name], rows)[name])
+            shape = torch.Size([moments.shape[1] // 2, *moments.shape[2:]])
+            draws = torch.stack([_draws(config.seed, row, shape) for row in rows.tolist()])
+            data = sample_posterior(moments, draws[:, 0], scale, bias)
             times = torch.full((len(rows),), time)
             x_t = interpolant.interpolate(data, draws[:, 1], times)[0].to(device)
             labels = torch.full((len(rows),), sit.null_label, device=device)

@@ -1,13 +1,14 @@
-"""References: what a detector says of them is computed once and kept.
+"""Features of references, computed once and cached.
 
-One safetensors file a reference in `~/.cache/repa-pipe/references` (or below $REPA_PIPE_CACHE), named after a digest
-of the images' content, the detector with its weights, and the kind of device. A file that is damaged is computed anew.
+The cache has one safetensors file per reference in `~/.cache/repa-pipe/references` (or below $REPA_PIPE_CACHE), named
+by a digest of the images, the detector with its weights, and the kind of device. Damaged files are recomputed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from ...stores.checksum import crc32c
 from ...stores.files import atomic_write
 from ..artifacts.images import Images, open_images, read_npz_header
 from ..runtime.cache import VARIABLE, cache_folder
-from ..runtime.progress import say
 from .features import DetectorFeatures, extract
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
 
 def load_reference(detector: Detector, config: EvaluateConfig, side: int, device: torch.device) -> DetectorFeatures:
-    """Statistics from a file of such, or from images: those of the cache where it has them."""
+    """Return the features of the reference: from a statistics file, from the cache, or computed from its images."""
     path = Path(config.reference)
     if path.suffix == ".npz" and path.exists() and read_npz_header(path) is None:
         pooled, spatial = load_statistics(path)
@@ -37,7 +39,7 @@ def load_reference(detector: Detector, config: EvaluateConfig, side: int, device
     if images.side != side:
         raise ConfigError(
             f"the samples are {side} x {side}, the reference {images.description} is {images.side} x {images.side}: "
-            "compare images of one size"
+            "compare images of the same size"
         )
     key = _key(detector, images, device)
     cached = cache_folder("references") / f"{_digest(key)}.safetensors"
@@ -46,12 +48,12 @@ def load_reference(detector: Detector, config: EvaluateConfig, side: int, device
         found = extract(detector, images, f"{detector.name}: reference", device)
         _write(cached, key, found)
     else:
-        say(f"{detector.name}: features of {images.description} are those of {cached}")
+        logger.info("%s: using cached features of %s from %s", detector.name, images.description, cached)
     return found
 
 
 def _key(detector: Detector, images: Images, device: torch.device) -> dict[str, Any]:
-    """All that decides the features."""
+    """Return all values that determine the features."""
     return {
         "format": FORMAT,
         "content": images.content(),
@@ -67,7 +69,7 @@ def _digest(key: dict[str, Any]) -> str:
 
 
 def _write(path: Path, key: dict[str, Any], found: DetectorFeatures) -> None:
-    """Write whole or not at all; that it cannot be written costs time later, so it is said and no error."""
+    """Write atomically. A failure only costs time later, so it is not an error."""
     from safetensors.torch import save_file
 
     tensors = {"mean": found.statistics.mean, "covariance": found.statistics.covariance}
@@ -80,7 +82,12 @@ def _write(path: Path, key: dict[str, Any], found: DetectorFeatures) -> None:
         with atomic_write(path) as temporary:
             save_file(tensors, temporary, metadata)
     except OSError as error:
-        say(f"the reference's features are not kept: {path} cannot be written ({error}); ${VARIABLE} names a folder")
+        logger.warning(
+            "features of the reference are not cached: %s cannot be written (%s); set $%s to another folder",
+            path,
+            error,
+            VARIABLE,
+        )
 
 
 def _read(path: Path, key: dict[str, Any]) -> DetectorFeatures | None:
@@ -91,11 +98,11 @@ def _read(path: Path, key: dict[str, Any]) -> DetectorFeatures | None:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            # copies lie aligned in memory: the last bits of products in float32 depend on it, and are then those of
-            # features that were just computed
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+            # clones are aligned in memory, on which the rounding of float32 products depends: metrics must equal those
+            # of features that were just computed
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
         if json.loads(metadata["crc32c"]) != _checksums(tensors):
-            raise ValueError("its checksums are others")
+            raise ValueError("checksum mismatch")
         if json.loads(metadata["key"]) != json.loads(json.dumps(key)):
             raise ValueError("it belongs to another reference")
         count = int(key["count"])
@@ -105,7 +112,7 @@ def _read(path: Path, key: dict[str, Any]) -> DetectorFeatures | None:
         statistics = Gaussian(tensors["mean"], tensors["covariance"], count)
         return DetectorFeatures(statistics, spatial, tensors.get("features"), None, count)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        say(f"{path} is damaged ({str(error) or type(error).__name__}): the reference is computed anew")
+        logger.warning("%s is damaged (%s): recomputing the reference", path, str(error) or type(error).__name__)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Loss curves of a report: thinned, smoothed, drawn by bokeh from data that the page holds."""
+"""Loss curves of a report: thinned, smoothed, and drawn by bokeh from data embedded in the page."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from .plots import stroke_of
+from .plots import INTEGERS, line_style
 from .runs import Column, Run
 
 MAX_POINTS = 500
-SMOOTHING = 0.03  # of a curve's points
-HEIGHT = 260  # pixels, of the frame
+SMOOTHING = 0.03  # fraction of a curve's points in the window of the moving average
+HEIGHT = 260  # of the frame, in pixels
 
-# As many columns as fit the window (bokeh's own legend has a fixed number), in the page's font and colors.
+# As many columns as fit into the window (bokeh's legend has a fixed number), in the page's font and colors.
 _LEGEND_STYLE = """
 :host { transform: none !important; left: 0 !important; top: 0 !important; width: 100%;
         padding: 4px 0 8px !important; background: none !important; border: 0 !important; }
@@ -30,16 +30,16 @@ _LEGEND_STYLE = """
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """The figures as HTML, in the order of `names`, and the script that draws them."""
+    """Figures as HTML with their titles, and the script that draws them."""
 
-    names: tuple[str, ...]
+    titles: tuple[str, ...]
     figures: tuple[str, ...]
     script: str
-    remark: str
+    note: str
 
 
 def thin(values: Column, points: int = MAX_POINTS) -> Column:
-    """Means of equal buckets of neighboring values, at most `points` of them; the last bucket may be smaller."""
+    """Return the means of buckets of consecutive values, at most `points`; the last bucket may be smaller."""
     size = -(-len(values) // points)
     starts = np.arange(0, len(values), max(1, size))
     counts = np.diff([*starts, len(values)])
@@ -48,13 +48,13 @@ def thin(values: Column, points: int = MAX_POINTS) -> Column:
 
 
 def bucket_ends(steps: Column, points: int = MAX_POINTS) -> Column:
-    """The last step of each bucket of `thin`."""
+    """Return the last step of each bucket of `thin`."""
     size = max(1, -(-len(steps) // points))
     return steps[np.minimum(np.arange(size - 1, len(steps) + size - 1, size), len(steps) - 1)] if len(steps) else steps
 
 
 def smooth(values: Column) -> Column:
-    """Centered moving average; its window shrinks evenly towards both ends, where fewer neighbors are."""
+    """Return the centered moving average; near the ends, the window shrinks on both sides so that it stays centered."""
     half = smoothing_window(len(values)) // 2
     index = np.arange(len(values))
     reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
@@ -64,12 +64,12 @@ def smooth(values: Column) -> Column:
 
 
 def smoothing_window(points: int) -> int:
-    """How many of a curve's points an average is taken over: an odd number."""
+    """Return the window of the moving average for a curve of `points` points: an odd number."""
     return 2 * round(points * SMOOTHING / 2) + 1
 
 
 def draw_curves(runs: Sequence[Run]) -> Curves | None:
-    """Denoising and alignment loss of all runs against steps; None when no run has logged a row."""
+    """Draw denoising and alignment loss of all runs over steps; None when no run has logged a row."""
     from bokeh.embed import components
     from bokeh.models import Range1d
 
@@ -79,35 +79,33 @@ def draw_curves(runs: Sequence[Run]) -> Curves | None:
     last = max(run.step for _, run in logged)
     steps = Range1d(start=0, end=last * 1.01, bounds=(0, last * 1.05))
     sources = [(position, run, _source(run)) for position, run in logged]
-    figures, cut = [_figure("denoising_loss", sources, steps)], []
-    names = ["Denoising loss"]
+    figures, clipped = [_figure("denoising_loss", sources, steps)], []
+    titles = ["Denoising loss"]
     aligned = [entry for entry in sources if entry[1].is_aligned]
     if aligned:
         figures.append(_figure("alignment_loss", aligned, steps))
-        names.append("Alignment loss")
+        titles.append("Alignment loss")
     _add_legend(figures, sources)
     for figure in figures:
-        figure.y_range, is_cut = _value_range(figure)
-        cut.append(is_cut)
+        figure.y_range, is_clipped = _value_range(figure)
+        clipped.append(is_clipped)
     script, divs = components(tuple(figures))
-    return Curves(tuple(names), tuple(divs), script, _remark([run for _, run in logged], any(cut)))
+    return Curves(tuple(titles), tuple(divs), script, _note([run for _, run in logged], any(clipped)))
 
 
-def _remark(runs: Sequence[Run], is_cut: bool) -> str:
-    points = max(len(bucket_ends(run.columns["step"])) for run in runs)
-    parts = []
+def _note(runs: Sequence[Run], is_clipped: bool) -> str:
+    window = smoothing_window(max(len(bucket_ends(run.columns["step"])) for run in runs))
+    sentences = []
     if any(run.num_rows > MAX_POINTS for run in runs):
-        parts.append(f"Every curve is thinned to at most {MAX_POINTS} points, each the mean of neighboring log rows.")
-    if smoothing_window(points) > 1:
-        parts.append(
-            f"Faint lines are the values as logged; strong lines are centered moving averages over up to "
-            f"{smoothing_window(points)} points."
-        )
+        sentences.append(f"Curves are thinned to at most {MAX_POINTS} points, each the mean of consecutive log rows.")
+    if window > 1:
+        averages = f"centered moving averages over up to {window} points"
+        sentences.append(f"Faint lines are the logged values; solid and dashed lines are {averages}.")
     else:
-        parts.append("Lines are the values as logged; there are too few to smooth.")
-    if is_cut:
-        parts.append("The highest values, of the first steps, lie above the frame; the first tool moves it there.")
-    return " ".join(parts)
+        sentences.append("Lines are the logged values, which are too few to smooth.")
+    if is_clipped:
+        sentences.append("The high values of the first steps are above the visible range; pan to see them.")
+    return " ".join(sentences)
 
 
 def _source(run: Run) -> Any:
@@ -131,33 +129,39 @@ def _figure(column: str, sources: Sequence[tuple[int, Run, Any]], steps: Any) ->
         x_axis_label="step",
         y_axis_label=column.replace("_", " "),
         tools="pan,box_zoom,reset,save",
-        active_drag=None,  # a finger that scrolls the page must not be caught by a plot
+        active_drag=None,  # otherwise a swipe that scrolls the page on a touch screen pans the plot
         toolbar_location="above",
     )
     plot.toolbar.logo = None
-    plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
-    plot.xaxis.ticker = BasicTicker(desired_num_ticks=5)
-    strong: list[Any] = []
+    plot.xaxis.formatter = NumeralTickFormatter(format=INTEGERS)
+    plot.xaxis.ticker = BasicTicker(desired_num_ticks=5, min_interval=1)
+    curves: list[Any] = []
     for position, run, source in sources:
-        stroke = stroke_of(position)
-        color = stroke.color
-        if len(source.data["step"]) == 1:  # a line of one point is none
-            plot.scatter("step", column, source=source, name=run.name, color=color, size=8)
+        look = line_style(position)
+        if len(source.data["step"]) == 1:  # a line needs two points
+            plot.scatter("step", column, source=source, name=run.name, color=look.color, size=8)
         elif smoothing_window(len(source.data["step"])) > 1:
-            plot.line("step", column, source=source, name=run.name, line_color=color, line_alpha=0.3)
-        smoothed, dash = f"{column}_smooth", list(stroke.dash)
-        strong.append(
-            plot.line("step", smoothed, source=source, name=run.name, line_color=color, line_dash=dash, line_width=2)
+            plot.line("step", column, source=source, name=run.name, line_color=look.color, line_alpha=0.3)
+        curves.append(
+            plot.line(
+                "step",
+                f"{column}_smooth",
+                source=source,
+                name=run.name,
+                line_color=look.color,
+                line_dash=list(look.dash),
+                line_width=2,
+            )
         )
     plot.add_tools(
         HoverTool(
-            renderers=strong,
+            renderers=curves,
             visible=False,
             tooltips=[
                 ("run", "$name"),
                 ("step", "@step{0,0}"),
                 ("smoothed", f"@{column}_smooth{{0.0000}}"),
-                ("as logged", f"@{column}{{0.0000}}"),
+                ("logged", f"@{column}{{0.0000}}"),
             ],
         )
     )
@@ -165,7 +169,7 @@ def _figure(column: str, sources: Sequence[tuple[int, Run, Any]], steps: Any) ->
 
 
 def _add_legend(figures: Sequence[Any], sources: Sequence[tuple[int, Run, Any]]) -> None:
-    """One legend for all figures: a click hides a run in each."""
+    """Add one legend for all figures: a click on an entry hides or shows the run in all of them."""
     from bokeh.models import InlineStyleSheet
     from bokeh.models.annotations import Legend, LegendItem
 
@@ -185,13 +189,13 @@ def _add_legend(figures: Sequence[Any], sources: Sequence[tuple[int, Run, Any]])
 
 
 def _value_range(figure: Any) -> tuple[Any, bool]:
-    """A range that the first steps, far above all others, do not stretch; and whether it cuts them off."""
+    """Return a range that high losses of the first steps do not dominate, and whether it clips them."""
     from bokeh.models import Range1d
 
     values = np.concatenate([line.data_source.data[line.glyph.y] for line in figure.renderers])
     low, high, top = float(values.min()), float(np.percentile(values, 98)), float(values.max())
-    is_cut = top - low > 2 * (high - low)
-    if not is_cut:
+    is_clipped = top - low > 2 * (high - low)
+    if not is_clipped:
         high = top
     margin = 0.05 * (high - low) or 0.5
-    return Range1d(start=low - margin, end=high + margin), is_cut
+    return Range1d(start=low - margin, end=high + margin), is_clipped

@@ -1,4 +1,4 @@
-"""Fréchet distances of a report against steps and hours, where checkpoints were sampled alike and judged alike."""
+"""Fréchet distances over steps and hours, for checkpoints that were sampled and evaluated with the same settings."""
 
 from __future__ import annotations
 
@@ -7,74 +7,69 @@ from collections.abc import Sequence
 import numpy as np
 
 from .curves import Curves
-from .metrics import FRECHET, sampling_text
+from .metrics import FRECHET, metric_name, sampling_text
 from .plots import Line, line_figure
 from .runs import Run, SampleSet
 
+_Key = tuple[str, str, int | None, str]  # name of the metric, sampling settings, number of images, reference
+_Points = list[tuple[float, float]]  # (step or hours, value)
+
 
 def draw_distances(runs: Sequence[Run]) -> Curves | None:
-    """Two figures for each distance and way of sampling, with a line a run; None where no run has two steps of one.
+    """Draw every distance with one line per run, over steps and over training time.
 
-    One against steps; one against GPU-hours where the number of GPUs of all its runs is known, else against hours.
+    Time is in GPU-hours where the number of GPUs of all runs in the figure is known, else in hours. Returns None unless
+    a run was evaluated at two or more steps with the same settings.
     """
     from bokeh.embed import components
 
-    names, figures, remarks = [], [], []
-    for key, series in _series(runs).items():
-        metric, sampling, count, _ = key
-        title = f"{metric} of {count:,} samples" if count else metric
-        remarks.append(sampling)
-        names.append(f"{title} against training steps")
-        figures.append(line_figure("step", metric, [_line(runs[i].name, sorted(at), i) for i, at in series.items()]))
-        timed = {i: points for i, at in series.items() if (points := _at_hours(runs[i], at))}
+    titles, figures, settings = [], [], []
+    for (metric, sampling, count, _), series in _series(runs).items():
+        title = f"{metric} of {count:,} images" if count else metric
+        settings.append(sampling)
+        titles.append(f"{title} vs. training steps")
+        figures.append(line_figure("step", metric, _lines(runs, series)))
+        timed = {i: points for i, at_steps in series.items() if len(points := _over_hours(runs[i], at_steps)) > 1}
         if timed:
             unit = "GPU-hours" if all(runs[i].gpus for i in timed) else "hours"
-            scale = {i: runs[i].gpus or 1.0 if unit == "GPU-hours" else 1.0 for i in timed}
-            lines = [
-                _line(runs[i].name, [(hours * scale[i], value) for hours, value in at], i) for i, at in timed.items()
-            ]
-            names.append(f"{title} against {unit} of training")
-            figures.append(line_figure(unit, metric, lines, x_format="0.[0000]"))
+            if unit == "GPU-hours":
+                timed = {i: [(hours * (runs[i].gpus or 1), y) for hours, y in points] for i, points in timed.items()}
+            titles.append(f"{title} vs. {unit} of training")
+            figures.append(line_figure(unit, metric, _lines(runs, timed), x_format=None))
     if not figures:
         return None
     script, divs = components(tuple(figures))
-    return Curves(tuple(names), tuple(divs), script, "; ".join(dict.fromkeys(remarks)))
+    return Curves(tuple(titles), tuple(divs), script, "; ".join(dict.fromkeys(settings)))
 
 
-def _at_hours(run: Run, points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """The same values against hours of training, as far as the log tells them."""
-    steps, hours = run.columns["step"], np.cumsum(run.columns["seconds"]) / 3600
-    found = []
-    for step, value in sorted(points):
-        row = int(np.searchsorted(steps, step))
-        if row < len(steps):
-            found.append((float(hours[row]), value))
-    return found if len(found) > 1 else []
-
-
-def _line(name: str, points: Sequence[tuple[float, float]], position: int) -> Line:
-    steps, values = zip(*points, strict=True)
-    return Line(name, steps, values, position)
-
-
-_Key = tuple[str, str, int | None, str]  # metric, sampling in words, samples, reference
-_Points = dict[int, list[tuple[int, float]]]  # run → (step, value)
-
-
-def _series(runs: Sequence[Run]) -> dict[_Key, _Points]:
-    """Values by what makes them comparable; only runs with at least two steps."""
-    found: dict[_Key, _Points] = {}
+def _series(runs: Sequence[Run]) -> dict[_Key, dict[int, _Points]]:
+    """Return points over steps by comparable settings and position of the run; only runs with two or more steps."""
+    found: dict[_Key, dict[int, _Points]] = {}
     for i, run in enumerate(runs):
-        for one in run.samples:
-            for key, value in _distances(one):
-                found.setdefault(key, {}).setdefault(i, []).append((one.step, value))
-    kept = {key: {i: points for i, points in by_run.items() if len(points) > 1} for key, by_run in found.items()}
+        for sample in run.samples:
+            for key, value in _distances(sample):
+                found.setdefault(key, {}).setdefault(i, []).append((sample.step, value))
+    kept = {
+        key: {i: sorted(points) for i, points in by_run.items() if len(points) > 1} for key, by_run in found.items()
+    }
     return {key: by_run for key, by_run in kept.items() if by_run}
 
 
-def _distances(one: SampleSet) -> list[tuple[_Key, float]]:
-    if one.metrics is None:
+def _distances(sample: SampleSet) -> list[tuple[_Key, float]]:
+    record = sample.metrics
+    if record is None:
         return []
-    judged = one.metrics
-    alike = sampling_text(one.config), judged.num_samples, judged.reference
-    return [((name, *alike), value) for name, value in judged.values.items() if judged.split(name)[0] in FRECHET]
+    settings = sampling_text(sample.config), record.num_samples, record.config.reference
+    names = {key: record.split(key) for key in record.metrics}
+    return [((metric_name(*names[key]), *settings), record.metrics[key]) for key in names if names[key][0] in FRECHET]
+
+
+def _over_hours(run: Run, points: _Points) -> _Points:
+    """Return the values over hours of training, for the steps that the log covers."""
+    steps, hours = run.columns["step"], np.cumsum(run.columns["seconds"]) / 3600
+    rows = [(int(np.searchsorted(steps, step)), value) for step, value in points]
+    return [(float(hours[row]), value) for row, value in rows if row < len(steps)]
+
+
+def _lines(runs: Sequence[Run], series: dict[int, _Points]) -> list[Line]:
+    return [Line(runs[i].name, [x for x, _ in points], [y for _, y in points], i) for i, points in series.items()]

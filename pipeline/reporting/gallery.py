@@ -1,4 +1,4 @@
-"""Samples of the store as pictures: the photograph, what the VAE kept of it, and what each encoder saw in it."""
+"""Stored samples as images: the source image, its reconstruction by the VAE, and the tokens of every encoder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from PIL import Image
 
 from ...errors import BadImageError, RepaPipeError
 from ...models.vae import load_vae
-from ...sources import Record, decode_crop, open_source
+from ...sources import Record, decode_crop, open_source, records_of
 from ...stores import Store
 from ...stores.checksum import crc32c_bytes
 from ...stores.layout import features_group, latents_group
 from ...stores.tokens import codec_of, read_tokens
 from ..runtime.device import choose_device
-from .pictures import Picture, photograph, psnr, token_picture, tokens_to_colors
-from .store import complete_groups
+from .images import EncodedImage, encode_image, encode_token_colors, psnr, tokens_to_colors
 
 NUM_SAMPLES = 6
 SIDE = 256
@@ -34,24 +33,24 @@ Crops: TypeAlias = list[Image8 | None]
 
 @dataclass(frozen=True, slots=True)
 class GalleryRow:
-    """One kind of picture, of every sample; None where there is none."""
+    """Images of one kind, one per sample; None where one is not available."""
 
     title: str
-    remark: str
-    pictures: tuple[Picture | None, ...]
+    note: str
+    images: tuple[EncodedImage | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Pictures of a few samples: a column a sample, a row a kind."""
+    """Images of a few samples: one column per sample, one row per kind."""
 
     samples: tuple[tuple[str, str], ...]  # key, class name
     rows: tuple[GalleryRow, ...]
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen:
+class _Selection:
     """The samples that are shown."""
 
     store: Store
@@ -59,113 +58,114 @@ class _Chosen:
     records: tuple[Record, ...]
 
     def read(self, array: str) -> torch.Tensor:
-        """One array of the store, a row a sample."""
+        """Return one array of the store, one row per sample."""
         return torch.from_numpy(self.store.read([array], self.indices)[array])
 
 
 def make_gallery(store: Store, vae: str, encoders: Sequence[str]) -> Gallery | None:
-    """Pictures of samples that lie evenly over the store; None when no group is complete.
+    """Return images of samples spaced evenly over the store, or None when no group is complete.
 
-    The latents are those of `vae`; the features of `encoders` come first, those of every other complete group follow.
-    What is not to be had any more (the source, the VAE's weights) is left out, and the remarks say why.
+    Reconstructions are made from the latents of `vae`. Tokens of `encoders` come first, then those of every other
+    complete group. Whatever is no longer available (the source, the VAE's weights) is omitted, with a note that gives
+    the reason.
     """
-    latents = [name for name in complete_groups(store, "latents") if name == latents_group(vae)]
-    wanted = [features_group(encoder) for encoder in encoders]
-    features = sorted(complete_groups(store, "features"), key=lambda name: name not in wanted)
+    latents = [name for name in store.complete_groups("latents") if name == latents_group(vae)]
+    first = [features_group(encoder) for encoder in encoders]
+    features = sorted(store.complete_groups("features"), key=lambda name: name not in first)
     groups = [*latents, *features]
-    chosen = _choose(store, groups)
-    if not chosen.records:
+    selection = _select(store, groups)
+    if not selection.records:
         return None
-    remarks: list[str] = []
+    notes: list[str] = []
     rows: list[GalleryRow] = []
-    crops: Crops = [None] * len(chosen.records)
-    with _remarking(remarks, "The photographs are not shown, as they cannot be read again"):
-        crops = _read_crops(chosen, groups[0], remarks)
-        rows.append(_photographs(chosen, crops))
+    crops: Crops = [None] * len(selection.records)
+    with _error_as_note(notes, "Source images are not shown because they cannot be read"):
+        crops = _read_crops(selection, groups[0], notes)
+        rows.append(_image_row(selection, crops))
     for name in latents:
-        with _remarking(remarks, "Reconstructions are not shown, as the VAE cannot be loaded"):
-            rows.append(_reconstructions(chosen, name, crops, remarks))
+        with _error_as_note(notes, "Reconstructions are not shown because the VAE cannot be loaded"):
+            rows.append(_reconstruction_row(selection, name, crops, notes))
     for name in features:
-        with _remarking(remarks, f"The tokens of {name} are not shown"):
-            rows.append(_tokens(chosen, name))
+        with _error_as_note(notes, f"Tokens of {name} are not shown"):
+            rows.append(_token_row(selection, name))
     classes = store.manifest.class_names
-    samples = tuple((one.key, classes[one.label] if 0 <= one.label < len(classes) else "") for one in chosen.records)
-    return Gallery(samples, tuple(rows), tuple(remarks))
+    samples = tuple((one.key, classes[one.label] if 0 <= one.label < len(classes) else "") for one in selection.records)
+    return Gallery(samples, tuple(rows), tuple(notes))
 
 
 @contextmanager
-def _remarking(remarks: list[str], what: str) -> Iterator[None]:
-    """Turn an error of ours into a remark: the rest of the page is still worth having."""
+def _error_as_note(notes: list[str], what: str) -> Iterator[None]:
+    """Turn an error of ours into a note, so that it does not prevent the rest of the report."""
     try:
         yield
     except RepaPipeError as error:
-        remarks.append(f"{what}: {error}.")
+        notes.append(f"{what}: {error}.")
 
 
-def _choose(store: Store, groups: Sequence[str]) -> _Chosen:
+def _select(store: Store, groups: Sequence[str]) -> _Selection:
     valid = store.valid_indices(groups) if groups else np.empty(0, np.int64)
     indices = valid[np.linspace(0, len(valid) - 1, min(NUM_SAMPLES, len(valid))).round().astype(int)]
-    return _Chosen(store, indices, tuple(Record(**row) for row in store.samples.take(indices).to_pylist()))
+    return _Selection(store, indices, tuple(records_of(store.samples.take(indices))))
 
 
-def _read_crops(chosen: _Chosen, group: str, remarks: list[str]) -> Crops:
-    """Read the photographs again; one whose bytes are not those that were encoded is left out."""
-    manifest = chosen.store.manifest
+def _read_crops(selection: _Selection, group: str, notes: list[str]) -> Crops:
+    """Read the source images; None for an image whose bytes differ from those that were encoded."""
+    manifest = selection.store.manifest
     source = open_source(manifest.source["path"], manifest.source.get("kind"))
     crops: Crops = []
-    for index, record in zip(chosen.indices.tolist(), chosen.records, strict=True):
+    for index, record in zip(selection.indices.tolist(), selection.records, strict=True):
         crop = None
         try:
             data = source.read(record)
             shard, row = divmod(index, manifest.shard_size)
-            if crc32c_bytes(data) == chosen.store.group(group).commits[shard].source_checksums[row]:
+            if crc32c_bytes(data) == selection.store.group(group).commits[shard].source_checksums[row]:
                 crop = decode_crop(data, manifest.resolution)
             else:
-                remarks.append(f"{record.key} is not shown: its bytes are not those that were encoded.")
+                notes.append(f"{record.key} is not shown because the file was changed after it was encoded.")
         except BadImageError as error:
-            remarks.append(f"{record.key} is not shown: {error}.")
+            notes.append(f"{record.key} is not shown: {error}.")
         crops.append(crop)
     return crops
 
 
-def _photographs(chosen: _Chosen, crops: Crops) -> GalleryRow:
-    pictures = tuple(
-        None if crop is None else _picture(crop, f"Photograph {record.key}, cropped")
-        for crop, record in zip(crops, chosen.records, strict=True)
+def _image_row(selection: _Selection, crops: Crops) -> GalleryRow:
+    images = tuple(
+        None if crop is None else _encode(crop, f"Center crop of {record.key}")
+        for crop, record in zip(crops, selection.records, strict=True)
     )
-    return GalleryRow("Photograph", "center crop, read from the source again", pictures)
+    return GalleryRow("Image", "center crop, read from the source", images)
 
 
-def _reconstructions(chosen: _Chosen, group: str, crops: Crops, remarks: list[str]) -> GalleryRow:
-    attributes = chosen.store.group(group).attributes
+def _reconstruction_row(selection: _Selection, group: str, crops: Crops, notes: list[str]) -> GalleryRow:
+    attributes = selection.store.group(group).attributes
     name, scale, bias = attributes["vae"], attributes["scale"], attributes["bias"]
     vae = load_vae(name, device=choose_device(None)).with_scale(scale, bias)
     if vae.fingerprint["weights_sha256"] != attributes["fingerprint"].get("weights_sha256"):
-        remarks.append(f"Reconstructions are made with other weights of {name} than the latents.")
-    means = chosen.read(f"{group}/moments").float().chunk(2, dim=1)[0]
+        notes.append(f"Reconstructions use other weights of {name} than the stored latents.")
+    means = selection.read(f"{group}/moments").float().chunk(2, dim=1)[0]
     latents = means * torch.tensor(scale)[:, None, None] + torch.tensor(bias)[:, None, None]
-    images = vae.decode(latents).permute(0, 2, 3, 1).cpu().numpy()
-    pictures = tuple(
-        _picture(image, f"Reconstruction of {record.key}", "" if crop is None else f"{psnr(crop, image):.1f} dB")
-        for image, crop, record in zip(images, crops, chosen.records, strict=True)
+    decoded = vae.decode(latents).permute(0, 2, 3, 1).cpu().numpy()
+    images = tuple(
+        _encode(image, f"Reconstruction of {record.key}", "" if crop is None else f"{psnr(crop, image):.1f} dB")
+        for image, crop, record in zip(decoded, crops, selection.records, strict=True)
     )
-    return GalleryRow("Reconstruction", f"{name}, from the mean of the stored moments; PSNR", pictures)
+    return GalleryRow("Reconstruction", f"{name}, decoded from the mean of the stored moments; PSNR", images)
 
 
-def _tokens(chosen: _Chosen, group: str) -> GalleryRow:
-    attributes = chosen.store.group(group).attributes
+def _token_row(selection: _Selection, group: str) -> GalleryRow:
+    attributes = selection.store.group(group).attributes
     count, encoder = attributes["num_tokens"], attributes["encoder"]
-    colors, share = tokens_to_colors(read_tokens(chosen.store, group, chosen.indices))
+    colors, explained = tokens_to_colors(read_tokens(selection.store, group, selection.indices))
     rows = math.isqrt(count)
     columns = count // rows
-    pictures = tuple(
-        token_picture(color.reshape(rows, columns, 3), f"Tokens of {record.key} by {encoder} as colors")
-        for color, record in zip(colors, chosen.records, strict=True)
+    images = tuple(
+        encode_token_colors(color.reshape(rows, columns, 3), f"Tokens of {record.key} by {encoder} as colors")
+        for color, record in zip(colors, selection.records, strict=True)
     )
-    codec = codec_of(chosen.store, group).name
-    remark = f"stored as {codec}, {rows} × {columns} tokens; the colors hold {share:.0%} of their variance"
-    return GalleryRow(encoder, remark, pictures)
+    codec = codec_of(selection.store, group).name
+    note = f"{rows} × {columns} tokens, stored as {codec}; the colors show {explained:.0%} of their variance"
+    return GalleryRow(encoder, note, images)
 
 
-def _picture(image: Image8, alt: str, caption: str = "") -> Picture:
-    return photograph(Image.fromarray(image), alt, SIDE, MAX_BYTES, caption)
+def _encode(image: Image8, alt: str, caption: str = "") -> EncodedImage:
+    return encode_image(Image.fromarray(image), alt, SIDE, MAX_BYTES, caption)

@@ -1,12 +1,13 @@
-"""The metrics of the runs' samples, each with its detector and its sample counts."""
+"""Metrics of the generated images, each with its detector and the numbers of images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...config import SampleConfig
-from .runs import Metrics, Run, SampleSet
-from .tables import Cell, Table, number_text, value_text
+from ...config import SampleConfig, flag
+from ..artifacts.metric_files import MetricRecord
+from .runs import Run, SampleSet
+from .tables import Cell, Table, count_text, number_text, value_text
 
 _TITLES = {
     "fid": "FID",
@@ -21,107 +22,116 @@ _TITLES = {
 FRECHET = {"fid", "sfid", "fd"}
 _MORE_IS_BETTER = {"inception_score", "precision", "recall"}
 
-Judged = tuple[int, SampleSet, Metrics]
+NO_BREAK_SPACE = "\u00a0"
+
+Evaluated = tuple[int, SampleSet, MetricRecord]  # position of the run, its generated images, their metrics
 
 
 def metrics_table(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -> Table | None:
-    """A row a run and sampling; `samples` holds the sample sets of each run. None when nothing is evaluated yet."""
-    judged = _judged(samples)
-    if not judged:
+    """Return one row per run and sampling settings, or None when nothing has been evaluated.
+
+    `samples` holds the sets of generated images of each run.
+    """
+    evaluated = _evaluated(samples)
+    if not evaluated:
         return None
-    columns = {name: found.split(name) for _, _, found in judged for name in found.values}
-    different = _settings_that_differ([sample for _, sample, _ in judged])
-    best = _best(columns, [found for _, _, found in judged])
-    header = [Cell("Run"), *([Cell("Sampled with")] if different else []), Cell("Step", numeric=True)]
+    columns = {key: record.split(key) for _, _, record in evaluated for key in record.metrics}
+    different = _settings_that_differ([sample for _, sample, _ in evaluated])
+    best = _best(columns, [record for _, _, record in evaluated])
+    header = [Cell("Run"), *([Cell("Sampling")] if different else []), Cell("Step", numeric=True)]
     header += [Cell(metric_title(name), detector, numeric=True) for name, detector in columns.values()]
-    header += [Cell("Samples", "reference", numeric=True)]
+    header += [Cell("Images", "generated vs. reference", numeric=True)]
     rows = []
-    for i, sample, found in judged:
-        settings = ", ".join(f"{name.replace('_', ' ')} {value_text(vars(sample.config)[name])}" for name in different)
+    for i, sample, record in evaluated:
+        values = {flag(name): value_text(vars(sample.config)[name]) for name in different}
+        settings = ", ".join(f"{name}{NO_BREAK_SPACE}{value}" for name, value in values.items())
         row = [Cell(runs[i].name, run=i), *([Cell(settings)] if different else [])]
-        row += [Cell(f"{sample.step:,}", numeric=True), *(_metric(found, name, best.get(name)) for name in columns)]
-        rows.append((*row, _counts(found)))
-    return Table(_caption(judged, bool(best)), tuple(header), tuple(rows))
+        row += [Cell(f"{sample.step:,}", numeric=True), *(_metric(record, key, best.get(key)) for key in columns)]
+        rows.append((*row, Cell(" vs. ".join(_counts(record)), numeric=True)))
+    return Table(_caption(evaluated, bool(best)), tuple(header), tuple(rows))
 
 
-def distance_fact(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -> tuple[str, str] | None:
-    """The lowest Fréchet distance of all, in words; None where there is none, or where they cannot be compared."""
-    judged = _judged(samples)
-    names = [(key, *found.split(key)) for _, _, found in judged for key in found.values]
+def lowest_distance(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -> tuple[str, str] | None:
+    """Return title and text of the lowest Fréchet distance; None without distances, or if they are not comparable."""
+    evaluated = _evaluated(samples)
+    names = [(key, *record.split(key)) for _, _, record in evaluated for key in record.metrics]
     key, name, detector = next((entry for entry in names if entry[1] in FRECHET), ("", "", ""))
-    if not key or not _are_comparable([found for _, _, found in judged]):
+    if not key or not _are_comparable([record for _, _, record in evaluated]):
         return None
-    i, _, best = min((entry for entry in judged if key in entry[2].values), key=lambda entry: entry[2].values[key])
-    lowest = "Lowest " if len(judged) > 1 else ""
-    counts = _counts(best)
-    value = number_text(best.values[key])
-    return (
-        f"{lowest}{_TITLES[name]}",
-        f"{value} by {detector}, {counts.text} samples {counts.small}: {runs[i].name}",
-    )
+    i, _, best = min((entry for entry in evaluated if key in entry[2].metrics), key=lambda entry: entry[2].metrics[key])
+    lowest = "Lowest " if len(evaluated) > 1 else ""
+    generated, reference = _counts(best)
+    counts = f"{generated} generated images vs. {reference} of the reference"
+    return f"{lowest}{_TITLES[name]}", f"{number_text(best.metrics[key])} for {runs[i].name} ({detector}; {counts})"
 
 
 def sampling_text(config: SampleConfig) -> str:
-    """`SDE, 250 steps, guidance 1.8 from 0 to 0.7, random labels, seed 0`."""
-    solver = config.mode.upper() + (" with Heun's steps" if config.heun else "")
-    guidance = "no guidance"
+    """Return the sampling settings: `SDE, 250 steps, CFG scale 1.8 for t in [0, 0.7], random labels, seed 0`."""
+    guidance = "no CFG"
     if config.cfg_scale > 1:
-        guidance = f"guidance {config.cfg_scale:g} from {config.guidance_low:g} to {config.guidance_high:g}"
+        guidance = f"CFG scale {config.cfg_scale:g} for t in [{config.guidance_low:g}, {config.guidance_high:g}]"
     labels = f"{config.labels} labels" if config.labels.isalpha() else f"labels {config.labels}"
-    parts = [solver, f"{config.num_steps} steps", guidance, labels, f"seed {config.global_seed}"]
-    parts += [] if config.ema else ["weights not averaged"]
-    parts += [f"decoded by {config.vae}"] if config.vae else []
+    solver = config.mode.upper() + (" (Heun)" if config.heun else "")
+    parts = [solver, count_text(config.num_steps, "step", "steps"), guidance, labels, f"seed {config.global_seed}"]
+    parts += [] if config.ema else ["no EMA"]
+    parts += [f"decoded with {config.vae}"] if config.vae else []
     return ", ".join(parts)
 
 
-def _judged(samples: Sequence[Sequence[SampleSet]]) -> list[Judged]:
-    """Sample sets with metrics; those of the same settings stand together, as they are what one compares."""
-    judged = [(i, one, one.metrics) for i, sets in enumerate(samples) for one in sets if one.metrics]
-    order = list(dict.fromkeys(sample.settings for _, sample, _ in judged))
-    return sorted(judged, key=lambda entry: order.index(entry[1].settings))
-
-
-def _settings_that_differ(samples: Sequence[SampleSet]) -> list[str]:
-    return [name for name, _ in samples[0].settings if len({vars(one.config)[name] for one in samples}) > 1]
-
-
 def metric_title(name: str) -> str:
-    """`FID ↓`, `Precision ↑`."""
+    """Return the display name of a metric with its direction: `FID ↓`, `Precision ↑`."""
     return f"{_TITLES.get(name, name)} {'↑' if name in _MORE_IS_BETTER else '↓'}"
 
 
-def _caption(judged: Sequence[Judged], has_best: bool) -> str:
-    text = "Metrics of the samples: ↓ less is better, ↑ more is better."
+def metric_name(name: str, detector: str) -> str:
+    """Return the display name of a metric with its detector: `FD (dinov2-vit-b)`."""
+    return f"{_TITLES.get(name, name)} ({detector})"
+
+
+def _evaluated(samples: Sequence[Sequence[SampleSet]]) -> list[Evaluated]:
+    """Return the sets with metrics, ordered so that those to compare, with the same settings, are adjacent."""
+    evaluated = [(i, sample, sample.metrics) for i, sets in enumerate(samples) for sample in sets if sample.metrics]
+    order = list(dict.fromkeys(sample.settings for _, sample, _ in evaluated))
+    return sorted(evaluated, key=lambda entry: order.index(entry[1].settings))
+
+
+def _settings_that_differ(samples: Sequence[SampleSet]) -> list[str]:
+    return [name for name, _ in samples[0].settings if len({vars(sample.config)[name] for sample in samples}) > 1]
+
+
+def _caption(evaluated: Sequence[Evaluated], has_best: bool) -> str:
+    text = "Metrics of the generated images: ↓ lower is better, ↑ higher is better."
     if has_best:
-        return f"{text} The best is bold."
-    if len(judged) > 1 and not _are_comparable([found for _, _, found in judged]):
-        return f"{text} The counts or references differ, so these figures cannot be compared with each other."
+        return f"{text} The best values are bold."
+    if len(evaluated) > 1 and not _are_comparable([record for _, _, record in evaluated]):
+        return f"{text} The rows are not comparable: their references or numbers of images differ."
     return text
 
 
-def _are_comparable(metrics: Sequence[Metrics]) -> bool:
-    return len({(found.num_samples, found.num_reference, found.reference) for found in metrics}) == 1
+def _are_comparable(records: Sequence[MetricRecord]) -> bool:
+    return len({(record.num_samples, record.num_reference, record.config.reference) for record in records}) == 1
 
 
-def _best(columns: dict[str, tuple[str, str]], metrics: Sequence[Metrics]) -> dict[str, float]:
-    """The best value of each metric, where values differ and all were counted alike."""
-    best: dict[str, float] = {}
-    if not _are_comparable(metrics):
+def _best(columns: dict[str, tuple[str, str]], records: Sequence[MetricRecord]) -> dict[str, str]:
+    """Return the best value of each metric, as shown, where the shown values differ and the records are comparable."""
+    best: dict[str, str] = {}
+    if not _are_comparable(records):
         return best
     for key, (name, _) in columns.items():
-        values = {found.values[key] for found in metrics if key in found.values}
-        if len(values) > 1:
-            best[key] = max(values) if name in _MORE_IS_BETTER else min(values)
+        values = [record.metrics[key] for record in records if key in record.metrics]
+        if len(set(map(number_text, values))) > 1:
+            best[key] = number_text(max(values) if name in _MORE_IS_BETTER else min(values))
     return best
 
 
-def _metric(found: Metrics, name: str, best: float | None) -> Cell:
-    if name not in found.values:
+def _metric(record: MetricRecord, key: str, best: str | None) -> Cell:
+    if key not in record.metrics:
         return Cell("–", numeric=True)
-    return Cell(number_text(found.values[name]), numeric=True, best=found.values[name] == best)
+    text = number_text(record.metrics[key])
+    return Cell(text, numeric=True, best=text == best)
 
 
-def _counts(found: Metrics) -> Cell:
-    samples = "?" if found.num_samples is None else f"{found.num_samples:,}"
-    reference = "statistics" if found.num_reference is None else f"{found.num_reference:,}"
-    return Cell(samples, f"against {reference}", numeric=True)
+def _counts(record: MetricRecord) -> tuple[str, str]:
+    """Return the numbers of generated images and of images of the reference."""
+    generated = "?" if record.num_samples is None else f"{record.num_samples:,}"
+    return generated, "statistics" if record.num_reference is None else f"{record.num_reference:,}"

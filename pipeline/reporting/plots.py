@@ -1,4 +1,4 @@
-"""Lines against numbers, drawn by bokeh: for pages that need nothing but themselves."""
+"""Line and dot plots, drawn by bokeh, for self-contained HTML files."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import Any
 
 from ...stores.files import atomic_write_bytes
 
-# Contrast of at least 3:1 with both page backgrounds, and the largest least distance between any two under normal,
-# protanopic, deuteranopic and tritanopic vision. Five colors and four dashes tell twenty runs apart.
-COLOURS = ("#5e8ee9", "#e8721d", "#7c40ff", "#a45d45", "#b583a4")
+# Five colors with a contrast of at least 3:1 on both page backgrounds. They maximize the smallest distance between any
+# two under normal, protanopic, deuteranopic and tritanopic vision. With four dashes they distinguish twenty runs.
+COLORS = ("#5e8ee9", "#e8721d", "#7c40ff", "#a45d45", "#b583a4")
 DASHES: tuple[tuple[int, ...], ...] = ((), (8, 3), (2, 2), (10, 3, 2, 3))
+INTEGERS = "0,0"
 
 
-# bokeh's own page, with text above the figures
+# bokeh's page template, with paragraphs above the figures
 _PAGE = """{% block contents %}
 {% for paragraph in paragraphs %}<p style="font-family: sans-serif; max-width: 46rem">{{ paragraph | e }}</p>
 {% endfor %}{{ super() }}{% endblock %}"""
 
 
 @dataclass(frozen=True, slots=True)
-class Stroke:
-    """How a line looks, everywhere on a page."""
+class LineStyle:
+    """Color and dash pattern of a run, the same everywhere in a report."""
 
     color: str
     dash: tuple[int, ...]
@@ -36,19 +37,22 @@ class Line:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    position: int  # of its stroke
+    position: int  # determines its line style
 
 
-def stroke_of(position: int) -> Stroke:
-    """The line of the run at `position`: all twenty combinations before any comes again."""
-    return Stroke(COLOURS[position % len(COLOURS)], DASHES[position % len(DASHES)])
+def line_style(position: int) -> LineStyle:
+    """Return the line style of the run at `position`; styles repeat after twenty runs."""
+    return LineStyle(COLORS[position % len(COLORS)], DASHES[position % len(DASHES)])
 
 
 def line_figure(
-    x_label: str, y_label: str, lines: Sequence[Line], title: str | None = None, x_format: str = "0,0"
+    x_label: str, y_label: str, lines: Sequence[Line], title: str | None = None, x_format: str | None = INTEGERS
 ) -> Any:
-    """Lines with a mark at every point, a legend whose entries hide them, and values under the pointer."""
-    from bokeh.models import HoverTool, NumeralTickFormatter
+    """Return a plot with a marker at every point, a legend that toggles lines, and values on hover.
+
+    `x_format` is a format of numeral.js for the ticks of the x axis, "0,0" for integers; None selects bokeh's default.
+    """
+    from bokeh.models import BasicTicker, HoverTool, NumeralTickFormatter
     from bokeh.plotting import figure
 
     plot: Any = figure(
@@ -58,26 +62,29 @@ def line_figure(
         x_axis_label=x_label,
         y_axis_label=y_label,
         tools="pan,box_zoom,reset,save",
-        active_drag=None,  # a finger that scrolls the page must not be caught by a plot
+        active_drag=None,  # otherwise a swipe that scrolls the page on a touch screen pans the plot
         toolbar_location="above",
     )
     plot.toolbar.logo = None
-    plot.xaxis.formatter = NumeralTickFormatter(format=x_format)
-    marks: list[Any] = []
+    if x_format == INTEGERS:
+        plot.xaxis.ticker = BasicTicker(min_interval=1)  # ticks at fractions would be rounded to repeated labels
+    if x_format:
+        plot.xaxis.formatter = NumeralTickFormatter(format=x_format)
+    markers: list[Any] = []
     for line in lines:
-        stroke, x, y = stroke_of(line.position), list(line.x), list(line.y)
-        style = {"color": stroke.color, "legend_label": line.name, "name": line.name}
-        plot.line(x, y, line_dash=list(stroke.dash), line_width=2, **style)
-        marks.append(plot.scatter(x, y, size=6, **style))
-    tooltips = [("", "$name"), (x_label, f"@x{{{x_format}}}"), (y_label, "@y{0.0000}")]
-    plot.add_tools(HoverTool(renderers=marks, tooltips=tooltips, visible=False))
+        look, x, y = line_style(line.position), list(line.x), list(line.y)
+        style = {"color": look.color, "legend_label": line.name, "name": line.name}
+        plot.line(x, y, line_dash=list(look.dash), line_width=2, **style)
+        markers.append(plot.scatter(x, y, size=6, **style))
+    tooltips = [("", "$name"), (x_label, f"@x{{{x_format}}}" if x_format else "@x"), (y_label, "@y{0.0000}")]
+    plot.add_tools(HoverTool(renderers=markers, tooltips=tooltips, visible=False))
     plot.legend.click_policy = "hide"
     plot.add_layout(plot.legend[0], "below")
     return plot
 
 
 def dot_figure(label: str, names: Sequence[str], values: Sequence[float], errors: Sequence[float]) -> Any:
-    """A dot a name with its error bar, the first name on top, and values under the pointer."""
+    """Return a plot with one dot and error bar per name, the first name at the top, and values on hover."""
     from bokeh.models import ColumnDataSource, FactorRange, HoverTool
     from bokeh.models.annotations import Whisker
     from bokeh.plotting import figure
@@ -94,14 +101,14 @@ def dot_figure(label: str, names: Sequence[str], values: Sequence[float], errors
     )
     plot.toolbar.logo = None
     plot.add_layout(Whisker(base="name", lower="low", upper="high", source=source, dimension="width"))
-    dots = plot.scatter("value", "name", source=source, size=10, color=COLOURS[0])
+    dots = plot.scatter("value", "name", source=source, size=10, color=COLORS[0])
     tooltips = [("", "@name"), (label, "@value{0.0000}")]
     plot.add_tools(HoverTool(renderers=[dots], tooltips=tooltips, visible=False))
     return plot
 
 
 def write_page(path: Path, title: str, figures: Sequence[Any], paragraphs: Sequence[str] = ()) -> None:
-    """Write paragraphs, then figures, as one HTML page that loads nothing."""
+    """Write paragraphs and the figures below them as a self-contained HTML file."""
     from bokeh.embed import file_html
     from bokeh.layouts import column
     from bokeh.resources import INLINE

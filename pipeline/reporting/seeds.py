@@ -1,42 +1,33 @@
-"""Runs that are equal but for the seed: one row of a table, with mean and spread."""
+"""Runs that differ only in the seed: one row of a table, with mean and standard deviation."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...config import TrainConfig
-from .runs import Metrics, Run, SampleSet
+from ..artifacts.metric_files import MetricRecord
+from .runs import Run, SampleSet
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and sample standard deviation; no deviation of a single value."""
+    """Mean and sample standard deviation; the deviation of a single value is None."""
 
     mean: float
     deviation: float | None
     count: int
 
 
-def shaping_settings() -> list[str]:
-    """The options of train that make a run what it is: not its name, and none that may change on the way."""
-    return [
-        item.name
-        for item in dataclasses.fields(TrainConfig)
-        if not item.metadata["harmless"] and item.name != "exp_name"
-    ]
-
-
 def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
-    """Positions of runs that differ in nothing but their seed, in the order of the first of each.
+    """Return the positions of runs grouped by all settings but the seed, in the order of the first run of each group.
 
-    Runs that have come less far stay apart, and so do runs that do not even differ in the seed: repetitions, whose
-    spread says nothing.
+    Only runs at the same step are grouped. Runs with the same seed are never grouped: they are repetitions, and their
+    spread does not measure the effect of the seed.
     """
-    names = [name for name in shaping_settings() if name != "seed"]
+    names = [name for name in TrainConfig.result_fields() if name != "seed"]
     groups: dict[tuple[object, ...], list[int]] = {}
     for position, run in enumerate(runs):
         groups.setdefault((run.step, *(getattr(run.config, name) for name in names)), []).append(position)
@@ -48,7 +39,7 @@ def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Of the values that there are; None of none."""
+    """Return the spread of the values that are not None, or None if there are none."""
     found = [value for value in values if value is not None]
     if not found:
         return None
@@ -56,17 +47,18 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     return Spread(float(np.mean(found)), deviation, len(found))
 
 
-def judged_alike(runs: Sequence[Run]) -> list[Metrics | None]:
-    """For each run the metrics of its last step, of the way of sampling and judging that most runs share."""
+def comparable_metrics(runs: Sequence[Run]) -> list[MetricRecord | None]:
+    """Return the metrics of each run at its last step, for the sampling and evaluation settings of most runs."""
     latest: list[dict[object, SampleSet]] = []
     for run in runs:
-        found: dict[object, SampleSet] = {}
-        for one in sorted(run.samples, key=lambda one: one.step):
-            if one.metrics:
-                found[one.settings, one.metrics.num_samples, one.metrics.num_reference, one.metrics.reference] = one
-        latest.append(found)
-    keys = [key for found in latest for key in found]
-    if not keys:
+        by_settings: dict[object, SampleSet] = {}
+        for sample in sorted(run.samples, key=lambda sample: sample.step):
+            if record := sample.metrics:
+                settings = sample.settings, record.num_samples, record.num_reference, record.config.reference
+                by_settings[settings] = sample
+        latest.append(by_settings)
+    settings_of_all = [settings for by_settings in latest for settings in by_settings]
+    if not settings_of_all:
         return [None] * len(runs)
-    common = max(dict.fromkeys(keys), key=keys.count)
-    return [found[common].metrics if common in found else None for found in latest]
+    common = max(dict.fromkeys(settings_of_all), key=settings_of_all.count)
+    return [by_settings[common].metrics if common in by_settings else None for by_settings in latest]

@@ -1,4 +1,4 @@
-"""What a report says of the store: which images, which groups, made from what, how complete, how large."""
+"""Description of the store in a report: images, groups, fingerprints, completeness and size."""
 
 from __future__ import annotations
 
@@ -16,41 +16,34 @@ _DIGEST_LENGTH = 64
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """The store in words and tables."""
+    """Properties of a store, its groups and their fingerprints."""
 
-    name: str
-    facts: tuple[tuple[str, str], ...]
+    properties: tuple[tuple[str, str], ...]
     groups: Table
     fingerprints: Table
 
 
 def describe_store(store: Store) -> StoreReport:
-    """Facts of an open store; reads its attributes and commit records, no array."""
+    """Describe an open store from its attributes and commit records; no array is read."""
     manifest = store.manifest
     groups = [store.group(name) for name in store.group_names()]
-    quarantined = {entry.index for group in groups for entry in group.quarantined}
-    facts = (
+    bad = len(store.quarantined())
+    properties = (
         ("Images", f"{len(store):,} in {count_text(len(manifest.class_names), 'class', 'classes')}"),
-        ("Crops", f"{manifest.resolution} × {manifest.resolution} pixels, {manifest.crop}"),
-        ("Size", bytes_text(sum(_size(group) for group in groups))),
-        ("Samples a shard", f"{manifest.shard_size:,}"),
-        ("Quarantined", f"{len(quarantined):,} of them, which could not be decoded" if quarantined else "none"),
-        ("Images from", f"{manifest.source.get('path', 'unknown')} ({manifest.source.get('kind', 'unknown')})"),
+        ("Crop", f"{manifest.resolution} × {manifest.resolution} pixels, {manifest.crop}"),
+        ("Size", bytes_text(sum(group.num_bytes for group in groups))),
+        ("Samples per shard", f"{manifest.shard_size:,}"),
+        ("Quarantined", f"{count_text(bad, 'image', 'images')} that could not be decoded" if bad else "none"),
+        ("Source", f"{manifest.source.get('path', 'unknown')} ({manifest.source.get('kind', 'unknown')})"),
         ("Index digest", manifest.index_digest[:_SHOWN_OF_DIGEST]),
-        ("Store", str(store.path)),
+        ("Path", str(store.path)),
     )
-    return StoreReport(store_name(store.path), facts, _groups_table(store, groups), _fingerprints_table(groups))
+    return StoreReport(properties, _groups_table(store, groups), _fingerprints_table(groups))
 
 
 def store_name(path: Path) -> str:
-    """The store's folder name."""
+    """Return the name of the store's folder."""
     return path.resolve().name
-
-
-def complete_groups(store: Store, kind: str) -> list[str]:
-    """Groups of a kind (`latents`, `features`) of which every shard is committed."""
-    names = [name for name in store.group_names() if name.startswith(f"{kind}/")]
-    return [name for name in names if not store.group(name).missing_shards()]
 
 
 def _groups_table(store: Store, groups: list[Group]) -> Table:
@@ -64,11 +57,11 @@ def _groups_table(store: Store, groups: list[Group]) -> Table:
             Cell(f"{len(group.commits):,} of {total:,}", numeric=True),
             Cell(f"{len(group.quarantined):,}", numeric=True),
             Cell(bytes_text(group.spec.sample_bytes), numeric=True),
-            Cell(bytes_text(_size(group)), numeric=True),
+            Cell(bytes_text(group.num_bytes), numeric=True),
         )
         for group in groups
     )
-    header = ("Group", "Codec", "Cosine", "Arrays of a sample", "Shards", "Quarantined", "A sample", "On disk")
+    header = ("Group", "Codec", "Codec cosine", "Arrays (per sample)", "Shards", "Quarantined", "Sample size", "Size")
     return Table(
         "Groups of the store", tuple(Cell(text, numeric=i == 2 or i > 3) for i, text in enumerate(header)), rows
     )
@@ -76,7 +69,7 @@ def _groups_table(store: Store, groups: list[Group]) -> Table:
 
 def _fingerprints_table(groups: list[Group]) -> Table:
     rows = tuple((Cell(group.path), Cell(_short(group.fingerprint))) for group in groups)
-    return Table("What the groups were made with", (Cell("Group"), Cell("Fingerprint")), rows)
+    return Table("Fingerprints of the groups", (Cell("Group"), Cell("Fingerprint")), rows)
 
 
 def _array(name: str, shape: tuple[int, ...], dtype: str) -> str:
@@ -84,17 +77,13 @@ def _array(name: str, shape: tuple[int, ...], dtype: str) -> str:
 
 
 def _cosine(group: Group) -> str:
-    """Mean and least cosine of the codec: 0.99997 (least 0.99981)."""
+    """Return mean and minimum of the codec's cosine: `0.99997 (min 0.99981)`."""
     cosine = group.token_cosine
-    return "" if cosine is None else f"{cosine[0]:.5f} (least {cosine[1]:.5f})"
-
-
-def _size(group: Group) -> int:
-    return sum(file["bytes"] for commit in group.commits.values() for file in commit.files.values())
+    return "" if cosine is None else f"{cosine[0]:.5f} (min {cosine[1]:.5f})"
 
 
 def _short(fingerprint: dict[str, Any]) -> str:
-    """`weights_sha256 1f6fbd37e55e, precision float32, …`: one line, digests shortened, nested values left out."""
+    """Return `weights_sha256 1f6fbd37e55e, precision float32, …`: digests shortened, nested values omitted."""
     plain = {name: value for name, value in fingerprint.items() if isinstance(value, str | int | float)}
     return ", ".join(f"{name} {_shortened(str(value))}" for name, value in plain.items())
 

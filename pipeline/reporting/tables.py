@@ -1,4 +1,4 @@
-"""Tables of a report, and how its numbers are written."""
+"""Tables of a report, and the formatting of their values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Cell:
     """One cell of a table."""
 
     text: str
-    small: str = ""  # a second, quieter line
+    small: str = ""  # a second line, in small type
     numeric: bool = False
     best: bool = False
-    run: int | None = None  # the run whose line is drawn before the text
-    value: float | None = None  # what a sortable table sorts by; None: the text, after all numbers
+    run: int | None = None  # position of the run whose line style is shown before the text
+    value: float | None = None  # sort key in a sortable table; None: sort by text, after all numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class GroupedTable:
-    """A table that sorts; the first row of a group stands for the others, which open below it."""
+    """A sortable table; the first row of a group summarizes the others, which expand below it."""
 
     caption: str
     header: tuple[Cell, ...]
@@ -38,22 +38,22 @@ class GroupedTable:
 
 
 def number_text(value: float) -> str:
-    """Four significant digits, thousands whole: `12.34`, `0.6512`, `12,346`."""
+    """Return a number with four significant digits, or as an integer from 1,000: `12.34`, `0.6512`, `12,346`."""
     return minus(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}")
 
 
 def minus(number: str) -> str:
-    """A number with a minus sign in place of a hyphen."""
+    """Replace the hyphen of a negative number with a minus sign."""
     return number.replace("-", "−")
 
 
 def count_text(count: int, one: str, many: str) -> str:
-    """`1 run`, `20 runs`."""
+    """Return a count with its noun: `1 run`, `20 runs`."""
     return f"{count:,} {one if count == 1 else many}"
 
 
 def bytes_text(count: float) -> str:
-    """`393 KB`, `1.3 GB`: decimal units, three digits."""
+    """Return a size in decimal units, with up to three digits: `393 KB`, `1.3 GB`."""
     for unit in ("bytes", "KB", "MB", "GB", "TB"):
         if count < 999.5 or unit == "TB":
             break
@@ -62,7 +62,7 @@ def bytes_text(count: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """`4.2 s`, `12 min 3 s`, `31 h 5 min`."""
+    """Return a duration: `4.2 s`, `12 min 3 s`, `31 h 5 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -72,7 +72,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A setting's value in words."""
+    """Return the value of a setting as text."""
     if value is None:
         return "default"
     if isinstance(value, bool):
@@ -85,5 +85,5 @@ def value_text(value: Any) -> str:
 
 
 def list_text(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Return names as an enumeration: `a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

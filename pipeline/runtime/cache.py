@@ -1,4 +1,4 @@
-"""Where commands keep what they would otherwise compute or download again."""
+"""The user's cache folder: downloads, and results that are expensive to compute again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ VARIABLE = "REPA_PIPE_CACHE"
 
 
 def cache_folder(kind: str) -> Path:
-    """`<cache>/<kind>`, not made yet: below $REPA_PIPE_CACHE, else $XDG_CACHE_HOME or ~/.cache, in `repa-pipe`."""
+    """Return `<cache>/<kind>`, which may not exist yet.
+
+    <cache> is $REPA_PIPE_CACHE, else `repa-pipe` in $XDG_CACHE_HOME or ~/.cache.
+    """
     own = os.environ.get(VARIABLE)
     if own:
         return Path(own) / kind

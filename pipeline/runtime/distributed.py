@@ -1,4 +1,4 @@
-"""DistributedContext: one process by default, as many as torchrun (or whoever sets RANK and WORLD_SIZE) started."""
+"""Ranks: one process by default, or those of a launcher that sets RANK and WORLD_SIZE, such as torchrun."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 @dataclass(frozen=True, slots=True)
 class DistributedContext:
-    """This process among all."""
+    """The place of this process among all ranks."""
 
     rank: int
     world_size: int
@@ -25,18 +25,18 @@ class DistributedContext:
         return self.rank == 0
 
     def rows(self, count: int) -> slice:
-        """This rank's rows of a global batch of `count`."""
+        """Return this rank's rows of a global batch of `count` samples."""
         share = count // self.world_size
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over ranks, on every rank."""
+        """Return the mean over ranks, on every rank."""
         if self.world_size > 1:
             distributed.all_reduce(values)
         return values / self.world_size
 
     def any(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so on any rank. The host waits for all."""
+        """Return whether `here` is true on any rank; waits for all of them."""
         found = torch.tensor(float(here), device=device)
         if self.world_size > 1:
             distributed.all_reduce(found, distributed.ReduceOp.MAX)
@@ -50,13 +50,13 @@ class DistributedContext:
 
 @contextmanager
 def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
-    """Join the process group that the environment describes; leave it at the end if it was started here."""
-    ranks = DistributedContext(*(int(os.environ.get(name, default)) for name, default in _VARIABLES))
-    start = ranks.world_size > 1 and not distributed.is_initialized()
+    """Join the process group that the environment describes; destroy it afterwards if it was created here."""
+    context = DistributedContext(*(int(os.environ.get(name, default)) for name, default in _VARIABLES))
+    start = context.world_size > 1 and not distributed.is_initialized()
     if start:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield ranks
+        yield context
     finally:
         if start:
             distributed.destroy_process_group()

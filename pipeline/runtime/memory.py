@@ -1,9 +1,9 @@
-"""What glibc's allocator is told, for models on a CPU. Elsewhere than on glibc nothing happens.
+"""Settings of glibc's allocator for models on a CPU. With another C library nothing happens.
 
-By default every activation above some megabytes is fresh memory, zeroed by the kernel page by page: half the time of
-a VAE on a CPU. Freed blocks can be kept for the next tensor, but only in glibc's main arena: the arenas that threads
-get cannot hold large blocks. Which arena a thread gets is decided once, so the limit of one has to be set before
-the first thread starts: by the command line first of all, by Ray in the environment of a worker.
+By default, every activation above some megabytes is fresh memory that the kernel zeroes page by page, which takes half
+of the time of a VAE on a CPU. Freed blocks can be kept for the next tensor, but only in glibc's main arena, since the
+arenas of threads cannot hold large blocks. A thread is assigned an arena once, so the limit of one arena must be set
+before the first thread starts: the command line sets it before anything else, Ray workers through their environment.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 
 
 def share_one_arena() -> None:
-    """Have all threads that start from now on allocate from the main arena."""
+    """Let all threads that start from now on allocate from the main arena."""
     _set(_M_ARENA_MAX, 1)
 
 
 def keep_freed_memory() -> None:
-    """Keep large freed blocks for the next tensor instead of handing them back to the system."""
+    """Keep large freed blocks for the next tensor instead of returning them to the system."""
     share_one_arena()
     _set(_M_MMAP_THRESHOLD, 1 << 30)
     _set(_M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain lines elsewhere; always on stderr, results go to stdout."""
+"""Progress with rate and remaining time, on stderr: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ LINE_EVERY_S = 10.0
 
 
 class Progress(Protocol):
-    """Something that counts up to a total."""
+    """A counter that is shown with its rate."""
 
     def update(self, count: int = 1) -> None:
-        """Count `count` more."""
+        """Add `count`."""
 
     def reach(self, done: int, total: int) -> None:
-        """Have counted to `done`, of a `total` that may have become known only now."""
+        """Set the count to `done`, and the total, which may have been unknown before, to `total`."""
 
     def note(self, text: str) -> None:
-        """Show a few words behind the numbers."""
+        """Show a few words after the numbers."""
 
 
 class _Bar:
@@ -85,15 +85,10 @@ class _Lines:
 
 @contextmanager
 def progress(description: str, total: int, unit: str, initial: int = 0) -> Iterator[Progress]:
-    """Show progress of `total` things until the block ends."""
+    """Show a counter of `total` units until the block ends."""
     kind = _Bar if sys.stderr.isatty() else _Lines
     shown = kind(description, total, unit, initial)
     try:
         yield shown
     finally:
         shown.close()
-
-
-def say(text: str) -> None:
-    """One line for the person who watches."""
-    print(text, file=sys.stderr, flush=True)

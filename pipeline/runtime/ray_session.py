@@ -1,4 +1,4 @@
-"""Ray's start and end, and what of a cluster an actor gets."""
+"""Ray sessions, and the resources that actors reserve."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
-from ...config import EncodeConfig, SampleConfig
-from .progress import say
+from .actor_pool import ActorShape
 
-LOCAL_OBJECT_STORE = 100 * 2**20  # bytes; nothing but numbers goes through it
-CPUS_AN_ACTOR = 2  # where there are no GPUs to count by
+logger = logging.getLogger(__name__)
+
+LOCAL_OBJECT_STORE = 100 * 2**20  # bytes; only numbers pass through it
+CPUS_PER_ACTOR = 2  # where there are no GPUs to count
 
 
 @contextmanager
-def ray_session(asked: str | None) -> Iterator[None]:
-    """Ray on this machine, started and stopped, or the cluster that is named here or in RAY_ADDRESS."""
+def ray_session(address: str | None) -> Iterator[None]:
+    """Connect to the cluster at `address` or $RAY_ADDRESS, else run Ray on this machine until the block ends."""
     import ray
 
-    address = asked or os.environ.get("RAY_ADDRESS") or "local"
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        say("starting Ray on this machine: about 5 s and 0.5 GB of memory")
+        logger.info("starting Ray on this machine: about 5 s and 0.5 GB of memory")
         ray.init(
             address="local",
             include_dashboard=False,
@@ -38,34 +38,34 @@ def ray_session(asked: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-class ActorShape(NamedTuple):
-    """How many actors a cluster takes, and what each of them reserves."""
+def actor_shape(nodes: Sequence[Mapping[str, float]], actors: int | None, device: str | None) -> ActorShape:
+    """Return the shape of a pool whose actors fit on the smallest suitable node.
 
-    actors: int
-    cpus: int
-    gpus: int
-
-
-def actor_shape(nodes: Sequence[Mapping[str, float]], config: EncodeConfig | SampleConfig) -> ActorShape:
-    """One actor a GPU, else one a 2 CPUs, or `--actors`; small enough for the smallest node that can have one.
-
-    `nodes` are the resources of the nodes that are alive. `--device cuda` asks for GPUs even where none is up yet:
-    a cluster that starts its nodes on demand has to be asked.
+    Args:
+        nodes: the resources of the nodes that are alive.
+        actors: number of actors. Default: one per GPU, else one per 2 CPUs.
+        device: device of the models. With `cuda`, actors reserve a GPU even if no node has one yet, since an
+            autoscaling cluster starts such nodes only on request. Default: GPUs if there are any.
     """
-    wants_gpu = config.device is not None and config.device.startswith("cuda")
-    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1 and config.device != "cpu"]
+    wants_gpu = device is not None and device.startswith("cuda")
+    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1 and device != "cpu"]
     if wants_gpu or with_gpu:
         count = sum(int(node["GPU"]) for node in with_gpu)
         cpus = min((int(node.get("CPU", 0) // node["GPU"]) for node in with_gpu), default=1)
-        return ActorShape(config.actors or max(1, count), max(1, cpus), 1)
+        return ActorShape(actors or max(1, count), max(1, cpus), 1)
     with_cpu = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
-    share = sum(with_cpu) // config.actors if config.actors else CPUS_AN_ACTOR
+    share = sum(with_cpu) // actors if actors else CPUS_PER_ACTOR
     cpus = max(1, min(share, *with_cpu))
-    return ActorShape(config.actors or sum(node // cpus for node in with_cpu), cpus, 0)
+    return ActorShape(actors or sum(node // cpus for node in with_cpu), cpus, 0)
 
 
-def cluster_shape(config: EncodeConfig | SampleConfig) -> ActorShape:
-    """The shape for the nodes that are alive now."""
+def cluster_shape(actors: int | None, device: str | None) -> ActorShape:
+    """Return `actor_shape` for the nodes that are alive now."""
     import ray
 
-    return actor_shape([node["Resources"] for node in ray.nodes() if node["Alive"]], config)
+    return actor_shape([node["Resources"] for node in ray.nodes() if node["Alive"]], actors, device)
+
+
+def actor_options(shape: ActorShape) -> dict[str, object]:
+    """Return the Ray options of an actor. Ray neither restarts it nor retries its tasks; `ActorPool` does."""
+    return {"num_cpus": shape.cpus, "num_gpus": shape.gpus, "max_restarts": 0, "max_task_retries": 0}

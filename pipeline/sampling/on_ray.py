@@ -1,11 +1,7 @@
-"""The same blocks on Ray core actors, which take a few at a time and write them to the folder themselves.
-
-As in `encode_ray`, Ray restarts and retries nothing: blocks of an actor that died go back to the queue here.
-"""
+"""Sampling on Ray: actors take a few blocks at a time and write them to the folder themselves."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,87 +11,70 @@ import numpy.typing as npt
 import torch
 
 from ...config import SampleConfig
-from ...errors import CheckpointError, RepaPipeError, first_line
+from ...errors import ActorError, RepaPipeError
 from ..artifacts.checkpoints import load_model
+from ..runtime.actor_pool import ActorPool, ActorShape
 from ..runtime.device import choose_device
-from ..runtime.progress import say
-from ..runtime.ray_session import cluster_shape, ray_session
+from ..runtime.ray_session import actor_options, cluster_shape, ray_session
+from ..runtime.task_queue import TaskQueue
 from .blocks import make_blocks
 from .sampler import Sampler
 
-AT_ONCE = 4  # blocks an actor takes; while it denoises one, it decodes the one before
-TRIES = 4  # actors that may die in a row
+BLOCKS_PER_TASK = 4  # while an actor denoises one block, it decodes the one before
+TRIES = 4
+
+LabelsAndStep = tuple[npt.NDArray[np.int64], int]
 
 
 class SampleActor:
-    """A Sampler in a process of its own."""
+    """A sampler in a separate process."""
 
     def __init__(self, config: SampleConfig, checkpoint: str, folder: str, threads: int) -> None:
         self._config, self._checkpoint, self._folder, self._threads = config, Path(checkpoint), Path(folder), threads
 
-    def load(self) -> tuple[npt.NDArray[np.int64], int]:
-        """Load the model; labels of all images, and the checkpoint's step."""
+    def ready(self) -> LabelsAndStep:
+        """Load the model; return the labels of all images, and the checkpoint's step."""
         self._device = choose_device(self._config.device)
         if self._device.type == "cpu":
-            torch.set_num_threads(self._threads)  # the last bits on a CPU depend on it
+            torch.set_num_threads(self._threads)  # rounding on a CPU depends on it
         trained = load_model(self._checkpoint, self._config.ema)
         self._sampler = Sampler(self._config, trained, self._device)
         return self._sampler.all_labels(), trained.step
 
-    def make(self, blocks: list[range]) -> int:
-        """Make and write blocks; the number of their images."""
-        make_blocks(self._sampler, self._folder, blocks, self._device, lambda count: None)
+    def run(self, blocks: list[range]) -> int:
+        """Generate and write blocks; return the number of images."""
+        make_blocks(self._sampler, self._folder, blocks, self._device)
         return sum(map(len, blocks))
 
 
 def make_blocks_on_ray(
-    config: SampleConfig, checkpoint: Path, folder: Path, todo: Sequence[range], done: Callable[[int], object]
-) -> tuple[npt.NDArray[np.int64], int]:
-    """Make the blocks on Ray; labels of all images and the checkpoint's step.
+    config: SampleConfig, checkpoint: Path, folder: Path, todo: Sequence[range], on_images: Callable[[int], object]
+) -> LabelsAndStep:
+    """Generate the blocks on Ray; return the labels of all images and the checkpoint's step.
 
-    Raises what an actor raised, and CheckpointError when actors die again and again.
+    Raises:
+        RepaPipeError: an actor raised it.
+        ActorError: a block failed in every attempt, or actors could not be started.
     """
     import ray
 
+    arguments = config, str(checkpoint.resolve()), str(folder.resolve()), torch.get_num_threads()
+    known: list[LabelsAndStep] = []
+    # if no block is missing, one actor is still needed for the labels and the step
+    tasks = [list(todo[i : i + BLOCKS_PER_TASK]) for i in range(0, len(todo), BLOCKS_PER_TASK)] or [[]]
+    queue = TaskQueue(tasks, TRIES, lambda error: isinstance(error, RepaPipeError))
+
+    def create(shape: ActorShape) -> Any:
+        return ray.remote(SampleActor).options(**actor_options(shape)).remote(*arguments)
+
     with ray_session(config.ray_address):
-        waiting = deque(list(todo[i : i + AT_ONCE]) for i in range(0, len(todo), AT_ONCE))
-        pending: dict[Any, tuple[Any, list[range]]] = {}  # ref → actor, its blocks; none: it loads the model
-        facts: tuple[npt.NDArray[np.int64], int] | None = None
-        deaths, shape = 0, cluster_shape(config)
-
-        def start() -> None:
-            options = {"num_cpus": shape.cpus, "num_gpus": shape.gpus, "max_restarts": 0, "max_task_retries": 0}
-            arguments = config, str(checkpoint.resolve()), str(folder.resolve()), torch.get_num_threads()
-            actor: Any = ray.remote(SampleActor).options(**options).remote(*arguments)
-            pending[actor.load.remote()] = actor, []
-
-        for _ in range(max(1, min(shape.actors, len(waiting)))):
-            start()
-        while waiting or facts is None or any(blocks for _, blocks in pending.values()):
-            for ref in ray.wait(list(pending), num_returns=1)[0]:
-                actor, blocks = pending.pop(ref)
-                try:
-                    answer = ray.get(ref)
-                except ray.exceptions.RayError as error:
-                    cause = getattr(error, "cause", None)
-                    deaths += 1
-                    if isinstance(cause, RepaPipeError):
-                        raise cause from None
-                    if deaths >= TRIES:
-                        raise CheckpointError(
-                            f"{deaths} Ray actors in a row failed while they sampled: {first_line(cause or error)}"
-                        ) from error
-                    say(f"a Ray actor failed ({first_line(cause or error)}): another one takes its blocks")
-                    waiting += [blocks] if blocks else []
-                    ray.kill(actor)
-                    start()
-                    continue
-                deaths = 0
-                if blocks:
-                    done(answer)
-                else:
-                    facts = answer
-                if waiting:
-                    following = waiting.popleft()
-                    pending[actor.make.remote(following)] = actor, following
-        return facts
+        ActorPool(
+            queue,
+            create=create,
+            shape=lambda: cluster_shape(config.actors, config.device),
+            on_ready=known.append,
+            on_result=lambda blocks, count: on_images(count),
+        ).run()
+    if queue.failures:
+        raise ActorError(f"images could not be generated, after {TRIES} tries: {queue.failures[0].cause}")
+    return known[0]

@@ -1,7 +1,7 @@
-"""Images from a model: any block of them, each the same whatever block it is made in.
+"""Generation of any block of images from a model; an image does not depend on the block it is generated in.
 
-Image i depends on (seed, i), the model and the settings: its label, its noise and the noise of its SDE steps come
-from generators of its own.
+Image i depends on (seed, i), the model and the settings alone: its label, its initial noise and the noise of its SDE
+steps come from generators for this image.
 """
 
 from __future__ import annotations
@@ -22,27 +22,33 @@ from ...models.vae import load_vae
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block
 from ..runtime.device import DTYPES
+from ..runtime.seeds import image_generator, image_label
 
 
 class Sampler:
-    """Makes any block of the images."""
+    """The model, the VAE and the labels of one set of images.
+
+    Raises:
+        ConfigError: `--labels` has a class that the model does not have.
+        WeightsError: the VAE is unavailable.
+    """
 
     def __init__(self, config: SampleConfig, trained: TrainedModel, device: torch.device) -> None:
         self._config, self._device = config, device
         self._sit = trained.model.config
         self._plain = trained.model.to(device)
         self._model: Any = torch.compile(self._plain) if config.compile else self._plain
-        self._interpolant = Interpolant(trained.config.path_type)  # type: ignore[arg-type]  # the config has checked it
+        self._interpolant = Interpolant(trained.config.path_type)
         vae = load_vae(config.vae or trained.store.vae, device=device)
         self._vae = vae.with_scale(list(trained.store.latents_scale), list(trained.store.latents_bias))
-        self._list = _label_list(config.labels, self._sit.num_classes)
+        self._listed = _parse_labels(config.labels, self._sit.num_classes)
 
     def all_labels(self) -> npt.NDArray[np.int64]:
-        """Labels of all images, `[num_fid_samples]`."""
+        """Return the labels of all images, `[num_fid_samples]`."""
         return np.array([self._label(i) for i in range(self._config.num_fid_samples)], dtype=np.int64)
 
     def latents(self, indices: range) -> Tensor:
-        """Scaled latents of the images `indices`, float32 `[B, C, h, w]` on the device."""
+        """Generate the scaled latents of the images `indices`, float32 `[B, C, h, w]` on the device."""
         config = self._config
         generators = [image_generator(config.global_seed, i) for i in indices]
         shape = self._plain.state_shape
@@ -64,22 +70,16 @@ class Sampler:
         return self._plain.latents_of(state).float()
 
     def decode(self, latents: Tensor) -> Block:
-        """The images of latents, uint8 `[B, H, W, 3]`."""
+        """Decode latents into images, uint8 `[B, H, W, 3]`."""
         return self._vae.decode(latents).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def _label(self, index: int) -> int:
         classes = self._sit.num_classes
-        if self._list is not None:
-            return self._list[index % len(self._list)]
+        if self._listed is not None:
+            return self._listed[index % len(self._listed)]
         if self._config.labels == "balanced":
             return index % classes
-        raw = np.random.Philox(counter=[0, 0, 0, index], key=self._config.global_seed).random_raw()
-        return int(raw % classes)
-
-
-def image_generator(seed: int, index: int) -> torch.Generator:
-    """The generator of image `index`: its start noise is drawn first, then the noise of its SDE steps."""
-    return torch.Generator().manual_seed((seed << 32) + index)
+        return image_label(self._config.global_seed, index, classes)
 
 
 def _step_noise(generators: list[torch.Generator]) -> Noise:
@@ -90,14 +90,17 @@ def _step_noise(generators: list[torch.Generator]) -> Noise:
     return noise
 
 
-def _label_list(labels: str, num_classes: int) -> list[int] | None:
+def _parse_labels(labels: str, num_classes: int) -> list[int] | None:
+    """Return the class numbers listed in `--labels`, or None for random and balanced labels."""
     if labels in ("random", "balanced"):
         return None
     try:
         numbers = [int(label) for label in labels.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--labels is {labels!r}: give random, balanced, or class numbers such as 207,360") from error
+        raise ConfigError(
+            f"--labels is {labels!r}: expected random, balanced, or class numbers such as 207,360"
+        ) from error
     outside = [number for number in numbers if not 0 <= number < num_classes]
     if outside:
-        raise ConfigError(f"--labels has {outside[0]}: this model knows classes 0 to {num_classes - 1}")
+        raise ConfigError(f"--labels contains {outside[0]}: this model has classes 0 to {num_classes - 1}")
     return numbers

@@ -1,4 +1,4 @@
-"""`repa-pipe store export`: to the layout of REPA's preprocessing, or to safetensors shards."""
+"""`repa-pipe store export`: copy samples to the layout of REPA's preprocessing or to safetensors files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,25 @@ from ...stores.layout import LABEL
 from ..runtime.progress import progress
 from .import_repa import IMAGES, LABELS, MOMENTS
 
-FORMATS = ("repa", "safetensors")
-READ = 256  # samples at a time
+BATCH = 256  # samples per read
 
 
 def export(store_path: str, out: str, layout: str, groups: Sequence[str], source: str | None) -> str:
-    """Write every valid sample of `groups` (default: all) below `out`; files that are there are left. In words.
+    """Copy every valid sample of `groups` to the folder `out`; existing files are kept.
 
-    Raises StoreError for an absent or incomplete group, and for images that cannot be read again.
+    Args:
+        store_path: the store.
+        out: output folder.
+        layout: "repa" or "safetensors".
+        groups: names of groups; empty for all.
+        source: location of the images, for REPA's layout. None: the location they were encoded from.
+
+    Returns:
+        A summary in one line.
+
+    Raises:
+        StoreError: a group is missing or incomplete, or REPA's layout cannot hold the groups.
+        SourceError: the images cannot be read.
     """
     with open_store(store_path) as store:
         chosen = list(groups) or store.group_names()
@@ -41,14 +52,15 @@ def export(store_path: str, out: str, layout: str, groups: Sequence[str], source
 def _export_repa(
     store: Store, out: Path, groups: Sequence[str], rows: npt.NDArray[np.int64], source: str | None
 ) -> None:
-    """`images/00000/img00000000.png`, `vae-sd/00000/img-mean-std-00000000.npy`, and both `dataset.json`."""
+    """Write `images/00000/img00000000.png`, `vae-sd/00000/img-mean-std-00000000.npy`, and both `dataset.json`."""
     latents = [name for name in groups if name.startswith("latents/")]
     if len(latents) != 1:
         raise StoreError(
-            f"REPA's layout holds the moments of one VAE, {store.location} has {latents}: name one by --group"
+            f"REPA's layout holds the moments of one VAE: expected one group of latents in {store.location}, found "
+            f"{', '.join(latents) or 'none'}; specify it with --group"
         )
-    there = store.manifest.source
-    opened = open_source(source or there["path"], None if source else there["kind"])
+    recorded = store.manifest.source
+    opened = open_source(source or recorded["path"], None if source else recorded["kind"])
     records = list(records_of(store.samples.take(rows)))
     names = [(f"{i // 1000:05d}/img{i:08d}.png", f"{i // 1000:05d}/img-mean-std-{i:08d}.npy") for i in range(len(rows))]
     with progress("export", len(rows), "images") as bar, ThreadPoolExecutor() as pool:
@@ -61,8 +73,8 @@ def _export_repa(
                 atomic_write_bytes(array, _npy(moments))
             bar.update()
 
-        for start in range(0, len(rows), READ):
-            block = store.read([f"{latents[0]}/moments"], rows[start : start + READ])[f"{latents[0]}/moments"]
+        for start in range(0, len(rows), BATCH):
+            block = store.read([f"{latents[0]}/moments"], rows[start : start + BATCH])[f"{latents[0]}/moments"]
             list(pool.map(write, range(start, start + len(block)), block))
     for folder, column in ((IMAGES, 0), (MOMENTS, 1)):
         pairs = [[name[column], record.label] for name, record in zip(names, records, strict=True)]
@@ -84,7 +96,7 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
 
 
 def _export_safetensors(store: Store, out: Path, groups: Sequence[str], rows: npt.NDArray[np.int64]) -> None:
-    """`00000.safetensors`, one a shard: every array of the groups, `label`, `index`; and `store.json`."""
+    """Write `store.json`, and one `00000.safetensors` per shard with every array of the groups, `label` and `index`."""
     from safetensors.numpy import save
 
     attributes = {name: store.group(name).attributes for name in groups}

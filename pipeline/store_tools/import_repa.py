@@ -1,8 +1,8 @@
-"""`repa-pipe store import-repa`: the layout of REPA's preprocessing to a store.
+"""`repa-pipe store import-repa`: import the layout of REPA's preprocessing into a store.
 
-That layout is `images/` (crops as PNG) and `vae-sd/` (one .npy of moments an image, `dataset.json` with labels),
-paired by sorted file names (dataset.py of the published code). Encoders are added afterwards by
-`repa-pipe encode --source DIR/images`.
+The layout is `images/` (crops as PNG) and `vae-sd/` (one .npy of moments per image, and `dataset.json` with labels),
+paired by sorted file names (dataset.py of the published code). `repa-pipe encode --source DIR/images` adds encoders
+afterwards.
 """
 
 from __future__ import annotations
@@ -15,29 +15,35 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from PIL import Image
 
 from ...errors import SourceError
 from ...sources import Index, Record, Source, index_digest, open_source, records_of
-from ...stores import Store, open_store
+from ...stores import Store
 from ...stores.checksum import crc32c_bytes
-from ...stores.layout import ArraySpec, GroupSpec, default_shard_size, latents_group, shard_range
-from ...stores.manifest import Manifest
-from ...stores.upload import create_store_at, store_exists
+from ...stores.creation import open_or_create_store, prepare_groups
+from ...stores.layout import ArraySpec, GroupSpec, latents_group, shard_range
 from ...stores.writer import ShardWriter
 from ..artifacts.published import LATENTS_SCALE
-from ..encoding.work import CROP, prepare_groups
 from ..runtime.progress import progress
 
 IMAGES, MOMENTS, LABELS = "images", "vae-sd", "dataset.json"
 
 
 def import_repa(folder: str, store_path: str, vae: str) -> str:
-    """Import moments and labels; the same command continues. What was done, in words.
+    """Import moments and labels; re-running with the same arguments resumes.
 
-    Raises SourceError when the folder is not of that layout or its parts do not fit together, StoreError when the
-    store was made from something else.
+    Args:
+        folder: folder in REPA's layout.
+        store_path: the store to create or extend, a folder or a URL.
+        vae: name of the VAE that encoded the moments.
+
+    Returns:
+        A summary in one line.
+
+    Raises:
+        SourceError: the folder does not have that layout, or its images, moments and labels do not match.
+        StoreError: the store holds other images.
     """
     root = Path(folder)
     for name in (IMAGES, MOMENTS):
@@ -46,10 +52,26 @@ def import_repa(folder: str, store_path: str, vae: str) -> str:
     source = open_source(str(root / IMAGES), "folder")
     index, files = source.index(), _moment_files(root / MOMENTS)
     _require_pairs(index, files, root)
-    shape = _load(files[0]).shape
     side = _side(source, index)
-    store = _open_or_create(store_path, source, index, side)
-    spec = GroupSpec(
+    spec = _moments_spec(vae, _load(files[0]).shape, side)
+    with open_or_create_store(
+        store_path,
+        index,
+        index_digest=index_digest(index),
+        resolution=side,
+        class_names=source.class_names,
+        source=source.describe(),
+    ) as store:
+        prepare_groups(store, [spec])
+        _import_shards(store, spec, source, index, files)
+        return (
+            f"{store_path}: {len(store):,} images, {spec.path} {list(spec.arrays[0].sample_shape)}; add encoders with "
+            f"'repa-pipe encode --source {root / IMAGES} --store {store_path} --vae {vae} --encoder NAME'"
+        )
+
+
+def _moments_spec(vae: str, shape: tuple[int, ...], side: int) -> GroupSpec:
+    return GroupSpec(
         path=latents_group(vae),
         arrays=(ArraySpec(name="moments", sample_shape=shape, dtype="float32"),),
         attributes={
@@ -59,7 +81,11 @@ def import_repa(folder: str, store_path: str, vae: str) -> str:
             "bias": [0.0] * (shape[0] // 2),
         },
     )
-    prepare_groups(store, [spec])
+
+
+def _import_shards(store: Store, spec: GroupSpec, source: Source, index: Index, files: list[Path]) -> None:
+    """Write and commit the shards of the group that are missing."""
+    shape = spec.arrays[0].sample_shape
     missing = store.group(spec.path).missing_shards()
     todo = sum(len(shard_range(shard, len(store), store.manifest.shard_size)) for shard in missing)
     with progress("import", len(store), "images", initial=len(store) - todo) as bar, ThreadPoolExecutor() as pool:
@@ -73,39 +99,35 @@ def import_repa(folder: str, store_path: str, vae: str) -> str:
                     writer.append({"moments": array[None]})
                     bar.update()
                 store.upload_shard(writer.commit(np.fromiter(checksums, np.uint32), ()))
-    return (
-        f"{store_path}: {len(store):,} images, {spec.path} {list(shape)}; add encoders with "
-        f"'repa-pipe encode --source {root / IMAGES} --store {store_path} --vae {vae} --encoder NAME'"
-    )
 
 
 def _moment_files(folder: Path) -> list[Path]:
     files = sorted(folder.rglob("*.npy"), key=lambda file: str(file.relative_to(folder)))
     if not files:
-        raise SourceError(f"{folder} holds no .npy files: expected REPA's layout, with {IMAGES}/ and {MOMENTS}/")
+        raise SourceError(f"{folder} has no .npy files: expected REPA's layout, with {IMAGES}/ and {MOMENTS}/")
     return files
 
 
 def _require_pairs(index: Index, files: list[Path], root: Path) -> None:
-    """Images and moments are as many, in the order in which REPA pairs them, with the same labels."""
+    """Raise SourceError unless images and moments match in number, order and labels."""
     keys = index["key"].to_pylist()
     if len(keys) != len(files):
-        raise SourceError(f"{root} has {len(keys):,} images and {len(files):,} .npy files: they must be as many")
+        raise SourceError(f"{root} has {len(keys):,} images and {len(files):,} .npy files: expected one per image")
     if keys != sorted(keys):
-        raise SourceError(f"{root / IMAGES}: folders are not in the order of names: expected what REPA's tools wrote")
+        raise SourceError(f"{root / IMAGES}: images are not in the order of their paths, as REPA's tools write them")
     path = root / MOMENTS / LABELS
     try:
         labels = dict(json.loads(path.read_bytes())["labels"])
         wanted = [labels[str(file.relative_to(root / MOMENTS))] for file in files]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path} does not give every .npy file a label ({error!r})") from error
+        raise SourceError(f"{path} does not have a label for every .npy file ({error!r})") from error
     different = [
         key for key, mine, theirs in zip(keys, index["label"].to_pylist(), wanted, strict=True) if mine != theirs
     ]
     if different:
         raise SourceError(
-            f"{root}: {len(different):,} images have another label in {IMAGES}/ than in {MOMENTS}/, "
-            f"the first is {different[0]}"
+            f"{root}: labels in {IMAGES}/ and {MOMENTS}/ differ for {len(different):,} of {len(keys):,} images, "
+            f"first for {different[0]}"
         )
 
 
@@ -113,33 +135,17 @@ def _side(source: Source, index: Index) -> int:
     record: Record = next(iter(records_of(index.slice(0, 1))))
     with Image.open(io.BytesIO(source.read(record))) as image:
         if image.width != image.height:
-            raise SourceError(f"{record.key} is {image.width} x {image.height}: REPA's tools write squares")
+            raise SourceError(
+                f"{record.key} is {image.width} x {image.height}: expected a square, as REPA's tools write"
+            )
         return image.width
-
-
-def _open_or_create(path: str, source: Source, index: pa.Table, side: int) -> Store:
-    if not store_exists(path):
-        manifest = Manifest(
-            num_samples=len(index),
-            resolution=side,
-            crop=CROP,
-            shard_size=default_shard_size(len(index)),
-            index_digest=index_digest(index),
-            class_names=source.class_names,
-            source=source.describe(),
-        )
-        create_store_at(path, manifest, index)
-    store = open_store(path)
-    if store.manifest.index_digest != index_digest(index):
-        raise SourceError(f"{path} was made from other images than {source.path}: name another store")
-    return store
 
 
 def _load(file: Path, expected: tuple[int, ...] | None = None) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"{file} cannot be read as moments ({error})") from error
+        raise SourceError(f"{file} cannot be read as moments ({error}): restore it from a copy") from error
     if array.ndim != 3 or array.dtype.kind != "f" or array.shape != (expected or array.shape):
-        raise SourceError(f"{file} holds {array.shape} {array.dtype}: expected {expected or '[2C, h, w]'} floats")
+        raise SourceError(f"{file}: expected floats {expected or '[2C, h, w]'}, found {array.dtype} {array.shape}")
     return array.astype(np.float32, copy=False)

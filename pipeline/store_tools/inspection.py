@@ -1,7 +1,8 @@
-"""`repa-pipe store …`: what is in a store, and whether it is still what was written."""
+"""`repa-pipe store info`, `ls`, `stats` and `verify`: show the contents of a store and verify them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,16 @@ from ...stores.verify import drop_bad_shards, verify_store
 from ...stores.writer import set_attributes
 from ..runtime.progress import progress
 
-STATS_BATCH = 256  # images
+STATS_BATCH = 256  # images per read
 
 
 def info(path: str) -> str:
-    """A store in words: images, groups, weights, completeness, bytes. Raises StoreError when there is none."""
+    """Return a description of a store: images, groups, weights, completeness, sizes; StoreError when there is none."""
     store = open_store(path)
     manifest = store.manifest
     lines = [
         f"{path}: {len(store):,} images of {len(manifest.class_names)} classes at {manifest.resolution} px "
-        f"({manifest.crop}), shards of {manifest.shard_size}",
+        f"({manifest.crop}), {manifest.shard_size:,} samples per shard",
         f"  images from {manifest.source['path']} ({manifest.source['kind']}), digest {manifest.index_digest[:12]}",
     ]
     total = num_shards(len(store), manifest.shard_size)
@@ -34,28 +35,34 @@ def info(path: str) -> str:
 
 
 def _describe(group: Group, total: int) -> list[str]:
-    files = [file["bytes"] for commit in group.commits.values() for file in commit.files.values()]
     arrays = ", ".join(f"{array.name} {list(array.sample_shape)} {array.dtype}" for array in group.arrays)
     cosine = group.token_cosine
-    codec = "" if cosine is None else f"; cosine of the codec {cosine[0]:.5f}, at least {cosine[1]:.5f}"
+    codec = "" if cosine is None else f"; codec cosine {cosine[0]:.5f} (min {cosine[1]:.5f})"
     weights = str(group.fingerprint.get("weights_sha256", "?"))[:12]
     return [
-        f"  {group.path}: {len(group.commits)} of {total} shards, {sum(files) / 2**20:,.1f} MiB, "
+        f"  {group.path}: {len(group.commits)} of {total} shards, {group.num_bytes / 2**20:,.1f} MiB, "
         f"{len(group.quarantined)} images quarantined",
-        f"    {arrays} a sample; weights sha256 {weights}…{codec}",
+        f"    per sample: {arrays}; weights sha256 {weights}…{codec}",
     ]
 
 
 def list_samples(path: str, class_name: str | None, quarantined: bool, limit: int) -> str:
-    """The samples of a store, a line each: number, class, bytes of the image, key, and what is wrong with it.
+    """List the samples of a store, one per line: index, class, bytes of the source image, key, reason of quarantine.
 
-    `limit` 0 lists all. Raises StoreError when there is no store, or no such class.
+    Args:
+        path: the store.
+        class_name: only samples of this class.
+        quarantined: only quarantined samples.
+        limit: maximum number of samples; 0 for all.
+
+    Raises:
+        StoreError: there is no store, or it has no such class.
     """
     store = open_store(path)
     names = store.manifest.class_names
     if class_name is not None and class_name not in names:
-        raise StoreError(f"{path} has no class {class_name!r}: its classes are {', '.join(names[:5])}, …")
-    bad = {entry.index: entry.reason for name in store.group_names() for entry in store.group(name).quarantined}
+        raise StoreError(f"{path} has no class {class_name!r}: expected one of {_first(names)}")
+    bad = {index: entry.reason for index, entry in store.quarantined().items()}
     labels = store.labels
     chosen = np.arange(len(store)) if class_name is None else np.flatnonzero(labels == names.index(class_name))
     if quarantined:
@@ -72,11 +79,17 @@ def list_samples(path: str, class_name: str | None, quarantined: bool, limit: in
 
 
 def stats(path: str, vae: str, write: bool) -> str:
-    """Measure scale and bias that give every channel of the latents mean 0 and deviation 1 over the whole store.
+    """Measure the scale and bias that give every channel of the latents mean 0 and standard deviation 1.
 
-    The latents are draws from the posterior: their variance is that of its mean plus the mean of its variance.
-    With `write` the measured values replace those in the group's attributes. Raises StoreError for an absent or
-    incomplete group.
+    Latents are samples from the posterior: their variance is the variance of its means plus the mean of its variances.
+
+    Args:
+        path: the store.
+        vae: name of the VAE of the latents.
+        write: replace scale and bias in the attributes of the group by the measured values.
+
+    Raises:
+        StoreError: the group is missing or incomplete.
     """
     with open_store(path) as store:
         group = store.group(latents_group(vae))
@@ -85,7 +98,7 @@ def stats(path: str, vae: str, write: bool) -> str:
         if write:
             set_attributes(store.path, group.path, {"scale": scale.tolist(), "bias": bias.tolist()})
             store.upload_group(group.path)
-    lines = [f"{group.path}: measured on {len(rows):,} images{', written' if write else ''}"]
+    lines = [f"{group.path}: measured on {len(rows):,} images{', written to the store' if write else ''}"]
     recorded = zip(group.attributes["scale"], group.attributes["bias"], scale, bias, strict=True)
     lines += [
         f"  channel {channel}: scale {a:.5f} (recorded {old_a:.5f}), bias {b:+.5f} ({old_b:+.5f})"
@@ -97,7 +110,7 @@ def stats(path: str, vae: str, write: bool) -> str:
 def _scale_and_bias(
     store: Store, group: Group, rows: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Of every channel `[C]`, from the samples at `rows`."""
+    """Return scale and bias per channel, `[C]` each, of the samples at `rows`."""
     name = f"{group.path}/moments"
     sums = np.zeros((2, group.shard_indexes["moments"].layout.spec.sample_shape[0] // 2))
     count = 0
@@ -114,26 +127,32 @@ def _scale_and_bias(
 
 
 def verify(path: str, repair: bool) -> tuple[str, bool]:
-    """Read everything back; the findings in words, and whether all is well."""
+    """Compare every committed shard with its checksums; return the findings, and whether the store is intact.
+
+    With `repair`, damaged shards are dropped, so that `encode` encodes them again.
+    """
     store = open_store(path)
     with progress("verify", 0, "bytes") as bar:
         report = verify_store(Path(path), progress=bar.reach)
     lines = [str(problem) for problem in report.problems]
     try:
         if index_digest(store.samples) != store.manifest.index_digest:
-            lines.append(f"{path}/samples.parquet is not the index that the store was made from")
+            lines.append(f"{path}/samples.parquet does not match the index digest recorded in the store")
     except StoreError as error:
         lines.append(str(error))
     healthy = not lines
     if repair and report.problems:
         dropped = drop_bad_shards(Path(path), report)
-        lines.append(f"dropped {dropped} shards: run 'repa-pipe encode' again to make them anew")
+        shards = "1 shard" if dropped == 1 else f"{dropped:,} shards"
+        lines.append(f"dropped {shards}: re-run 'repa-pipe encode' to encode them again")
     if healthy:
-        lines.append("every byte of the committed shards is as it was written")
-    lines += [f"not complete yet: {shards} shards of {group} are missing" for group, shards in _missing(store).items()]
+        lines.append("all committed shards match their checksums")
+    total = num_shards(len(store), store.manifest.shard_size)
+    for name in store.group_names():
+        if missing := len(store.group(name).missing_shards()):
+            lines.append(f"{name} is incomplete: {missing:,} of {total:,} shards are missing")
     return "\n".join(lines), healthy
 
 
-def _missing(store: Store) -> dict[str, int]:
-    counts = {name: len(store.group(name).missing_shards()) for name in store.group_names()}
-    return {name: count for name, count in counts.items() if count}
+def _first(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

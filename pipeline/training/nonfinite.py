@@ -1,8 +1,8 @@
-"""Notices the first step whose loss or gradient is not finite, without the host waiting for the device.
+"""Detection of the first step whose loss or gradient is not finite, without synchronizing host and device.
 
-From that step on the optimizer changes nothing, so that the state there is still the one that gave the bad value when
-the host looks, steps later. (With fp16 it is the gradient scaler that leaves out steps, and only the loss counts:
-gradients that overflow are its daily work.)
+From that step on the optimizer changes nothing, so that when the host checks, steps later, the weights are still those
+that produced the bad value. (With fp16, the gradient scaler skips steps and only the losses are checked, since
+overflowing gradients are normal there.)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...stores import AlignmentDataset
 from ...stores.files import write_json
+from ..artifacts.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class BadStep:
 
 
 class NonFiniteGuard:
-    """What is known of a run's numbers, on the device."""
+    """Records the first bad step, on the device."""
 
     def __init__(self, device: torch.device, names: tuple[str, ...], scaled: bool) -> None:
         self.names, self._scaled = (*names, "grad_norm"), scaled
@@ -37,31 +38,31 @@ class NonFiniteGuard:
         self._values = torch.zeros(len(self.names), device=device)
 
     def check(self, step: int, values: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Take note of a step's losses and gradient norm, between its backward pass and the optimizer's step."""
+        """Check a step's losses and gradient norm, between its backward pass and the optimizer's step."""
         counted = values[:-1] if self._scaled else values
         first = ~torch.isfinite(counted).all() & (self._bad == 0)
         self._bad = torch.where(first, 1.0, self._bad)
         self._step = torch.where(first, step, self._step)
         self._values = torch.where(first, values, self._values)
         if not self._scaled:
-            optimizer.found_inf = self._bad  # type: ignore[attr-defined]  # fused kernels look at it, as for a scaler
+            optimizer.found_inf = self._bad  # type: ignore[attr-defined]  # fused kernels read it, as with a scaler
 
     def bad_step(self) -> BadStep | None:
-        """The first bad step up to now, if any. The host waits for the device."""
+        """Return the first bad step so far, or None. Synchronizes host and device."""
         if not self._bad.item():
             return None
         return BadStep(int(self._step.item()), dict(zip(self.names, self._values.tolist(), strict=True)))
 
 
-def stop_run(bad: BadStep, dataset: AlignmentDataset, run_dir: Path, checkpoint: Path) -> NoReturn:
-    """Write down which samples the bad step had, and raise CheckpointError that names all there is."""
-    path = run_dir / f"nan-{bad.step:07d}.json"
+def stop_run(bad: BadStep, dataset: AlignmentDataset, run: RunFolder, checkpoint: Path) -> NoReturn:
+    """Record the samples of the bad step, and raise a CheckpointError that names the files."""
+    path = run.nonfinite_report(bad.step)
     values = {name: str(value) for name, value in bad.values.items()}  # JSON has no NaN
     indices = dataset.global_indices_of_step(bad.step - 1).tolist()
     write_json(path, {"step": bad.step, "values": values, "indices": indices})
     found = ", ".join(f"{name} {value:g}" for name, value in bad.values.items())
     raise CheckpointError(
-        f"step {bad.step} is not finite ({found}): its samples are listed in {path}, the weights before it are in "
-        f"{checkpoint}; go on from an earlier checkpoint in another --exp-name, with --mixed-precision bf16 or a lower "
-        "--learning-rate"
+        f"step {bad.step} is not finite ({found}). Its samples are listed in {path}, the weights before it are in "
+        f"{checkpoint}: continue from an earlier checkpoint under another --exp-name, with --mixed-precision bf16 or a "
+        "lower --learning-rate"
     )

@@ -1,77 +1,90 @@
-"""What a training step minimizes, from what a batch holds and what the step draws at random."""
+"""The training objective: a weighted sum of terms, computed from a batch and the random draws of its step.
+
+Times, noise, posterior and dropped labels are drawn here, for the whole global batch, from (seed, step).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ...config import TrainConfig
 from ...diffusion.interpolant import Interpolant, draw_times
-from ...diffusion.loss import denoising_loss
-from ...models.sit import SiT, drop_labels
-from ...stores import Batch
+from ...diffusion.posterior import sample_posterior
+from ...models.sit import EntangledSiT, SiT, drop_labels
+from ...stores import Batch, Store
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.distributed import DistributedContext
-from .terms.alignment import Alignment
+from ..runtime.seeds import step_generator
+from .terms.alignment import AlignmentTerm
+from .terms.class_token import ClassTokenTerm
+from .terms.denoising import DenoisingTerm
+from .terms.term import ModelOutput, Prepared, Term
 
-LEGACY_DROPOUT = 0.1  # REPA's model drops labels with this probability in training, whatever its trainer has dropped
+LEGACY_DROPOUT = 0.1  # REPA's model drops labels with this probability in training, in addition to its trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """All that a step computes from, on the device: the rows of one rank, or some of them."""
+    """All inputs of a step, on the device: the rows of one rank, or some of them."""
 
     moments: Tensor  # [B, 2C, h, w]
     labels: Tensor  # [B] int64
-    targets: list[Tensor]  # [B, N, D] an encoder; empty without alignment
-    proj_coeff: float
     times: Tensor  # [B] float32
     noise: Tensor  # [B, C, h, w] float32
     posterior: Tensor  # [B, C, h, w] float32
     dropped: Tensor  # [B] bool: labels to drop
+    terms: list[Prepared]  # per term, what it prepared
+    weights: list[float]  # per term
 
     def rows(self, rows: slice) -> Self:
-        """Some of the rows."""
+        """Return some of the rows."""
         return replace(self, **{field.name: _cut(getattr(self, field.name), rows) for field in fields(self)})
 
 
 def _cut(value: Any, rows: slice) -> Any:
     if isinstance(value, list):
-        return [each[rows] for each in value]
+        return [_cut(each, rows) for each in value]
+    if isinstance(value, dict):
+        return {name: _cut(each, rows) for name, each in value.items()}
     return value[rows] if isinstance(value, Tensor) else value
 
 
 class Objective(nn.Module):
-    """The loss as one module, so that data-parallel wrappers and compilers see one call.
+    """Sum over terms of weight times loss; one module, so that data-parallel wrappers see one call.
 
-    denoising + proj_coeff * alignment (REPA, equation 8), both means over the samples given.
+    Args:
+        model: the model to train.
+        config: the settings of the run.
+        metadata: scale and bias of the latents.
+        terms: the terms; `inputs.terms[i]` and `inputs.weights[i]` belong to term i.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("loss", "denoising_loss", "alignment_loss")
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, model: SiT, config: TrainConfig, facts: StoreMetadata, alignment: Alignment) -> None:
+    def __init__(self, model: SiT, config: TrainConfig, metadata: StoreMetadata, terms: list[Term]) -> None:
         super().__init__()
         self.model = model
-        self.alignment = alignment
+        self.terms = terms
+        self.names = ("loss", *(term.metric for term in terms))  # of the values that `forward` returns
         self._config = config
-        self._interpolant = Interpolant(config.path_type)  # type: ignore[arg-type]  # the config has checked it
+        self._interpolant = Interpolant(config.path_type)
         shape = (1, -1, 1, 1)
-        self.register_buffer("scale", torch.tensor(facts.latents_scale).reshape(shape), persistent=False)
-        self.register_buffer("bias", torch.tensor(facts.latents_bias).reshape(shape), persistent=False)
+        self.register_buffer("scale", torch.tensor(metadata.latents_scale).reshape(shape), persistent=False)
+        self.register_buffer("bias", torch.tensor(metadata.latents_bias).reshape(shape), persistent=False)
 
     def inputs(self, batch: Batch, step: int, ranks: DistributedContext) -> Inputs:
-        """This rank's inputs of a step: all draws are made for the whole global batch, from (seed, step)."""
+        """Return this rank's inputs of a step."""
         config, moments = self._config, batch.moments
-        generator = torch.Generator(moments.device).manual_seed((config.seed << 32) + step)
+        generator = step_generator(config.seed, step, moments.device)
         count = config.batch_size
         shape = (count, moments.shape[1] // 2, *moments.shape[2:])
         rows = ranks.rows(count)
-        times = draw_times(config.weighting, self._interpolant, count, generator)  # type: ignore[arg-type]
+        times = draw_times(config.weighting, self._interpolant, count, generator)
         noise = torch.randn(shape, generator=generator, device=moments.device)
         posterior = torch.randn(shape, generator=generator, device=moments.device)
         dropped = torch.rand(count, generator=generator, device=moments.device) < config.cfg_prob
@@ -80,31 +93,43 @@ class Objective(nn.Module):
         return Inputs(
             moments=moments,
             labels=batch.labels,
-            targets=self.alignment.targets(batch),
-            proj_coeff=self.alignment.coefficient(step),
             times=times[rows],
             noise=noise[rows],
             posterior=posterior[rows],
             dropped=dropped[rows],
+            terms=[term.prepare(batch, step, ranks) for term in self.terms],
+            weights=[term.weight(step) for term in self.terms],
         )
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """`[3]`: the loss to minimize, and the losses that it is made of, as `names` says."""
-        x_t, target = self._interpolant.interpolate(self.latents(inputs), inputs.noise, inputs.times)
-        velocity, projected = self.model(x_t, inputs.times, self.labels(inputs), project=bool(inputs.targets))
-        denoising = denoising_loss(velocity, target).mean()
-        alignment = self.align(projected, inputs.targets, denoising)
-        return torch.stack([denoising + inputs.proj_coeff * alignment, denoising, alignment])
+        """Return the loss to minimize and the unweighted loss of each term, in the order of `names`."""
+        data, noise = self.state(inputs)
+        x_t, target = self._interpolant.interpolate(data, noise, inputs.times)
+        project = any(term.needs_projection(each) for term, each in zip(self.terms, inputs.terms, strict=True))
+        labels = drop_labels(inputs.labels, inputs.dropped, self.model.config.num_classes)
+        velocity, projected = self.model(x_t, inputs.times, labels, project=project)
+        output = ModelOutput(velocity, target, projected)
+        losses = [term.loss(output, each) for term, each in zip(self.terms, inputs.terms, strict=True)]
+        total = losses[0] * inputs.weights[0]
+        for loss, weight in zip(losses[1:], inputs.weights[1:], strict=True):
+            total = total + weight * loss
+        return torch.stack([total, *losses])
+
+    def state(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Return data and noise as the model's state: latents [B, C, h, w], as extended by the terms."""
+        data, noise = self.latents(inputs), inputs.noise
+        for term, prepared in zip(self.terms, inputs.terms, strict=True):
+            data, noise = term.extend(data, noise, prepared)
+        return data, noise
 
     def latents(self, inputs: Inputs) -> Tensor:
-        """Latents [B, C, h, w] float32, sampled from the posterior and scaled."""
-        mean, std = inputs.moments.float().chunk(2, dim=1)
-        return (mean + std * inputs.posterior) * self.scale + self.bias
+        """Return latents [B, C, h, w] float32, drawn from the posterior and scaled."""
+        return sample_posterior(inputs.moments, inputs.posterior, self.scale, self.bias)
 
-    def labels(self, inputs: Inputs) -> Tensor:
-        """Labels [B], some of them dropped."""
-        return drop_labels(inputs.labels, inputs.dropped, self.model.config.num_classes)
 
-    def align(self, projected: list[Tensor], targets: list[Tensor], like: Tensor) -> Tensor:
-        """The alignment loss; zero without targets."""
-        return self.alignment.loss(projected, targets) if targets else torch.zeros_like(like)
+def make_objective(model: SiT, config: TrainConfig, store: Store, metadata: StoreMetadata) -> Objective:
+    """Build the objective of a config: denoising, alignment and, with class tokens, REG's term."""
+    terms: list[Term] = [DenoisingTerm(model), AlignmentTerm(config, store)]
+    if isinstance(model, EntangledSiT):
+        terms.append(ClassTokenTerm(config, model))
+    return Objective(model, config, metadata, terms)

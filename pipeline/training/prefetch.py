@@ -1,4 +1,4 @@
-"""Batches on the device: the next one is copied on a stream of its own while the model works on this one."""
+"""Prefetching to the device: the next batch is copied on a separate CUDA stream while the model uses this one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...stores import AlignmentDataset, Batch
 def prefetch_to_device(
     dataset: AlignmentDataset, device: torch.device, start_step: int
 ) -> Generator[Batch, None, None]:
-    """The dataset's batches from `start_step` on, on `device`; a generator to be closed."""
+    """Yield the dataset's batches from step `start_step` on, on `device`. Close the generator after use."""
     with closing(dataset.batches(start_step)) as batches:
         if device.type != "cuda":
             yield from batches
@@ -24,29 +24,18 @@ def prefetch_to_device(
             copy, following = following, _Copy(next(batches), device, stream)
             torch.cuda.current_stream(device).wait_event(copy.done)
             yield copy.batch
-            copy.done.synchronize()  # long past; only then may the page-locked buffers be used again
+            copy.done.synchronize()  # finished long ago; the pinned buffers may be reused from here on
 
 
 class _Copy:
-    """A batch on its way to the device."""
+    """A batch that is being copied to the device."""
 
     def __init__(self, host: Batch, device: torch.device, stream: torch.cuda.Stream) -> None:
-        self._host = host
-        self._device = device
-        self._used_on = torch.cuda.current_stream(device)
+        self._host = host  # keeps the pinned buffers alive
+        used_on = torch.cuda.current_stream(device)
         with torch.cuda.stream(stream):
-            self.batch = Batch(
-                indices=host.indices,
-                labels=self._move(host.labels),
-                moments=self._move(host.moments),
-                patch_tokens=[self._move(tokens) for tokens in host.patch_tokens],
-                token_scales=[None if scale is None else self._move(scale) for scale in host.token_scales],
-                cls_tokens=[None if token is None else self._move(token) for token in host.cls_tokens],
-            )
+            self.batch = host.to(device, non_blocking=True)
+            for tensor in self.batch.tensors():
+                tensor.record_stream(used_on)
             self.done = torch.cuda.Event()
             self.done.record(stream)
-
-    def _move(self, value: torch.Tensor) -> torch.Tensor:
-        moved = value.to(self._device, non_blocking=True)
-        moved.record_stream(self._used_on)
-        return moved

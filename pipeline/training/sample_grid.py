@@ -1,39 +1,37 @@
-"""Pictures of what a run has learned so far, by its averaged weights: the same noise and labels every time."""
+"""Grids of images generated during training with the EMA weights, always from the same noise and labels."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 
 from ...config import SampleConfig
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block, save_grid
+from ..artifacts.run_folder import RunFolder
 from ..sampling.sampler import Sampler
 
 IMAGES, COLUMNS = 16, 4
 
 
 class SampleGrid:
-    """Draws into `<run>/samples/step-<step>.png`; 50 Euler steps and a guidance scale of 4, as REPA's trainer does.
+    """Writes `samples/step-<step>.png` of a run: 50 Euler steps and guidance scale 4, as REPA's trainer does.
 
-    Everything random comes from generators of its own, so that training does not notice.
+    All random draws come from separate generators, so training is not affected.
     """
 
-    def __init__(self, trained: TrainedModel, run_dir: Path, device: torch.device) -> None:
+    def __init__(self, trained: TrainedModel, run: RunFolder, device: torch.device) -> None:
         config = SampleConfig(
-            checkpoint=str(run_dir),
+            checkpoint=str(run.path),
             num_fid_samples=IMAGES,
             cfg_scale=4.0 if trained.model.config.class_dropout_prob > 0 else 1.0,
             labels="balanced",
             precision=trained.config.mixed_precision,
         )
         self._sampler = Sampler(config, trained, device)
-        self._folder = run_dir / "samples"
+        self._run = run
 
     def draw(self, step: int) -> Block:
-        """The picture [H, W, 3], which is also written."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return save_grid(
-            self._folder / f"step-{step:07d}.png", self._sampler.decode(self._sampler.latents(range(IMAGES))), COLUMNS
-        )
+        """Generate the images, write the grid, and return it, uint8 [H, W, 3]."""
+        self._run.samples.mkdir(parents=True, exist_ok=True)
+        images = self._sampler.decode(self._sampler.latents(range(IMAGES)))
+        return save_grid(self._run.sample_grid(step), images, COLUMNS)

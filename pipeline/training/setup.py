@@ -1,4 +1,4 @@
-"""What the store decides of a training run: VAE, encoders, classes, shapes, and the facts kept in checkpoints."""
+"""Settings of a training run that the store determines: VAE, encoders, classes, shapes, metadata for checkpoints."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 
 from ...config import TrainConfig
 from ...errors import ConfigError, StoreError
-from ...models.sit import SiT, sit_config
-from ...models.sit.entangled import make_sit
+from ...models.sit import SiT, make_sit, sit_config
 from ...stores import AlignmentDataset, Store
 from ...stores.layout import features_group, latents_group
 from ..artifacts.checkpoints import StoreMetadata
@@ -17,13 +16,17 @@ from .terms.class_token import cls_dim
 
 
 def resolve(config: TrainConfig, store: Store) -> TrainConfig:
-    """Fill in what the store decides: VAE, encoders, classes, the run's name."""
-    vae = config.vae or _only(store, "latents", "--vae")
+    """Return the config with VAE, encoders, number of classes and name of the run filled in.
+
+    Raises:
+        ConfigError: the store does not determine the VAE or the encoder, because it holds none or several.
+    """
+    vae = config.vae or _only(store, "latents", store.vaes, "--vae")
     encoders = config.enc_type
     if not config.proj_coeff and not config.cls_coeff:
         encoders = ()
     elif not encoders:
-        encoders = (_only(store, "features", "--enc-type"),)
+        encoders = (_only(store, "features", store.encoders, "--enc-type"),)
     name = "-".join(
         [config.model.replace("/", "-").lower(), *(encoders or ("no-alignment",)), f"{config.proj_coeff:g}"]
     )
@@ -36,16 +39,15 @@ def resolve(config: TrainConfig, store: Store) -> TrainConfig:
     )
 
 
-def _only(store: Store, kind: str, option: str) -> str:
-    names = [name.split("/", 1)[1] for name in store.group_names() if name.startswith(f"{kind}/")]
+def _only(store: Store, kind: str, names: tuple[str, ...], option: str) -> str:
     if len(names) != 1:
-        there = f"{store.location} has {', '.join(names)}" if names else f"{store.location} has no {kind}"
-        raise ConfigError(f"{option} is not given and {there}: name one (or 'repa-pipe encode' it first)")
+        found = f"{store.location} has {', '.join(names)}" if names else f"{store.location} has no {kind}"
+        raise ConfigError(f"{option} is not given and {found}: specify one (or add it with 'repa-pipe encode')")
     return names[0]
 
 
 def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -> AlignmentDataset:
-    """The batches of a run; ConfigError when they cannot be divided as asked for."""
+    """Open the batches of a run; raise ConfigError if they cannot be divided among ranks and micro-batches."""
     dataset = AlignmentDataset(
         store,
         latents=str(config.vae),
@@ -55,21 +57,23 @@ def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -
         rank=ranks.rank,
         world_size=ranks.world_size,
         window=config.shuffle_window,
-        token_scales=config.spatial_norm is not None,  # what is normalized over the image needs tokens' lengths
+        token_scales=config.spatial_norm is not None,  # the cosine does not need them, normalization does
         cls_tokens=config.cls_coeff > 0,
         alignment_steps=config.aligned_steps,
         flip=config.flip,
         direct=config.direct,
         process=config.reader_process,
     )
-    share = config.batch_size // ranks.world_size
-    if share % config.microbatches:
-        raise ConfigError(f"--microbatches {config.microbatches} does not divide a rank's {share} samples of a step")
+    per_rank = config.batch_size // ranks.world_size
+    if per_rank % config.microbatches:
+        raise ConfigError(
+            f"--microbatches {config.microbatches} does not divide the {per_rank} samples per rank and step"
+        )
     return dataset
 
 
 def build_model(config: TrainConfig, store: Store) -> SiT:
-    """The model that the config names, in the shapes of the store; StoreError when the token grids differ."""
+    """Build the model with random weights, for the shapes in the store; raise StoreError if token grids differ."""
     latents = store.group(latents_group(str(config.vae))).shard_indexes["moments"].layout.spec
     channels, side, _ = latents.sample_shape
     encoders = {encoder: store.group(features_group(encoder)).attributes for encoder in config.enc_type}
@@ -92,13 +96,13 @@ def build_model(config: TrainConfig, store: Store) -> SiT:
         if attributes["num_tokens"] != grid:
             raise StoreError(
                 f"{config.model} has {grid} tokens, {encoder} has {attributes['num_tokens']} in {store.location}: "
-                "choose a model with another patch size, or an encoder of that token grid"
+                "choose a model with another patch size, or an encoder with that token grid"
             )
     return make_sit(model)
 
 
 def store_metadata(config: TrainConfig, store: Store) -> StoreMetadata:
-    """What a checkpoint keeps of the store."""
+    """Return the metadata of the store that checkpoints record."""
     latents = store.group(latents_group(str(config.vae)))
     groups = [latents.path, *(features_group(encoder) for encoder in config.enc_type)]
     return StoreMetadata(

@@ -17,7 +17,7 @@ def test_data_is_at_zero_and_noise_at_one(path):
     assert (float(end.alpha_t), float(end.sigma_t)) == pytest.approx((0, 1))
 
 
-def test_linear_and_cosine_paths_are_these():
+def test_linear_and_cosine_paths_have_their_definitions():
     linear, cosine = Interpolant("linear")(TIMES), Interpolant("cosine")(TIMES)
     torch.testing.assert_close(linear.alpha_t + linear.sigma_t, torch.ones_like(TIMES))
     torch.testing.assert_close(linear.sigma_t, TIMES)
@@ -26,7 +26,7 @@ def test_linear_and_cosine_paths_are_these():
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_velocity_is_the_points_derivative_by_time(path):
+def test_velocity_is_the_derivative_with_respect_to_time(path):
     data, noise, weight = torch.randn(3, 50, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     interpolant = Interpolant(path)
     t = TIMES.clone().requires_grad_()
@@ -38,7 +38,7 @@ def test_velocity_is_the_points_derivative_by_time(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_score_of_a_gaussian_is_its_closed_form(path):
+def test_score_of_a_gaussian_has_its_closed_form(path):
     """Data N(m, s^2): x_t is N(alpha m, v), v = alpha^2 s^2 + sigma^2, and the velocity is E[d x_t / dt | x_t]."""
     m, s = 0.7, 0.3
     alpha_t, sigma_t, d_alpha_t, d_sigma_t = Interpolant(path)(TIMES)
@@ -56,7 +56,7 @@ def test_lognormal_times_have_normal_log_noise_ratios(path):
     torch.testing.assert_close((sigma_t / alpha_t).log(), normal)
 
 
-def test_drawn_times_come_from_the_generator_alone_and_have_their_distribution():
+def test_drawn_times_depend_only_on_the_generator_and_have_their_distribution():
     linear = Interpolant("linear")
     for weighting, deviation in (("uniform", math.sqrt(1 / 12)), ("lognormal", 0.20838)):
         first, again = (draw_times(weighting, linear, 20_000, torch.Generator().manual_seed(5)) for _ in range(2))
@@ -68,8 +68,8 @@ def test_drawn_times_come_from_the_generator_alone_and_have_their_distribution()
         assert float(first.std()) == pytest.approx(deviation, rel=0.02)
 
 
-def test_unknown_path_and_weighting_are_refused():
-    with pytest.raises(ConfigError, match="'edm' is neither"):
+def test_unknown_path_and_weighting_are_rejected():
+    with pytest.raises(ConfigError, match="'edm'; expected 'linear'"):
         Interpolant("edm")
-    with pytest.raises(ConfigError, match="'cosine' is neither 'uniform'"):
+    with pytest.raises(ConfigError, match="'cosine'; expected 'uniform'"):
         draw_times("cosine", Interpolant("linear"), 1, torch.Generator())

@@ -27,7 +27,7 @@ RECORDED = {
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_samples_equal_the_published_samplers(name):
+def test_samples_match_the_published_samplers(name):
     path, seed, config = RECORDED[name]
     recorded = {key: torch.from_numpy(value) for key, value in np.load(REFERENCE / f"{name}.npz").items() if value.ndim}
     sizes = {"input_size": 16, "in_channels": 4, "hidden_size": 192, "depth": 4, "num_heads": 3, "projector_dim": 256}
@@ -53,7 +53,7 @@ MEAN, DEVIATION = 0.7, 0.3
 
 
 def gaussian_velocity(path: str):
-    """The exact velocity of data that is N(MEAN, DEVIATION ** 2)."""
+    """Return the exact velocity for data distributed as N(MEAN, DEVIATION ** 2)."""
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         alpha_t, sigma_t, d_alpha_t, d_sigma_t = Interpolant(path)(t)
@@ -66,7 +66,7 @@ def gaussian_velocity(path: str):
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 @pytest.mark.parametrize(("heun", "order"), [(False, 1), (True, 2)])
 def test_flow_of_a_gaussian_converges_to_its_closed_form(path, heun, order):
-    """Noise n flows to MEAN + DEVIATION * n; twice the steps divide the error by 2, with Heun's method by 4."""
+    """Noise n flows to MEAN + DEVIATION * n. Doubling the steps halves the error (Heun: quarters it)."""
     noise = torch.linspace(-2, 2, 9, dtype=torch.float64)
     exact = MEAN + DEVIATION * noise
     errors = [
@@ -78,7 +78,7 @@ def test_flow_of_a_gaussian_converges_to_its_closed_form(path, heun, order):
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 def test_stochastic_samples_of_a_gaussian_have_its_mean_and_deviation(path):
-    """In fine steps x_t at the last noisy time 0.04 has its exact deviation, which one linear step takes to 0."""
+    """With small steps, x_t has its exact deviation at the last noisy time 0.04. One linear step then goes to 0."""
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(40_000, generator=generator, dtype=torch.float64)
 
@@ -93,10 +93,10 @@ def test_stochastic_samples_of_a_gaussian_have_its_mean_and_deviation(path):
     assert float(samples.mean()) == pytest.approx(MEAN, abs=0.006)
     assert float(samples.std()) == pytest.approx(last_step * variance**0.5, abs=0.004)
     assert last_step * variance**0.5 == pytest.approx(DEVIATION, abs=0.02)
-    assert abs(float(torch.corrcoef(torch.stack([samples, start]))[0, 1])) < 0.5  # along the flow it is 1
+    assert abs(float(torch.corrcoef(torch.stack([samples, start]))[0, 1])) < 0.5  # it is 1 for the flow
 
 
-def test_straight_velocity_is_followed_exactly_in_any_number_of_steps():
+def test_straight_paths_are_exact_for_any_number_of_steps():
     noise, data = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for steps in (1, 3, 10):
         for heun in (False, True):
@@ -104,17 +104,17 @@ def test_straight_velocity_is_followed_exactly_in_any_number_of_steps():
 
 
 def test_stochastic_sampler_draws_float64_noise_for_all_steps_but_the_last():
-    asked = []
+    calls = []
 
     def noise(step: int, like: Tensor) -> Tensor:
-        asked.append((step, like.dtype, tuple(like.shape)))
+        calls.append((step, like.dtype, tuple(like.shape)))
         return torch.zeros_like(like)
 
     euler_maruyama(gaussian_velocity("linear"), torch.zeros(2, 3), 4, noise, Interpolant("linear"))
-    assert asked == [(step, torch.float64, (2, 3)) for step in range(3)]
+    assert calls == [(step, torch.float64, (2, 3)) for step in range(3)]
 
 
-def test_stochastic_sampler_steps_evenly_to_the_last_noisy_time_and_then_to_zero():
+def test_stochastic_sampler_takes_equal_steps_to_the_last_noisy_time_and_then_one_to_zero():
     times = []
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -125,53 +125,53 @@ def test_stochastic_sampler_steps_evenly_to_the_last_noisy_time_and_then_to_zero
     assert times == [1.0, 0.68, 0.36, 0.04]
 
 
-def test_velocity_is_asked_in_the_noises_dtype_and_answered_in_float64():
-    asked = set()
+def test_velocity_is_evaluated_in_the_noises_dtype_and_samples_are_float64():
+    dtypes = set()
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        asked.update({x.dtype, t.dtype})
+        dtypes.update({x.dtype, t.dtype})
         return torch.ones_like(x)
 
     assert euler(velocity, torch.zeros(2), 3).dtype == torch.float64
-    assert asked == {torch.float32}
+    assert dtypes == {torch.float32}
 
 
 class LabelModel:
-    """A model whose velocity is its label, and that remembers what it was asked."""
+    """A model whose velocity is the label, and which records its calls."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[float, list[int]]] = []
+        self.calls: list[tuple[float, list[int]]] = []
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         assert len(x) == len(t) == len(labels)
-        self.asked.append((round(float(t[0]), 3), labels.tolist()))
+        self.calls.append((round(float(t[0]), 3), labels.tolist()))
         return labels.to(x.dtype)[:, None].expand_as(x), []
 
 
-def test_guidance_extrapolates_inside_its_interval_and_asks_once_outside():
+def test_guidance_extrapolates_inside_its_interval_and_needs_one_pass_outside():
     model = LabelModel()
     velocity = guided(model, torch.tensor([1, 2]), 10, scale=3.0, low=0.3, high=0.6)
     x = torch.zeros(2, 1)
     assert velocity(x, torch.tensor(0.5)).flatten().tolist() == [10 + 3 * (1 - 10), 10 + 3 * (2 - 10)]
     assert velocity(x, torch.tensor(0.7)).flatten().tolist() == [1, 2]
     assert velocity(x, torch.tensor(0.2)).flatten().tolist() == [1, 2]
-    assert model.asked == [(0.5, [1, 2, 10, 10]), (0.7, [1, 2]), (0.2, [1, 2])]
+    assert model.calls == [(0.5, [1, 2, 10, 10]), (0.7, [1, 2]), (0.2, [1, 2])]
 
 
-def test_scale_one_never_asks_for_the_null_label():
+def test_scale_one_never_uses_the_null_label():
     model = LabelModel()
     euler(guided(model, torch.tensor([1]), 10), torch.zeros(1, 1), 4, heun=True)
-    assert all(labels == [1] for _, labels in model.asked)
-    assert len(model.asked) == 7
+    assert all(labels == [1] for _, labels in model.calls)
+    assert len(model.calls) == 7
 
 
-def test_the_start_of_a_step_decides_about_guidance_for_heuns_second_evaluation():
-    """Guided from 0.5 to 1: the step from 0.5 to 0.25 is guided at both of its ends, the next at neither."""
+def test_guidance_of_heuns_second_evaluation_follows_the_start_of_the_step():
+    """With guidance from 0.5 to 1, the step from 0.5 to 0.25 is guided at both ends, and the next one at neither."""
     model = LabelModel()
     velocity = guided(model, torch.tensor([1]), 10, scale=2.0, low=0.5, high=1.0)
     euler(velocity, torch.zeros(1, 1), 4, heun=True)
     both = [1, 10]
-    assert model.asked == [
+    assert model.calls == [
         (1.0, both),
         (0.75, both),
         (0.75, both),
@@ -182,7 +182,7 @@ def test_the_start_of_a_step_decides_about_guidance_for_heuns_second_evaluation(
     ]
 
 
-def test_samplers_keep_no_graph():
+def test_samplers_build_no_autograd_graph():
     weight = torch.ones((), requires_grad=True)
     assert not euler(lambda x, t: weight * x, torch.ones(2), 2).requires_grad
     assert not euler_maruyama(
@@ -191,16 +191,16 @@ def test_samplers_keep_no_graph():
 
 
 @pytest.mark.parametrize(
-    ("scale", "low", "high", "complaint"),
-    [(0.5, 0.0, 1.0, "scale 0.5"), (2.0, 0.8, 0.2, "0 <= low <= high <= 1"), (2.0, 0.0, 1.5, "from 0.0 to 1.5")],
+    ("scale", "low", "high", "message"),
+    [(0.5, 0.0, 1.0, "scale is 0.5"), (2.0, 0.8, 0.2, "0 <= low <= high <= 1"), (2.0, 0.0, 1.5, "is 0.0 to 1.5")],
 )
-def test_impossible_guidance_is_refused(scale, low, high, complaint):
-    with pytest.raises(ConfigError, match=complaint):
+def test_invalid_guidance_is_rejected(scale, low, high, message):
+    with pytest.raises(ConfigError, match=message):
         guided(LabelModel(), torch.tensor([1]), 10, scale, low, high)
 
 
-def test_no_steps_are_refused():
-    with pytest.raises(ConfigError, match="num_steps 0"):
+def test_zero_steps_are_rejected():
+    with pytest.raises(ConfigError, match="num_steps is 0"):
         euler(gaussian_velocity("linear"), torch.zeros(1), 0)
-    with pytest.raises(ConfigError, match="num_steps 0"):
+    with pytest.raises(ConfigError, match="num_steps is 0"):
         euler_maruyama(gaussian_velocity("linear"), torch.zeros(1), 0, lambda _, like: like, Interpolant("linear"))

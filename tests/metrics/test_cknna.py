@@ -37,12 +37,12 @@ def by_definition(a, b, topk):
 
 
 @pytest.mark.parametrize("topk", [2, 10])
-def test_equals_the_definition_spelled_out(topk):
+def test_matches_the_definition(topk):
     a, b = draw(0), draw(0)[:, :5] + 0.3 * draw(1)[:, :5]
     assert cknna(a, b, topk) == pytest.approx(by_definition(a, b, topk), rel=1e-9)
 
 
-def test_all_neighbors_give_the_unbiased_cka():
+def test_with_all_neighbors_it_is_the_unbiased_cka():
     a, b = draw(2, 30), draw(3, 30)
     k, m = a @ a.T, b @ b.T
     cka = unbiased_hsic(k, m) / np.sqrt(unbiased_hsic(k, k) * unbiased_hsic(m, m))
@@ -55,7 +55,7 @@ def test_an_encoder_agrees_with_itself():
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**16), scale=st.floats(1, 50))
-def test_rotation_scale_and_a_common_order_do_not_count(seed, scale):
+def test_invariant_to_rotation_scale_and_a_common_order(seed, scale):
     a = draw(seed)
     b = a[:, :6] + 0.5 * draw(seed + 1)[:, :6]
     rotation = np.linalg.qr(draw(seed + 2, 12))[0]
@@ -65,7 +65,7 @@ def test_rotation_scale_and_a_common_order_do_not_count(seed, scale):
     assert cknna(a[order], b[order]) == pytest.approx(expected, abs=1e-9)
 
 
-def test_images_in_another_order_do_not_agree():
+def test_shuffled_images_do_not_agree():
     a = draw(5, 200)
     shuffled = a[np.random.default_rng(0).permutation(200)]
     assert abs(cknna(a, shuffled)) < 0.1
@@ -73,16 +73,16 @@ def test_images_in_another_order_do_not_agree():
 
 def test_more_noise_means_less_agreement():
     a, noise = draw(6, 200), draw(7, 200)
-    figures = [cknna(a, a + level * noise) for level in (0.1, 0.5, 2.0)]
-    assert figures[0] > figures[1] > figures[2]
+    values = [cknna(a, a + level * noise) for level in (0.1, 0.5, 2.0)]
+    assert values[0] > values[1] > values[2]
 
 
-def test_different_numbers_of_images_are_refused():
+def test_different_numbers_of_images_are_rejected():
     with pytest.raises(ConfigError, match="60 and 59 images"):
         cknna(draw(0), draw(1, 59))
 
 
 @pytest.mark.parametrize("topk", [1, 60])
-def test_a_topk_out_of_range_is_refused(topk):
+def test_topk_out_of_range_is_rejected(topk):
     with pytest.raises(ConfigError, match=f"topk={topk} with 60 images"):
         cknna(draw(0), draw(1), topk)

@@ -1,4 +1,4 @@
-"""The metrics give on a GPU what they give on the CPU, whatever precision training has left switched on."""
+"""Metrics are the same on a GPU as on the CPU, whatever precision training has set."""
 
 import numpy as np
 import pytest
@@ -36,22 +36,22 @@ def sets() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.usefixtures("reduced_precision")
-def test_figures_are_those_of_the_cpu(sets):
+def test_metrics_match_the_cpu(sets):
     on_gpu = [features.cuda() for features in sets]
     assert precision_recall(*on_gpu) == pytest.approx(precision_recall(*sets), abs=1e-3)
     assert kernel_distance(*on_gpu) == pytest.approx(kernel_distance(*sets), rel=1e-3)
     assert cknna(on_gpu[0], on_gpu[0] ** 3) == pytest.approx(cknna(sets[0], sets[0] ** 3), abs=1e-9)
-    figures = []
+    values = []
     for device in ("cuda", "cpu"):
         statistics = [FeatureStatistics(256, device) for _ in sets]
         for side, features in zip(statistics, sets, strict=True):
             side.update(features.to(device))
-        figures.append(frechet_distance(*(part for s in statistics for part in (s.mean, s.covariance))))
-    assert figures[0] == pytest.approx(figures[1], rel=1e-9)
+        values.append(frechet_distance(*(part for s in statistics for part in (s.mean, s.covariance))))
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
 
 
 @pytest.mark.usefixtures("reduced_precision")
-def test_products_and_convolutions_keep_all_digits_inside(sets):
+def test_full_float32_keeps_products_and_convolutions_exact(sets):
     matrix = sets[0][:256]
     image = sets[0][:64].reshape(1, 64, 16, 16)
     kernel = sets[1][:64, :64].reshape(64, 64, 1, 1)
@@ -65,7 +65,7 @@ def test_products_and_convolutions_keep_all_digits_inside(sets):
 
 
 @pytest.mark.usefixtures("reduced_precision")
-def test_spatial_figures_are_those_of_the_cpu():
+def test_spatial_metrics_match_the_cpu():
     tokens = torch.randn(2, 256, 32, generator=torch.Generator().manual_seed(1))
     for metric in (spatial.lds, spatial.cds, spatial.rmsc):
         np.testing.assert_allclose(metric(tokens.cuda()).cpu(), metric(tokens), atol=1e-5)

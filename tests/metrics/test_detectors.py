@@ -12,7 +12,7 @@ needs_torch_fidelity = pytest.mark.skipif(find_spec("torch_fidelity") is None, r
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A file in the published format: torchvision's names, 1,008 classes, no batch counters; random weights."""
+    """A file in the published format (torchvision's names, 1,008 classes, no batch counters) with random weights."""
     from torchvision.models import inception_v3
 
     network = inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
@@ -69,67 +69,67 @@ def test_spatial_features_are_seven_channels_of_the_seventh_mixed_block_channels
         torch.testing.assert_close(spatial[..., channel], x[:, channel])
 
 
-def test_probabilities_leave_the_bias_out(detector, images):
+def test_probabilities_exclude_the_bias(detector, images):
     pooled, _, probabilities = detector.features(images)
     torch.testing.assert_close(probabilities, (pooled @ detector._network.fc.weight.T).softmax(1))
     biased = (pooled @ detector._network.fc.weight.T + detector._network.fc.bias).softmax(1)
     assert not torch.allclose(probabilities, biased, atol=1e-6, rtol=1e-3)
 
 
-def test_an_image_has_the_same_features_in_any_batch(detector, images):
+def test_features_of_an_image_do_not_depend_on_the_batch(detector, images):
     together, alone = detector.features(images).pooled, detector.features(images[1:]).pooled
     torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8)])
-def test_anything_but_rgb_bytes_is_refused(detector, wrong):
-    with pytest.raises(ConfigError, match=r"detectors take torch\.uint8"):
+def test_anything_but_uint8_rgb_is_rejected(detector, wrong):
+    with pytest.raises(ConfigError, match=r"detectors expect torch\.uint8"):
         detector.features(wrong)
 
 
 @needs_torch_fidelity
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(WeightsError, match=r"absent\.pth: no such file; get it from https://"):
+def test_missing_file_is_reported(tmp_path):
+    with pytest.raises(WeightsError, match=r"absent\.pth does not exist\. Download it from https://"):
         InceptionDetector(tmp_path / "absent.pth")
 
 
 @needs_torch_fidelity
-def test_a_file_that_is_not_weights_is_named(tmp_path):
+def test_file_without_weights_is_reported(tmp_path):
     (tmp_path / "page.pth").write_text("<html>not found</html>")
-    with pytest.raises(WeightsError, match=r"page\.pth: no weights file"):
+    with pytest.raises(WeightsError, match=r"page\.pth is not a weights file"):
         InceptionDetector(tmp_path / "page.pth")
 
 
 @needs_torch_fidelity
-def test_code_in_a_file_is_not_run(tmp_path):
+def test_code_in_a_file_is_not_executed(tmp_path):
     torch.save({"fc.weight": Path("anything but a tensor")}, tmp_path / "code.pth")
-    with pytest.raises(WeightsError, match=r"code\.pth: no weights file"):
+    with pytest.raises(WeightsError, match=r"code\.pth is not a weights file"):
         InceptionDetector(tmp_path / "code.pth")
 
 
 @needs_torch_fidelity
 @pytest.mark.parametrize("content", [{"fc.weight": torch.zeros(2, 2)}, torch.zeros(3), {"state": {}}])
-def test_another_networks_file_is_named(tmp_path, content):
+def test_file_of_another_network_is_reported(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match=r"other\.pth: holds another network"):
+    with pytest.raises(WeightsError, match=r"other\.pth holds another network"):
         InceptionDetector(tmp_path / "other.pth")
 
 
 @pytest.fixture
 def hub_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))  # set_dir could not be undone: None means the default
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))  # set_dir cannot restore None, the default
     return tmp_path / "checkpoints"
 
 
 @pytest.mark.parametrize("name", detectors.INCEPTION_FILES)
-def test_the_file_of_either_project_is_found_in_the_hub_folder(weights, hub_folder, name):
+def test_published_file_is_found_in_the_hub_folder_under_both_names(weights, hub_folder, name):
     pytest.importorskip("torch_fidelity")
     hub_folder.mkdir()
     (hub_folder / name).symlink_to(weights)
     assert InceptionDetector()._network.fc.weight.shape == (1008, 2048)
 
 
-def test_without_a_network_the_address_and_the_place_are_named(hub_folder, monkeypatch):
+def test_failed_download_error_names_url_and_path(hub_folder, monkeypatch):
     monkeypatch.setattr(detectors, "INCEPTION_URL", "https://127.0.0.1:9/weights.pth")
     with pytest.raises(WeightsError) as caught:
         InceptionDetector()

@@ -19,21 +19,21 @@ def probe(distance, **changes):
     return linear_probe(*({"a": train, "b": train_labels, "c": test, "d": test_labels} | changes).values())
 
 
-def test_classes_far_apart_are_told_and_equal_ones_are_guessed():
+def test_distant_classes_are_separated_and_identical_ones_are_at_chance():
     assert probe(5.0) == 1.0
     assert 0.1 < probe(0.0) < 0.4
     assert probe(0.0) < probe(0.3) < probe(1.0)
 
 
-def test_two_gaussians_are_told_as_well_as_theory_says():
+def test_accuracy_for_two_gaussians_matches_theory():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 40_000)
     features = rng.standard_normal((40_000, 2)) + np.outer(2 * labels - 1, [1.0, 0.0])
     accuracy = linear_probe(features[:20_000], labels[:20_000], features[20_000:], labels[20_000:])
-    assert accuracy == pytest.approx(0.8413, abs=0.01)  # the normal distribution function at 1
+    assert accuracy == pytest.approx(0.8413, abs=0.01)  # the normal CDF at 1
 
 
-def test_scale_and_offset_of_the_features_do_not_count():
+def test_scale_and_offset_of_the_features_do_not_matter():
     train, train_labels = clusters(300, 0.5)
     test, test_labels = clusters(200, 0.5, seed=1)
     scale = np.logspace(-2, 3, train.shape[1]).astype(np.float32)
@@ -43,21 +43,21 @@ def test_scale_and_offset_of_the_features_do_not_count():
     )
 
 
-def test_it_works_where_gradients_are_off_and_constant_features_are_harmless():
+def test_works_under_no_grad_and_with_constant_features():
     train, labels = clusters(100, 5.0)
     train[:, 0] = 3
     with torch.no_grad():
         assert linear_probe(train, labels, train, labels) == 1.0
 
 
-def test_a_class_that_training_never_saw_is_never_right():
+def test_classes_missing_from_training_are_never_predicted():
     train, labels = clusters(100, 5.0)
     assert linear_probe(train, labels, train, labels + 10) == 0.0
 
 
-def test_labels_that_do_not_fit_are_refused():
+def test_mismatched_labels_and_widths_are_rejected():
     train, labels = clusters(20, 1.0)
-    with pytest.raises(ConfigError, match="test: 20 features and labels \\[19\\]"):
+    with pytest.raises(ConfigError, match=r"test: 20 features and labels of shape \[19\]"):
         linear_probe(train, labels, train, labels[1:])
     with pytest.raises(ConfigError, match="widths 16 and 15"):
         linear_probe(train, labels, train[:, 1:], labels)

@@ -26,20 +26,20 @@ def by_definition(reference, samples, k):
     return inside(samples, reference), inside(reference, samples)
 
 
-def test_agrees_with_the_adm_suite():
+def test_matches_the_adm_suite():
     adm = np.load(REFERENCE / "adm_metrics.npz")
-    figures = precision_recall(adm["reference"], adm["samples"])
-    assert figures.precision == pytest.approx(adm["precision"].item(), abs=5e-3)
-    assert figures.recall == pytest.approx(adm["recall"].item(), abs=5e-3)
+    result = precision_recall(adm["reference"], adm["samples"])
+    assert result.precision == pytest.approx(adm["precision"].item(), abs=5e-3)
+    assert result.recall == pytest.approx(adm["recall"].item(), abs=5e-3)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_equals_the_definition_spelled_out(k):
+def test_matches_the_definition(k):
     reference, samples = draw(0, 150), draw(1, 120, scale=0.8)
     assert precision_recall(reference, samples, k=k) == pytest.approx(by_definition(reference, samples, k), abs=1e-12)
 
 
-def test_balls_on_a_line_are_closed_and_reach_to_the_third_neighbor():
+def test_balls_are_closed_and_reach_to_the_third_neighbor():
     line = np.arange(10, dtype=np.float64)[:, None]
     touching, beyond = np.full((4, 1), 12.0), np.full((4, 1), 12.001)  # the last point's ball ends at 9 + 3
     assert precision_recall(line, touching) == (1.0, 0.0)
@@ -52,7 +52,7 @@ def test_a_set_covers_itself(dtype):
     assert precision_recall(features, features) == (1.0, 1.0)
 
 
-def test_a_generator_that_makes_one_image_has_no_recall():
+def test_collapsed_generator_has_almost_no_recall():
     reference = draw(3, 100)
     collapsed = np.repeat(reference[:1], 50, axis=0)
     assert precision_recall(reference, collapsed) == (1.0, 0.01)
@@ -60,19 +60,19 @@ def test_a_generator_that_makes_one_image_has_no_recall():
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 64, 1000])
-def test_blocks_change_nothing(block):
+def test_block_size_does_not_change_the_result(block):
     reference, samples = draw(4, 130), draw(5, 90, scale=0.9)
     assert precision_recall(reference, samples, block=block) == precision_recall(reference, samples)
 
 
-def test_a_common_offset_costs_no_digits():
+def test_common_offset_loses_no_digits():
     reference, samples = draw(7, 100, dtype=np.float64), draw(8, 80, scale=0.8, dtype=np.float64)
     expected = by_definition(reference, samples, k=3)
     shifted = [(features + 1000).astype(np.float32) for features in (reference, samples)]
     assert precision_recall(*shifted) == pytest.approx(expected, abs=1e-12)
 
 
-def test_float64_is_kept():
+def test_float64_features_are_compared_in_float64():
     reference = draw(6, 60, dtype=np.float64)
     near = reference + 1e-12  # in float32 these would be the same points
     assert precision_recall(reference, near, k=1) == (1.0, 1.0)
@@ -84,26 +84,26 @@ def test_float64_is_kept():
 @given(
     seeds=st.tuples(st.integers(0, 2**16), st.integers(0, 2**16)), shift=st.floats(-1000, 1000), width=st.integers(1, 9)
 )
-def test_swapping_the_sets_swaps_the_figures_and_translation_does_nothing(seeds, shift, width):
+def test_swapping_the_sets_swaps_the_values_and_translation_does_not_matter(seeds, shift, width):
     reference, samples = draw(seeds[0], 40, width, dtype=np.float64), draw(seeds[1], 30, width, dtype=np.float64)
     precision, recall = precision_recall(reference, samples)
     assert precision_recall(samples, reference) == (recall, precision)
     assert precision_recall(reference + shift, samples + shift) == (precision, recall)
 
 
-def test_too_few_images_are_refused():
-    with pytest.raises(ConfigError, match=r"samples: 3 image\(s\) and k=3"):
+def test_too_few_images_are_rejected():
+    with pytest.raises(ConfigError, match=r"samples: k=3 with 3 image\(s\)"):
         precision_recall(draw(0, 10), draw(1, 3))
     with pytest.raises(ConfigError, match="k=0"):
         precision_recall(draw(0, 10), draw(1, 10), k=0)
 
 
-def test_different_widths_are_refused():
+def test_different_widths_are_rejected():
     with pytest.raises(ConfigError, match="widths 8 and 9"):
         precision_recall(draw(0, 10), draw(1, 10, width=9))
 
 
-def test_features_that_are_not_finite_are_named():
+def test_non_finite_features_are_rejected():
     broken = draw(1, 10)
     broken[3, 3] = np.nan
     with pytest.raises(ConfigError, match="samples: some features are NaN"):

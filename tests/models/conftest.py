@@ -1,4 +1,4 @@
-"""Checkpoint files as published, filled with the deterministic weights of the reference figures."""
+"""Checkpoint files in their published formats, filled with the deterministic weights of the reference recordings."""
 
 import json
 import runpy
@@ -14,7 +14,7 @@ PREFIXES = {"mocov3": "module.base_encoder.", "jepa": "module.", "clip": "visual
 
 
 def published_tensors(name: str) -> dict[str, torch.Tensor]:
-    """Return an encoder's published tensors; the figures' weights were drawn by names without the file's prefix."""
+    """Return an encoder's published tensors. Recorded weights were drawn from names without the file's prefix."""
     fill = runpy.run_path(str(REFERENCE / "weights.py"))["fill"]
     checkpoint = json.loads((REFERENCE / f"encoder_{name}_checkpoint.json").read_text())
     prefix = PREFIXES.get(name.split("-", maxsplit=1)[0], "")
@@ -24,7 +24,7 @@ def published_tensors(name: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def published_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
-    """Make an encoder's checkpoint file in its published format, once a session; gigabytes, so nothing is kept."""
+    """Create an encoder's checkpoint file in its published format, once per session. Gigabytes, so nothing is kept."""
     folder = tmp_path_factory.mktemp("published")
 
     def make(name: str) -> Path:

@@ -5,8 +5,8 @@ from repa_pipe.models.ema import Ema
 from repa_pipe.models.sit import SiT, load_sit_state, sit_config
 
 
-def test_average_follows_a_constant_as_the_closed_form_says():
-    """After n steps towards a constant w, the average is w + decay ** n * (start - w)."""
+def test_average_of_a_constant_has_its_closed_form():
+    """After n steps toward a constant w, the average is w + decay ** n * (start - w)."""
     model = nn.Linear(3, 2)
     start = model.weight.detach().clone()
     ema = Ema(model, decay=0.9)
@@ -18,7 +18,7 @@ def test_average_follows_a_constant_as_the_closed_form_says():
     torch.testing.assert_close(ema.model.weight, target + 0.9**7 * (start - target))
 
 
-def test_average_starts_as_the_model_and_stays_its_own():
+def test_average_starts_at_the_model_and_is_independent_of_it():
     model = nn.Linear(3, 2)
     ema = Ema(model)
     assert torch.equal(ema.model.weight, model.weight)
@@ -30,7 +30,7 @@ def test_average_starts_as_the_model_and_stays_its_own():
     assert model.weight.requires_grad
 
 
-def test_one_published_step_moves_a_ten_thousandth():
+def test_one_step_at_the_published_decay_moves_by_a_ten_thousandth():
     model = nn.Linear(1, 1, bias=False).double()
     with torch.no_grad():
         model.weight.fill_(1.0)
@@ -41,7 +41,7 @@ def test_one_published_step_moves_a_ten_thousandth():
     torch.testing.assert_close(ema.model.weight.item(), 1.0001, atol=1e-12, rtol=0)
 
 
-def test_what_is_not_trained_is_copied_exactly():
+def test_frozen_parameters_and_buffers_are_copied_exactly():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
     model[1].bias.requires_grad_(False)
     ema = Ema(model, decay=0.5)
@@ -54,7 +54,7 @@ def test_what_is_not_trained_is_copied_exactly():
     assert ema.model[0].num_batches_tracked == 1
 
 
-def test_average_of_a_sit_loads_as_a_sit_and_keeps_the_position_embedding():
+def test_average_of_a_sit_loads_into_a_sit_with_the_same_position_embedding():
     config = sit_config("SiT-T/8", input_size=16, in_channels=4, num_classes=10)
     model = SiT(config)
     ema = Ema(model)

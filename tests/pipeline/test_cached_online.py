@@ -1,4 +1,4 @@
-"""Training from a store against training with the encoder in every step, through the benchmark that the docs quote."""
+"""Training from a store compared with running the encoder in every step, through the benchmark that the docs quote."""
 
 import runpy
 import sys
@@ -10,7 +10,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
-def test_stored_tokens_change_the_losses_by_their_rounding_alone(tmp_path, monkeypatch):
+def test_stored_tokens_only_change_the_losses_by_rounding(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     compare = runpy.run_path(str(BENCHMARKS / "cached_vs_online.py"))["compare"]
     rows = {row["codec"]: row for row in compare(tmp_path, 16, 50, 4, ("float16", "int8", "int4"))}

@@ -1,3 +1,5 @@
+"""Metrics of images, with detectors whose results are known."""
+
 import json
 
 import numpy as np
@@ -29,18 +31,18 @@ def save(path, images):
     return str(path)
 
 
-def judge(samples, reference):
+def evaluate_images(samples, reference):
     config = EvaluateConfig(samples=samples, reference=reference, detector=(DETECTOR,), device="cpu", batch_size=8)
     return evaluate.run(config)
 
 
-def test_images_against_themselves_are_perfect(photos, tmp_path):
+def test_images_compared_with_themselves_have_distance_0(photos, tmp_path):
     path = save(tmp_path / "a.npz", photos)
-    result = judge(path, path)
+    result = evaluate_images(path, path)
     assert result.metrics[f"fd_{DETECTOR}"] == pytest.approx(0, abs=1e-4)
     assert result.metrics[f"precision_{DETECTOR}"] == result.metrics[f"recall_{DETECTOR}"] == 1
     assert (result.num_samples, result.num_reference) == (20, 20)
-    assert "20 images against 112 features" in result.warnings[0]
+    assert "20 images for 112 features" in result.warnings[0]
     written = json.loads((tmp_path / "a.metrics.json").read_text())
     assert written["metrics"] == result.metrics
     assert written["detectors"][DETECTOR]["width"] == 112
@@ -55,7 +57,7 @@ def test_distance_grows_with_blur_and_with_noise(photos, tmp_path):
     noise = np.random.default_rng(0).standard_normal(photos.shape)
     noisy = [np.clip(photos + scale * noise, 0, 255).astype(np.uint8) for scale in (10, 40)]
     distances = [
-        judge(save(tmp_path / f"{number}.npz", images), reference).metrics[f"fd_{DETECTOR}"]
+        evaluate_images(save(tmp_path / f"{number}.npz", images), reference).metrics[f"fd_{DETECTOR}"]
         for number, images in enumerate([*blurred, *noisy])
     ]
     assert 0 < distances[0] < distances[1]
@@ -63,7 +65,7 @@ def test_distance_grows_with_blur_and_with_noise(photos, tmp_path):
 
 
 class MeanColors:
-    """Three features that the test decides: an image's colors."""
+    """A detector whose three features are the mean color of an image."""
 
     name, width = "mean-colors", 3
     fingerprint = {"name": name}  # noqa: RUF012
@@ -72,7 +74,7 @@ class MeanColors:
         return Features(images.float().mean((2, 3)), None, None)
 
 
-def test_colors_of_known_gaussians_have_the_distance_of_the_closed_form(tmp_path, monkeypatch):
+def test_the_distance_of_gaussian_features_matches_the_closed_form(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColors())
     rng = np.random.default_rng(0)
     means, deviations = np.array([[100, 120, 140], [110, 120, 125]]), np.array([[10, 20, 15], [20, 10, 15]])
@@ -83,12 +85,12 @@ def test_colors_of_known_gaussians_have_the_distance_of_the_closed_form(tmp_path
         paths.append(save(tmp_path / f"{number}.npz", images))
     config = EvaluateConfig(samples=paths[1], reference=paths[0], device="cpu", batch_size=1000)
     result = evaluate.run(config)
-    wanted = ((means[0] - means[1]) ** 2).sum() + ((deviations[0] - deviations[1]) ** 2).sum()
-    assert result.metrics["fid"] == pytest.approx(wanted, rel=0.08)
+    expected = ((means[0] - means[1]) ** 2).sum() + ((deviations[0] - deviations[1]) ** 2).sum()
+    assert result.metrics["fid"] == pytest.approx(expected, rel=0.08)
     assert result.warnings == []
 
 
-def test_a_folder_and_an_npz_of_the_same_images_are_the_same(photos, tmp_path):
+def test_a_folder_gives_the_same_images_as_an_npz(photos, tmp_path):
     folder = tmp_path / "folder"
     (folder / "class").mkdir(parents=True)
     for number, image in enumerate(photos):
@@ -98,9 +100,9 @@ def test_a_folder_and_an_npz_of_the_same_images_are_the_same(photos, tmp_path):
     np.testing.assert_array_equal(from_folder, from_npz)
 
 
-def test_what_is_not_images_is_refused(photos, tmp_path):
+def test_an_npz_without_images_is_refused(photos, tmp_path):
     np.savez(tmp_path / "other.npz", arr_0=np.zeros((3, 8, 9, 3), np.uint8))
-    with pytest.raises(ConfigError, match=r"arr_0 is \(3, 8, 9, 3\) uint8: images are expected"):
+    with pytest.raises(ConfigError, match=r"arr_0 is \(3, 8, 9, 3\) uint8, expected images"):
         open_images(str(tmp_path / "other.npz"), 4)
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ConfigError, match="has no array 'arr_0'"):

@@ -1,4 +1,4 @@
-"""Metrics of every checkpoint of a real run, with a detector that is quick: the mean color."""
+"""Metrics of every checkpoint of a real run, with a fast detector: the mean color."""
 
 import json
 import re
@@ -12,8 +12,7 @@ from repa_pipe import cli
 from repa_pipe.config import EvaluateConfig, SampleConfig
 from repa_pipe.errors import CheckpointError
 from repa_pipe.metrics import Features
-from repa_pipe.pipeline import evaluate, report, sample, train
-from repa_pipe.pipeline import evaluate_checkpoints as evaluate_run
+from repa_pipe.pipeline import evaluate, evaluate_checkpoints, report, sample, train
 
 
 class MeanColors:
@@ -37,8 +36,8 @@ def configs(run, reference):
     return sampling, EvaluateConfig(samples=run, reference=reference, device="cpu")
 
 
-def test_every_checkpoint_is_a_point_of_the_curve_once(run, reference, monkeypatch):
-    result = evaluate_run.run(*configs(run, reference))
+def test_every_checkpoint_is_sampled_and_evaluated_once(run, reference, monkeypatch):
+    result = evaluate_checkpoints.run(*configs(run, reference))
     assert [row["step"] for row in result.rows] == [2, 4]
     values = [row["metrics"]["fid"] for row in result.rows]
     assert values[0] != values[1]
@@ -46,38 +45,40 @@ def test_every_checkpoint_is_a_point_of_the_curve_once(run, reference, monkeypat
     assert written["rows"] == result.rows
     assert written["sampling"]["num_steps"] == 2
     page = Path(result.page).read_text()
-    assert "metrics against steps" in page
-    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)  # it loads nothing
+    assert "metrics over steps" in page
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)  # self-contained
 
-    monkeypatch.setattr(sample, "_make", lambda *_: 1 / 0)
+    monkeypatch.setattr(sample, "_generate", lambda *_: 1 / 0)
     monkeypatch.setattr(evaluate, "run", lambda *_: 1 / 0)
-    assert evaluate_run.run(*configs(run, reference)).rows == result.rows
+    assert evaluate_checkpoints.run(*configs(run, reference)).rows == result.rows
 
 
-def test_a_killed_curve_goes_on_with_what_is_missing(run, reference, monkeypatch):
-    original, judged = evaluate.run, []
+def test_an_interrupted_evaluation_resumes_with_the_missing_checkpoints(run, reference, monkeypatch):
+    original, evaluated = evaluate.run, []
 
     def stop_at_the_second(config):
-        judged.append(Path(config.samples).name[:7])
-        if len(judged) == 2:
+        evaluated.append(Path(config.samples).name[:7])
+        if len(evaluated) == 2:
             raise KeyboardInterrupt
         return original(config)
 
     monkeypatch.setattr(evaluate, "run", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_run.run(*configs(run, reference))
-    evaluate_run.run(*configs(run, reference))
-    assert judged == ["0000002", "0000004", "0000004"]
+        evaluate_checkpoints.run(*configs(run, reference))
+    evaluate_checkpoints.run(*configs(run, reference))
+    assert evaluated == ["0000002", "0000004", "0000004"]
 
 
-def test_another_reference_is_judged_anew(run, reference, tmp_path):
-    sampling, judging = configs(run, reference)
-    first = evaluate_run.run(sampling, judging).rows
+def test_metrics_are_computed_again_for_another_reference(run, reference, tmp_path):
+    sampling, evaluation = configs(run, reference)
+    first = evaluate_checkpoints.run(sampling, evaluation).rows
     other = tmp_path / "black" / "class"
     other.mkdir(parents=True)
     for number in range(4):
         Image.new("RGB", (64, 64), (number, 0, 0)).save(other / f"{number}.png")
-    second = evaluate_run.run(sampling, EvaluateConfig(samples=run, reference=str(other.parent), device="cpu")).rows
+    second = evaluate_checkpoints.run(
+        sampling, EvaluateConfig(samples=run, reference=str(other.parent), device="cpu")
+    ).rows
     assert [row["num_reference"] for row in first + second] == [8, 8, 4, 4]
     assert first[0]["metrics"] != second[0]["metrics"]
 
@@ -85,21 +86,21 @@ def test_another_reference_is_judged_anew(run, reference, tmp_path):
 def test_the_report_shows_the_curve(run, reference, tmp_path):
     page = tmp_path / "report.html"
     report.run([run], str(page))
-    assert "Distances against steps and time" not in page.read_text()
-    evaluate_run.run(*configs(run, reference))
+    assert "distances vs. steps and time" not in page.read_text()
+    evaluate_checkpoints.run(*configs(run, reference))
     report.run([run], str(page))
     text = page.read_text()
-    assert "Distances against steps and time" in text
-    assert "fid of 6 samples against training steps" in text
-    assert "fid of 6 samples against hours of training" in text
+    assert "distances vs. steps and time" in text
+    assert "FID (inception) of 6 images vs. training steps" in text
+    assert "FID (inception) of 6 images vs. hours of training" in text
     (Path(run) / "machine.json").write_text('{"gpus": 8}')
     report.run([run], str(page))
-    assert "fid of 6 samples against GPU-hours of training" in page.read_text()
+    assert "FID (inception) of 6 images vs. GPU-hours of training" in page.read_text()
 
 
-def test_the_command_prints_the_curve_and_names_what_does_not_fit(run, reference, monkeypatch, capsys):
+def test_the_command_prints_the_curve_in_both_spellings(run, reference, monkeypatch, capsys):
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["repa-pipe", "evaluate", *words])
+        monkeypatch.setattr(sys, "argv", ["repa-pipe", *words])
         code = 0
         try:
             cli.main()
@@ -109,18 +110,19 @@ def test_the_command_prints_the_curve_and_names_what_does_not_fit(run, reference
 
     options = ["--reference", reference, "--device", "cpu"]
     sampling = ["--num-fid-samples", "6", "--num-steps", "2"]
-    code, out, _ = call(run, "--every-checkpoint", *options, *sampling)
+    code, out, _ = call("evaluate-checkpoints", run, *options, *sampling)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["step", "2", "4", "written"]
+    assert [line.split()[0] for line in out.splitlines()] == ["step", "2", "4", "saved"]
+    assert call("evaluate", run, "--every-checkpoint", *options, *sampling)[:2] == (0, out)
     for words in ([run], ["--every-checkpoint"], [], [run, "--samples", "a.npz", "--every-checkpoint"]):
-        code, _, errors = call(*words, *options)
+        code, _, errors = call("evaluate", *words, *options)
         assert code == 2
-        assert "Give --samples IMAGES, or RUN --every-checkpoint." in errors
-    code, _, errors = call("--samples", "a.npz", *options, *sampling)
+        assert "Pass --samples IMAGES, or use 'repa-pipe evaluate-checkpoints RUN'." in errors
+    code, _, errors = call("evaluate", "--samples", "a.npz", *options, *sampling)
     assert code == 2
-    assert "--num-fid-samples says how checkpoints are sampled" in errors
+    assert "--num-fid-samples is an option of 'repa-pipe evaluate-checkpoints'" in errors
 
 
-def test_a_folder_without_checkpoints_is_named(tmp_path):
+def test_the_error_names_a_folder_without_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint in"):
-        evaluate_run.run(*configs(str(tmp_path), "reference"))
+        evaluate_checkpoints.run(*configs(str(tmp_path), "reference"))

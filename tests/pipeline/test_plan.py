@@ -1,21 +1,21 @@
-"""Plans against figures worked out by hand, and against what `encode` really writes."""
+"""Plans compared with figures computed by hand and with measurements."""
 
 import numpy as np
 import pytest
 
 from repa_pipe.config import PlanConfig
 from repa_pipe.errors import ConfigError
-from repa_pipe.models import throughput as plan_table
+from repa_pipe.models import throughput
 from repa_pipe.models.flops import encoder_flops
 from repa_pipe.pipeline import plan
-from repa_pipe.pipeline.encoding import batch_size as encode_batch
+from repa_pipe.pipeline.encoding import batch_size
 
 
 def plan_of(**options):
     return plan.run(PlanConfig(**{"images": 1_000_000, "encoder": ("dinov2-vit-b",)} | options))
 
 
-def test_bytes_are_those_of_the_arrays():
+def test_bytes_per_sample_are_those_of_the_arrays():
     assert plan_of().sample_bytes == 4 * 8 * 32 * 32 + 2 * 256 * 768 + 2 * 768
     assert plan_of(codec="int8").sample_bytes == 4 * 8 * 32 * 32 + 256 * 768 + 2 * 256 + 2 * 768
     assert plan_of(flip=True).sample_bytes == 2 * plan_of().sample_bytes
@@ -25,12 +25,12 @@ def test_bytes_are_those_of_the_arrays():
 @pytest.mark.parametrize(("model", "measured"), [("SiT-B/2", 1.41), ("SiT-L/2", 1.14), ("SiT-XL/2", 1.09)])
 def test_gains_are_those_measured_on_the_same_gpu(model, measured):
     found = plan_of(model=model)
-    assert found.online_share - plan_table.READING == pytest.approx(measured - 1, abs=0.015)
+    assert found.online_share - throughput.READING == pytest.approx(measured - 1, abs=0.015)
 
 
-def test_it_says_when_encoding_does_not_pay():
+def test_the_verdict_compares_gains_and_costs():
     assert plan_of(model="SiT-B/2").verdict.startswith("PAYS: steps are 41 % faster")
-    assert plan_of(model="SiT-XL/2").verdict.startswith("HARDLY PAYS by speed: steps are 9 % faster, for 428 GB")
+    assert plan_of(model="SiT-XL/2").verdict.startswith("HARDLY PAYS in speed: steps are 9 % faster, for 428 GB")
     assert plan_of(epochs=1).verdict.startswith("DOES NOT PAY: 1 epochs are planned")
     assert plan_of(flip=True, epochs=1.5).verdict.startswith("DOES NOT PAY")
     assert plan_of(encoder=("efficientnet-lite0",)).payback_epochs == np.inf
@@ -39,25 +39,25 @@ def test_it_says_when_encoding_does_not_pay():
     assert "nothing to compare" in plan_of(encoder=()).verdict
 
 
-def test_hours_divide_among_gpus_and_double_with_flips():
+def test_hours_are_divided_among_gpus_and_doubled_by_flips():
     hours = plan_of(encoder=("dinov2-vit-b",)).costs[1].hours
     assert hours == pytest.approx(1e6 / 5401 / 3600)
     assert plan_of(gpus=4, flip=True).costs[1].hours == pytest.approx(hours / 2)
     assert plan_of(gpus=4).payback_epochs == plan_of().payback_epochs
 
 
-def test_an_encoder_that_was_not_measured_is_worked_out_from_its_flops():
-    seconds, origin = plan_table.encoder_seconds("dinov1-vit-b", 256)
+def test_the_time_of_an_unmeasured_encoder_is_estimated_from_flops():
+    seconds, origin = throughput.encoder_seconds("dinov1-vit-b", 256)
     ratio = encoder_flops("dinov1-vit-b", 256) / encoder_flops("dinov2-vit-b", 256)
     assert seconds == pytest.approx(ratio / 5401)
-    assert origin == "from FLOPs, as fast as dinov2-vit-b"
+    assert origin == "estimated from FLOPs at the speed of dinov2-vit-b"
     assert encoder_flops("dinov2-vit-b", 256) == pytest.approx(46.3e9, rel=1e-3)
 
 
-def test_a_probe_times_the_models_that_encode_would_use(monkeypatch):
+def test_a_probe_times_the_models_of_encode(monkeypatch):
     monkeypatch.setattr(plan, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr(plan, "CPU_BATCH", 2)
-    assert encode_batch.CPU_BATCH == 16
+    assert batch_size.CPU_BATCH == 16
     found = plan_of(vae="tiny-kl-f8", encoder=("efficientnet-lite0",), probe=True, device="cpu")
     assert [cost.origin for cost in found.costs] == ["measured here"] * 2
     assert "on this machine's cpu" in found.describe()
@@ -65,7 +65,7 @@ def test_a_probe_times_the_models_that_encode_would_use(monkeypatch):
 
 
 def test_unknown_models_are_refused():
-    with pytest.raises(ConfigError, match="--model is 'SiT-Z/2': choose one of SiT-T/2"):
+    with pytest.raises(ConfigError, match="--model is 'SiT-Z/2': expected one of SiT-T/2"):
         plan_of(model="SiT-Z/2")
     with pytest.raises(ConfigError, match="dino-v9"):
         plan_of(encoder=("dino-v9",))

@@ -1,4 +1,4 @@
-"""Encoders of a real store, judged by tokens whose spatial structure is known."""
+"""Ranking of encoders in a real store, from tokens whose spatial structure is known."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ GRID, WIDTH, NUM_SAMPLES = 8, 16, 20
 
 
 def tokens_of(structure):
-    """Noise plus `structure` times waves over the grid: the more of these, the more alike neighbors are."""
+    """Return noise plus `structure` times waves over the grid, which make neighboring tokens similar."""
     rng = np.random.default_rng(0)
     rows, columns = np.divmod(np.arange(GRID * GRID), GRID)
     angles = rows[:, None] * rng.uniform(0.2, 0.6, WIDTH) + columns[:, None] * rng.uniform(0.2, 0.6, WIDTH)
@@ -58,7 +58,7 @@ def config_of(store, **options):
     return RankConfig(store=str(store), out=str(store.parent / "rank.json"), **options)
 
 
-def test_encoders_stand_in_the_order_of_their_structure(store):
+def test_encoders_are_ranked_by_spatial_structure(store):
     result = rank.run(config_of(store, batch_size=7))
     assert {row["encoder"] for row in result.rows[:2]} == {"smooth", "smooth-int4"}
     assert result.rows[2]["encoder"] == "rough"
@@ -71,7 +71,7 @@ def test_encoders_stand_in_the_order_of_their_structure(store):
     assert [row["codec"] for row in (by_name["smooth"], by_name["smooth-int4"])] == ["float16", "int4"]
 
 
-def test_table_json_and_page_say_the_same_and_that_it_is_a_prediction(store):
+def test_table_json_and_page_agree_and_state_that_the_ranking_is_a_prediction(store):
     result = rank.run(config_of(store))
     written = json.loads(Path(result.json).read_text())
     assert written["rows"] == result.rows
@@ -81,42 +81,45 @@ def test_table_json_and_page_say_the_same_and_that_it_is_a_prediction(store):
     assert lines[0].split()[:4] == ["encoder", "LDS", "CDS", "RMSC"]
     assert f"{result.rows[0]['lds']:.4f} ±" in lines[1]
     page = Path(result.page).read_text()
-    assert "This is a prediction" in page
+    assert "This ranking is a prediction" in page
     assert "smooth-int4" in page
-    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)  # it loads nothing
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)  # self-contained
 
 
-def test_the_command_prints_the_table_and_what_it_is_worth(store, monkeypatch, capsys):
-    words = ["rank", "--store", str(store), "--out", str(store.parent / "rank.json"), "--num-samples", "7"]
-    monkeypatch.setattr(sys, "argv", ["repa-pipe", *words])
+def test_command_prints_the_table_and_the_prediction_note(store, monkeypatch, capsys):
+    args = ["rank", "--store", str(store), "--out", str(store.parent / "rank.json"), "--num-samples", "7"]
+    monkeypatch.setattr(sys, "argv", ["repa-pipe", *args])
     cli.main()
     out = capsys.readouterr().out
     assert "means over 7 samples" in out
     assert rank.PREDICTION in out
 
 
-def test_the_seed_decides_which_samples(store):
+def test_seed_determines_the_samples(store):
     first, again, other = (rank.run(config_of(store, num_samples=5, seed=seed)).rows[0]["lds"] for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_a_grid_that_is_too_small_has_no_lds_and_stands_last(store, helpers, capsys):
+def test_encoder_with_a_grid_too_small_for_lds_is_ranked_last(store, helpers, caplog):
     manifest = helpers.manifest_of(NUM_SAMPLES, 10)
-    add_encoder(store, manifest, "coarse", tokens_of(9.0)[:, :9])  # 3 x 3: no two tokens at distance 6
+    add_encoder(store, manifest, "coarse", tokens_of(9.0)[:, :9])  # 3 x 3: no tokens at distance 6
     result = rank.run(config_of(store))
     assert result.rows[-1]["encoder"] == "coarse"
     assert result.rows[-1]["lds"] is None
     assert result.rows[-1]["rmsc"] > 0
-    assert "features/coarse: no LDS: a grid of 9 tokens has no two at distance 6" in capsys.readouterr().err
+    assert "features/coarse: LDS is not available: a grid of 9 tokens has no pair at distance 6" in caplog.text
     assert "coarse" in result.table.splitlines()[-2]
 
 
-def test_unfinished_and_missing_encoders_are_named(store, tmp_path, helpers, capsys):
+def test_incomplete_encoders_are_skipped_and_a_store_without_encoders_is_an_error(store, tmp_path, helpers, caplog):
     manifest = helpers.new_store(tmp_path / "empty", NUM_SAMPLES, 10)
     with pytest.raises(StoreError, match="has no complete encoder"):
         rank.run(config_of(tmp_path / "empty"))
-    create_group(store, manifest, dataclasses.replace(helpers.FEATURES, path="features/begun"))
+    create_group(store, manifest, dataclasses.replace(helpers.FEATURES, path="features/unfinished"))
     assert len(rank.run(config_of(store)).rows) == 3
-    assert "features/begun is not complete" in capsys.readouterr().err
+    assert "skipping unfinished, which is incomplete: re-run its encode command to finish it" in caplog.text
+
+
+def test_output_must_be_a_json_file():
     with pytest.raises(ConfigError, match=r"--out is 'a\.txt'"):
         RankConfig(store="s", out="a.txt")

@@ -1,3 +1,5 @@
+"""Generated images: reproducibility, file formats, resuming, and sampling on Ray."""
+
 import dataclasses
 import json
 import os
@@ -17,6 +19,7 @@ from PIL import Image
 from repa_pipe.config import SampleConfig
 from repa_pipe.errors import CheckpointError, ConfigError
 from repa_pipe.pipeline import sample, train
+from repa_pipe.pipeline.artifacts.sample_files import settings_name
 from repa_pipe.pipeline.sampling import blocks as sample_blocks
 from repa_pipe.pipeline.sampling.sampler import Sampler
 
@@ -35,7 +38,7 @@ def images_of(checkpoint, tmp_path, name, **options):
 
 
 @pytest.mark.parametrize("mode", ["ode", "sde"])
-def test_an_image_does_not_depend_on_the_batch_that_it_is_made_in(checkpoint, tmp_path, mode):
+def test_an_image_does_not_depend_on_its_batch(checkpoint, tmp_path, mode):
     large, labels = images_of(checkpoint, tmp_path, "large", mode=mode, per_proc_batch_size=10)
     small, same_labels = images_of(checkpoint, tmp_path, "small", mode=mode, per_proc_batch_size=3)
     few, _ = images_of(checkpoint, tmp_path, "few", mode=mode, num_fid_samples=4)
@@ -49,58 +52,58 @@ def test_an_image_does_not_depend_on_the_batch_that_it_is_made_in(checkpoint, tm
 
 def test_seed_guidance_and_mode_change_the_images(checkpoint, tmp_path):
     settings = {"plain": {}, "seed": {"global_seed": 1}, "cfg": {"cfg_scale": 4.0}, "sde": {"mode": "sde"}}
-    made = [images_of(checkpoint, tmp_path, name, **options)[0] for name, options in settings.items()]
-    assert all(not np.array_equal(made[0], other) for other in made[1:])
+    plain, *others = [images_of(checkpoint, tmp_path, name, **options)[0] for name, options in settings.items()]
+    assert all(not np.array_equal(plain, other) for other in others)
 
 
-def test_labels_are_random_balanced_or_given(checkpoint, tmp_path):
+def test_labels_are_random_balanced_or_listed(checkpoint, tmp_path):
     assert images_of(checkpoint, tmp_path, "balanced", labels="balanced")[1].tolist() == [i % 3 for i in range(10)]
-    assert images_of(checkpoint, tmp_path, "given", labels="2,0")[1].tolist() == [2, 0] * 5
+    assert images_of(checkpoint, tmp_path, "listed", labels="2,0")[1].tolist() == [2, 0] * 5
     assert set(images_of(checkpoint, tmp_path, "random")[1].tolist()) <= {0, 1, 2}
-    for labels, message in (("7", "knows classes 0 to 2"), ("cat", "give random, balanced")):
+    for labels, message in (("7", "has classes 0 to 2"), ("cat", "expected random, balanced")):
         with pytest.raises(ConfigError, match=message):
             images_of(checkpoint, tmp_path, "bad", labels=labels)
 
 
-def test_finished_blocks_are_not_made_again(checkpoint, tmp_path, monkeypatch):
+def test_finished_blocks_are_not_generated_again(checkpoint, tmp_path, monkeypatch):
     whole, _ = images_of(checkpoint, tmp_path, "whole", per_proc_batch_size=3)
-    original, made = Sampler.latents, []
+    original, started = Sampler.latents, []
 
     def stop_after_two(self, indices):
-        made.append(indices.start)
-        if len(made) == 3:
+        started.append(indices.start)
+        if len(started) == 3:
             raise KeyboardInterrupt
         return original(self, indices)
 
     monkeypatch.setattr(Sampler, "latents", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         images_of(checkpoint, tmp_path, "stopped", per_proc_batch_size=3)
-    continued, _ = images_of(checkpoint, tmp_path, "stopped", per_proc_batch_size=3)
-    assert made == [0, 3, 6, 6, 9]
-    np.testing.assert_array_equal(continued, whole)
+    resumed, _ = images_of(checkpoint, tmp_path, "stopped", per_proc_batch_size=3)
+    assert started == [0, 3, 6, 6, 9]
+    np.testing.assert_array_equal(resumed, whole)
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_blocks_of_other_settings_are_not_mixed(checkpoint, tmp_path, monkeypatch):
+def test_blocks_generated_with_other_settings_are_refused(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(Sampler, "all_labels", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         images_of(checkpoint, tmp_path, "out")
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="holds blocks of other settings"):
+    with pytest.raises(ConfigError, match="holds blocks generated with other settings"):
         images_of(checkpoint, tmp_path, "out", global_seed=3)
 
 
-def test_the_picture_and_the_settings_stand_beside_the_images(checkpoint, tmp_path):
+def test_a_grid_and_the_settings_are_written_next_to_the_images(checkpoint, tmp_path):
     images_of(checkpoint, tmp_path, "out")
     with Image.open(tmp_path / "out.png") as grid:
         assert grid.size == (8 * 64, 2 * 64)
-    facts = json.loads((tmp_path / "out.json").read_text())
-    assert facts["num_images"] == 10
-    assert facts["config"]["cfg_scale"] == 1.5
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["num_images"] == 10
+    assert record["config"]["cfg_scale"] == 1.5
 
 
 def adm_batches(path, name, batch_size):
-    """An array of an .npz in batches, as OpenAI's evaluator streams it: no seeking, no unpickling, never the whole."""
+    """Yield an array of an .npz in batches, as OpenAI's evaluator streams it: without seeking or unpickling."""
     with zipfile.ZipFile(path) as archive:
         assert f"{name}.npy" in archive.namelist()
         with archive.open(f"{name}.npy", "r") as member:
@@ -123,7 +126,7 @@ def adm_batches(path, name, batch_size):
             assert not member.read(1)
 
 
-def test_the_npz_is_what_the_adm_suite_reads(checkpoint, tmp_path):
+def test_the_npz_can_be_read_by_the_adm_suite(checkpoint, tmp_path):
     images, labels = images_of(checkpoint, tmp_path, "out", per_proc_batch_size=4)
     batches = list(adm_batches(tmp_path / "out.npz", "arr_0", 3))
     assert [len(batch) for batch in batches] == [3, 3, 3, 1]
@@ -137,7 +140,7 @@ def test_the_npz_is_what_the_adm_suite_reads(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_images_killed_again_and_again_are_the_same_file(checkpoint, tmp_path):
+def test_a_run_that_is_killed_repeatedly_writes_the_same_file(checkpoint, tmp_path):
     whole = SampleConfig(
         checkpoint=checkpoint,
         num_fid_samples=1000,
@@ -150,38 +153,37 @@ def test_a_thousand_images_killed_again_and_again_are_the_same_file(checkpoint, 
     sample.run(whole)
     killed = dataclasses.replace(whole, out=str(tmp_path / "killed.npz"))
     partial = tmp_path / "killed.partial"
-    words = [sys.executable, "-m", "repa_pipe.cli", *killed.command().split()[1:]]
-    made = 0
+    command = [sys.executable, "-m", "repa_pipe.cli", killed.kind, *killed.flags()]
+    finished = 0
     for _ in range(3):
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wanted = made + 20
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = finished + 20
         while len(list(partial.glob("*.npy"))) < wanted:
             assert process.poll() is None
             time.sleep(0.02)
         process.kill()
         process.wait()
-        made = len(list(partial.glob("*.npy")))
-    assert wanted <= made < 100
+        finished = len(list(partial.glob("*.npy")))
+    assert wanted <= finished < 100
     sample.run(killed)
     assert Path(killed.out).read_bytes() == Path(whole.out).read_bytes()
 
 
-def test_a_finished_run_is_not_made_again(checkpoint, tmp_path, monkeypatch, capsys):
+def test_finished_images_are_only_generated_again_with_other_settings(checkpoint, monkeypatch, caplog):
     config = SampleConfig(checkpoint=checkpoint, num_fid_samples=2, num_steps=2, device="cpu")
     first = sample.run(config)
     assert first.npz == f"{checkpoint}/samples/0000004-ode2-cfg1.5-seed0-2.npz"
     monkeypatch.setattr(Sampler, "latents", lambda self, indices: 1 / 0)
     assert sample.run(config) == first
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists with the same settings; skipping" in caplog.text
     with pytest.raises(ZeroDivisionError):
         sample.run(dataclasses.replace(config, num_steps=3, out=first.npz))
-    newer = Path(checkpoint) / "checkpoints" / "0000004.pt"
-    os.utime(newer, (1, 1))
+    os.utime(Path(checkpoint) / "checkpoints" / "0000004.pt", (1, 1))  # as if it had been written again
     with pytest.raises(ZeroDivisionError):
         sample.run(config)
 
 
-def test_settings_that_shape_the_images_have_names_of_their_own():
+def test_settings_that_affect_the_images_give_different_file_names():
     options = [
         {},
         {"mode": "sde"},
@@ -196,12 +198,12 @@ def test_settings_that_shape_the_images_have_names_of_their_own():
         {"compile": True},
         {"global_seed": 1},
     ]
-    names = {sample.settings_name(SampleConfig(checkpoint="run", **option)) for option in options}
+    names = {settings_name(SampleConfig(checkpoint="run", **option)) for option in options}
     assert len(names) == len(options)
     assert not any("/" in name for name in names)
 
 
-def test_a_png_folder_holds_the_images_of_the_npz(checkpoint, tmp_path):
+def test_a_png_folder_has_the_images_of_the_npz(checkpoint, tmp_path):
     folder = tmp_path / "png"
     images, _ = images_of(checkpoint, tmp_path, "out", png_folder=str(folder))
     assert sorted(path.name for path in folder.iterdir()) == [f"{i:06d}.png" for i in range(10)]
@@ -215,41 +217,40 @@ def test_a_png_folder_holds_the_images_of_the_npz(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_ray_actors_give_the_same_file(checkpoint, tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    here = SampleConfig(
+    config = SampleConfig(
         checkpoint=checkpoint, num_fid_samples=10, per_proc_batch_size=2, num_steps=2, device="cpu", mode="sde"
     )
-    alone = sample.run(here)
-    there = dataclasses.replace(here, out=str(tmp_path / "ray.npz"), ray=True, actors=2)
-    on_ray = sample.run(there)
-    assert Path(on_ray.npz).read_bytes() == Path(alone.npz).read_bytes()
-    assert on_ray.step == alone.step == 4
+    inline = sample.run(config)
+    on_ray = sample.run(dataclasses.replace(config, out=str(tmp_path / "ray.npz"), ray=True, actors=2))
+    assert Path(on_ray.npz).read_bytes() == Path(inline.npz).read_bytes()
+    assert on_ray.step == inline.step == 4
 
 
 @pytest.mark.slow
-def test_what_an_actor_refuses_is_one_error(checkpoint, tmp_path):
+def test_an_error_in_an_actor_is_raised_as_without_ray(checkpoint, tmp_path):
     pytest.importorskip("ray")
-    with pytest.raises(ConfigError, match="knows classes 0 to 2"):
+    with pytest.raises(ConfigError, match="has classes 0 to 2"):
         images_of(checkpoint, tmp_path, "out", ray=True, actors=1, labels="7")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_decoding_beside_the_denoising_of_the_next_block_changes_nothing(checkpoint, tmp_path, monkeypatch):
-    beside, _ = images_of(checkpoint, tmp_path, "beside", device="cuda", per_proc_batch_size=2)
+def test_decoding_while_the_next_block_is_denoised_changes_no_image(checkpoint, tmp_path, monkeypatch):
+    concurrent, _ = images_of(checkpoint, tmp_path, "concurrent", device="cuda", per_proc_batch_size=2)
     monkeypatch.setattr(sample_blocks, "_finishing", lambda device: nullcontext(lambda latents, do: do(latents)))
-    inline, _ = images_of(checkpoint, tmp_path, "inline", device="cuda", per_proc_batch_size=2)
-    np.testing.assert_array_equal(beside, inline)
+    sequential, _ = images_of(checkpoint, tmp_path, "sequential", device="cuda", per_proc_batch_size=2)
+    np.testing.assert_array_equal(concurrent, sequential)
 
 
-@pytest.mark.slow  # the compiler takes a minute
-def test_a_compiled_model_gives_the_same_images_to_rounding(checkpoint, tmp_path):
+@pytest.mark.slow  # compilation takes a minute
+def test_a_compiled_model_gives_the_same_images_up_to_rounding(checkpoint, tmp_path):
     plain, _ = images_of(checkpoint, tmp_path, "plain", num_fid_samples=4)
     compiled, _ = images_of(checkpoint, tmp_path, "compiled", num_fid_samples=4, compile=True)
     assert np.abs(plain.astype(int) - compiled).max() <= 1
 
 
-def test_a_run_without_checkpoint_is_named(checkpoint, tmp_path):
+def test_the_error_names_a_run_without_checkpoints(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         images_of(str(tmp_path / "nowhere"), tmp_path, "out")
     shutil.rmtree(Path(checkpoint) / "checkpoints")
-    with pytest.raises(CheckpointError, match="name a run of 'repa-pipe train'"):
+    with pytest.raises(CheckpointError, match="expected a run folder of 'repa-pipe train'"):
         images_of(checkpoint, tmp_path, "out")

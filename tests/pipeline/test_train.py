@@ -1,3 +1,5 @@
+"""Training runs: resuming, checkpoints, options, and errors."""
+
 import argparse
 import errno
 import json
@@ -15,60 +17,61 @@ import torch
 from repa_pipe.errors import CheckpointError, ConfigError, StoreError, WeightsError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts import metrics_log
-from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints, load_checkpoint
+from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.training.objective import Objective
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.stores import open_store
 
 
-def test_a_continued_run_ends_bit_identical_to_an_undisturbed_one(config_of, weights_of, assert_same_weights):
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(config_of, weights_of, assert_same_weights):
     whole = train.run(config_of(exp_name="whole"))
     train.run(config_of(max_train_steps=3))
-    continued = train.run(config_of())
-    assert (whole.step, continued.step) == (6, 6)
-    assert_same_weights(weights_of(whole), weights_of(continued))
+    resumed = train.run(config_of())
+    assert (whole.step, resumed.step) == (6, 6)
+    assert_same_weights(weights_of(whole), weights_of(resumed))
 
 
-def test_training_changes_the_weights_and_logs_what_it_did(config_of, weights_of):
+def test_training_changes_the_weights_and_logs_metrics(config_of, weights_of):
     first = train.run(config_of(max_train_steps=2, exp_name="short"))
     longer = train.run(config_of(max_train_steps=6))
     name = "model.blocks.0.attn.qkv.weight"
     assert not torch.equal(weights_of(first)[name], weights_of(longer)[name])
-    rows = read_metrics(Path(longer.run))
+    rows = read_metrics(RunFolder(Path(longer.run)))
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert all(np.isfinite(row["denoising_loss"]) and -1 <= row["alignment_loss"] <= 1 for row in rows)
     assert all(row["loss"] == pytest.approx(row["denoising_loss"] + 0.5 * row["alignment_loss"]) for row in rows)
 
 
-def test_parts_of_a_batch_add_up_to_the_batch(config_of, weights_of):
+def test_gradients_of_microbatches_add_up_to_those_of_the_batch(config_of, weights_of):
     whole = weights_of(train.run(config_of(exp_name="whole", max_train_steps=2)))
     parts = weights_of(train.run(config_of(exp_name="parts", max_train_steps=2, microbatches=4)))
     name = "model.final_layer.linear.weight"
     torch.testing.assert_close(whole[name], parts[name], rtol=1e-3, atol=2e-5)
 
 
-def test_without_alignment_no_token_is_read(config_of, make_store, weights_of):
+def test_no_tokens_are_read_without_alignment(config_of, make_store, weights_of):
     config = config_of(proj_coeff=0.0)
     for file in Path(config.store).glob("features/enc/tokens/c/*/*/*"):
         file.unlink()
     result = train.run(config)
     assert not any("projectors" in name for name in weights_of(result))
-    assert {row["alignment_loss"] for row in read_metrics(Path(result.run))} == {0.0}
+    assert {row["alignment_loss"] for row in read_metrics(RunFolder(Path(result.run)))} == {0.0}
 
 
 def inputs_of_steps(config, steps):
     with open_store(config.store) as store:
         trainer = train.Trainer(
-            resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1, 0), Path("unused")
+            resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1, 0), RunFolder(Path("unused"))
         )
         batch = trainer.dataset.read(trainer.dataset.indices_of_step(0))
-        return [trainer._objective.inputs(batch, step, trainer.ranks) for step in range(steps)], trainer.model.config
+        return [trainer.objective.inputs(batch, step, trainer.ranks) for step in range(steps)], trainer.model.config
 
 
 @pytest.mark.parametrize(("cfg_prob", "share"), [(0.1, 0.19), (0.0, 0.1)])
-def test_legacy_drops_labels_twice_and_draws_nothing_else_anew(config_of, cfg_prob, share):
+def test_legacy_drops_labels_twice_and_changes_no_other_draw(config_of, cfg_prob, share):
     options = {"batch_size": 40, "cfg_prob": cfg_prob}
     (plain, _), (legacy, model) = (inputs_of_steps(config_of(legacy=legacy, **options), 100) for legacy in (0, 1))
     once, twice = (torch.cat([inputs.dropped for inputs in each]) for each in (plain, legacy))
@@ -102,37 +105,37 @@ def test_a_run_starts_from_a_published_checkpoint(config_of, tmp_path, weights_o
     assert train.run(config_of(init_from=str(published), learning_rate=1e-12, max_train_steps=2)).step == 2
 
 
-def test_a_checkpoint_of_another_model_is_no_start(config_of, tmp_path):
+def test_init_from_a_checkpoint_of_another_model_is_refused(config_of, tmp_path):
     torch.save({"ema": {"x_embedder.proj.weight": torch.zeros(2)}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="the checkpoint holds the weights of another SiT"):
+    with pytest.raises(CheckpointError, match="the checkpoint does not fit this SiT"):
         train.run(config_of(init_from=str(tmp_path / "other.pt")))
     with pytest.raises(WeightsError, match="does not exist"):
         train.run(config_of(init_from=str(tmp_path / "nowhere.pt")))
 
 
-def test_a_finished_run_does_nothing(config_of, capsys):
+def test_a_finished_run_does_nothing(config_of, caplog):
     first = train.run(config_of())
     stamp = Path(first.checkpoint).stat().st_mtime_ns
     train.run(config_of())
     assert Path(first.checkpoint).stat().st_mtime_ns == stamp
-    assert "nothing to do" in capsys.readouterr().err
+    assert "nothing to do" in caplog.text
 
 
-def test_a_config_that_shaped_the_run_may_not_change(config_of):
+def test_settings_that_affect_the_result_cannot_change(config_of):
     train.run(config_of(max_train_steps=1))
-    with pytest.raises(ConfigError, match=r"--seed: 0 there, 7 asked for"):
+    with pytest.raises(ConfigError, match=r"--seed: recorded 0, requested 7"):
         train.run(config_of(seed=7))
     train.run(config_of(max_train_steps=2, log_steps=1))
 
 
-def test_a_half_written_checkpoint_is_ignored(config_of):
+def test_a_partially_written_checkpoint_is_ignored(config_of):
     train.run(config_of(max_train_steps=3))
     folder = Path(config_of().output_dir) / "run/checkpoints"
     (folder / "0000009.pt.tmp-host-1-abc").write_bytes(b"half")
     assert train.run(config_of()).step == 6
 
 
-def test_a_damaged_checkpoint_is_named(config_of):
+def test_the_error_names_a_damaged_checkpoint(config_of):
     result = train.run(config_of())
     Path(result.checkpoint).write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"0000006.pt cannot be read as a checkpoint"):
@@ -141,48 +144,48 @@ def test_a_damaged_checkpoint_is_named(config_of):
 
 def test_only_the_last_checkpoints_are_kept(config_of):
     result = train.run(config_of(checkpointing_steps=1, keep_checkpoints=1))
-    assert [path.stem for path in list_checkpoints(Path(result.run))] == ["0000005", "0000006"]
+    assert [path.stem for path in RunFolder(Path(result.run)).checkpoints()] == ["0000005", "0000006"]
 
 
-def test_a_run_is_not_continued_from_another_store(config_of):
+def test_a_run_is_not_resumed_from_another_store(config_of):
     train.run(config_of(max_train_steps=3))
     attributes = Path(config_of().store) / "features/enc/zarr.json"
     changed = json.loads(attributes.read_text())
     changed["attributes"]["fingerprint"]["name"] = "other"
     attributes.write_text(json.dumps(changed))
-    with pytest.raises(CheckpointError, match=r"features/enc name: 'enc' there, 'other' here"):
+    with pytest.raises(CheckpointError, match=r"features/enc name: recorded 'enc', found 'other'"):
         train.run(config_of())
 
 
-def test_a_model_of_another_token_grid_is_refused(config_of):
+def test_a_model_with_another_token_grid_is_refused(config_of):
     with pytest.raises(StoreError, match=r"SiT-T/4 has 4 tokens, enc has 16"):
         train.run(config_of(model="SiT-T/4"))
 
 
-def test_what_the_store_lacks_is_said(config_of):
+def test_errors_name_the_missing_group_or_the_option(config_of):
     with pytest.raises(StoreError, match=r"has no 'features/dinov2-vit-b'"):
         train.run(config_of(enc_type=("dinov2-vit-b",)))
     with pytest.raises(ConfigError, match=r"--batch-size"):
         train.run(config_of(batch_size=64))
-    with pytest.raises(ConfigError, match=r"--microbatches 3 does not divide a rank's 8"):
+    with pytest.raises(ConfigError, match=r"--microbatches 3 does not divide the 8 samples per rank"):
         train.run(config_of(microbatches=3))
 
 
-def test_milestones_are_kept_for_ever(config_of):
+def test_milestones_are_kept_permanently(config_of):
     result = train.run(config_of(checkpointing_steps=1, keep_checkpoints=1, milestone_steps=2))
-    assert [int(path.stem) for path in list_checkpoints(Path(result.run))] == [2, 4, 5, 6]
+    assert [int(path.stem) for path in RunFolder(Path(result.run)).checkpoints()] == [2, 4, 5, 6]
     alone = train.run(config_of(exp_name="alone", checkpointing_steps=100, milestone_steps=4))
-    assert [int(path.stem) for path in list_checkpoints(Path(alone.run))] == [4, 6]
+    assert [int(path.stem) for path in RunFolder(Path(alone.run)).checkpoints()] == [4, 6]
 
 
-def test_a_run_with_a_gradient_scaler_continues_exactly(config_of, weights_of, assert_same_weights):
+def test_a_run_with_a_gradient_scaler_resumes_bit_identically(config_of, weights_of, assert_same_weights):
     options = {"mixed_precision": "fp16", "microbatches": 2}
     whole = train.run(config_of(exp_name="whole", **options))
     assert load_checkpoint(Path(whole.checkpoint))["scaler"]["_growth_tracker"] > 0
     train.run(config_of(max_train_steps=3, **options))
-    continued = train.run(config_of(**options))
-    assert_same_weights(weights_of(whole), weights_of(continued))
-    one, other = (load_checkpoint(Path(result.checkpoint))["scaler"] for result in (whole, continued))
+    resumed = train.run(config_of(**options))
+    assert_same_weights(weights_of(whole), weights_of(resumed))
+    one, other = (load_checkpoint(Path(result.checkpoint))["scaler"] for result in (whole, resumed))
     assert one == other
 
 
@@ -198,7 +201,7 @@ def test_a_run_with_a_gradient_scaler_continues_exactly(config_of, weights_of, a
         (RuntimeError("something else"), RuntimeError, "^something else$"),
     ],
 )
-def test_exhausted_memory_names_the_flags_that_help(config_of, monkeypatch, error, becomes, match):
+def test_an_out_of_memory_error_names_the_flags_that_help(config_of, monkeypatch, error, becomes, match):
     def forward(self, inputs):
         raise error
 
@@ -208,16 +211,14 @@ def test_exhausted_memory_names_the_flags_that_help(config_of, monkeypatch, erro
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "metrics"])
-def test_a_full_disk_stops_cleanly_and_the_run_goes_on_later(
-    config_of, weights_of, assert_same_weights, monkeypatch, what
-):
+def test_a_run_stopped_by_a_full_disk_can_be_resumed(config_of, weights_of, assert_same_weights, monkeypatch, what):
     whole = train.run(config_of(exp_name="whole"))
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     train.run(config_of(max_train_steps=3))
-    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match=r"No space left.*make room"):
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match=r"No space left.*free some space"):
         patch.setattr(*{"checkpoint": (torch, "save"), "metrics": (metrics_log, "atomic_write_bytes")}[what], full)
         train.run(config_of())
     folder = Path(whole.run).parent / "run"
@@ -225,12 +226,11 @@ def test_a_full_disk_stops_cleanly_and_the_run_goes_on_later(
     assert_same_weights(weights_of(whole), weights_of(train.run(config_of())))
 
 
-def command(config, *launcher):
-    words = config.command().split()[1:]
-    return [*(launcher or (sys.executable,)), "-m", "repa_pipe.cli", *words]
+def command(config):
+    return [sys.executable, "-m", "repa_pipe.cli", config.kind, *config.flags()]
 
 
-def test_the_training_process_imports_no_encoder_and_no_vae(config_of):
+def test_training_imports_no_library_of_encoders_or_vaes(config_of):
     script = (
         "import sys; from repa_pipe.cli import main; sys.argv = ['repa-pipe', *sys.argv[1:]]\n"
         "try: main()\nfinally: print('LOADED', [m for m in ('timm', 'diffusers', 'ray', 'zarr') if m in sys.modules])"
@@ -241,7 +241,7 @@ def test_the_training_process_imports_no_encoder_and_no_vae(config_of):
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(config_of, weights_of, assert_same_weights):
+def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one(config_of, weights_of, assert_same_weights):
     steps = {"max_train_steps": 120, "checkpointing_steps": 10}
     whole = train.run(config_of(exp_name="whole", **steps))
     config = config_of(exp_name="killed", **steps)
@@ -254,12 +254,12 @@ def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(config_of, weig
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_leaves_a_checkpoint(config_of):
+def test_an_interrupted_run_writes_a_checkpoint(config_of):
     config = config_of(max_train_steps=100_000, checkpointing_steps=100_000)
     process = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(10)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped with a checkpoint" in errors
-    assert len(list_checkpoints(Path(config.output_dir) / "run")) == 1
+    assert "checkpoint saved; re-run the same command to resume" in errors
+    assert len(RunFolder(Path(config.output_dir) / "run").checkpoints()) == 1

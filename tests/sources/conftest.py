@@ -1,4 +1,4 @@
-"""Images and trees that the tests of sources are made of."""
+"""Images and folder trees for the tests of sources."""
 
 import io
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Encode = Callable[..., bytes]
 def encode(
     seed: int = 0, size: tuple[int, int] = (40, 30), file_format: str = "PNG", mode: str = "RGB", **options: object
 ) -> bytes:
-    """One small image file of random colors."""
+    """A small image file with random colors."""
     width, height = size
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()
@@ -29,7 +29,7 @@ def encode_fixture() -> Encode:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Classes with everything that makes listing hard and torchvision still accepts."""
+    """Class folders with all difficulties that torchvision accepts."""
     root = tmp_path / "träin"
     names = [
         "n02/b.JPEG",
@@ -55,7 +55,7 @@ def tree(tmp_path: Path) -> Path:
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encode(seed, (8 + seed, 9)))
-    (root / "on top.png").write_bytes(b"ignored, as it is in no class folder")
+    (root / "on top.png").write_bytes(b"ignored, since it is not in a class folder")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "linked.png").write_bytes(encode(99))

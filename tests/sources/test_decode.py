@@ -25,7 +25,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A well-formed gray PNG that states a size and holds next to nothing."""
+    """A valid gray PNG header of any size, with almost no data."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     data = zlib.compress(bytes(64))
     chunks = [png_chunk(b"IHDR", header), png_chunk(b"IDAT", data), png_chunk(b"IEND", b"")]
@@ -70,7 +70,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_image_has_a_short_reason_that_is_always_the_same(name):
+def test_a_broken_image_has_a_short_and_reproducible_reason(name):
     data, reason = BROKEN[name]
     reasons = []
     for _ in range(2):
@@ -83,24 +83,24 @@ def test_broken_image_has_a_short_reason_that_is_always_the_same(name):
     assert " at 0x" not in reasons[0]
 
 
-def test_three_pixels_are_an_image(encode):
+def test_an_image_of_three_by_three_pixels_is_decoded(encode):
     assert decode_crop(encode(size=(3, 3)), 32).shape == (32, 32, 3)
 
 
-def test_narrow_image_that_would_explode_when_scaled_is_refused(encode):
+def test_a_narrow_image_that_would_be_scaled_to_too_many_pixels_is_refused(encode):
     data = encode(size=(4, 20_000))
     with pytest.raises(BadImageError, match="too narrow to crop at 512"):
         decode_crop(data, 512)
     assert decode_crop(data, 32).shape == (32, 32, 3)
 
 
-def test_truncated_images_cannot_be_filled_with_gray_unnoticed(monkeypatch):
+def test_pillows_option_to_load_truncated_images_is_refused(monkeypatch):
     monkeypatch.setattr(PIL.ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ConfigError, match="LOAD_TRUNCATED_IMAGES is True"):
         decode_crop(PHOTOGRAPH[:-500], 32)
 
 
-def test_size_limit_stays_when_pillows_is_switched_off(monkeypatch):
+def test_the_size_limit_remains_when_pillows_is_disabled(monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(BadImageError, match="13378 x 13378 pixels: more than 178,956,970"):
         decode_crop(png_of_size(13_378, 13_378), 32)
@@ -128,7 +128,7 @@ for megabytes in [8, 100, 200]:
 """
 
 
-def test_running_out_of_memory_is_not_the_images_fault():
+def test_running_out_of_memory_is_not_reported_as_a_bad_image():
     command = [sys.executable, "-c", OUT_OF_MEMORY, str(IMAGES / "tiny.png")]
     result = subprocess.run(command, input=large_png(), capture_output=True, check=True)
     outcomes = result.stdout.decode().splitlines()
@@ -138,14 +138,14 @@ def test_running_out_of_memory_is_not_the_images_fault():
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF"])
-def test_every_format_decodes_to_the_crop_of_its_pixels(encode, file_format):
+def test_every_format_is_decoded_to_the_crop_of_its_pixels(encode, file_format):
     data = encode(3, (70, 50), file_format)
     with PIL.Image.open(io.BytesIO(data)) as image:
         expected = center_crop(image, 32)
     np.testing.assert_array_equal(decode_crop(data, 32), expected)
 
 
-def test_contents_count_and_not_the_name(encode):
+def test_the_format_is_detected_from_the_contents(encode):
     # ImageNet's n02105855_2933.JPEG is a PNG, and 22 of its JPEGs are CMYK.
     assert decode_crop(encode(1, (40, 40), "PNG"), 32).shape == (32, 32, 3)
     assert decode_crop(encode(1, (40, 40), "JPEG", "CMYK"), 32).shape == (32, 32, 3)
@@ -183,7 +183,7 @@ def test_pillows_warnings_do_not_leak(make):
         assert decode_crop(data, 32).shape == (32, 32, 3)
 
 
-def test_large_image_gives_no_warning_either():
+def test_a_large_image_causes_no_warning():
     data = png_of_size(9_500, 9_500)
     with pytest.warns(PIL.Image.DecompressionBombWarning):
         PIL.Image.open(io.BytesIO(data)).close()
@@ -192,7 +192,7 @@ def test_large_image_gives_no_warning_either():
         decode_crop(data, 32)
 
 
-def test_other_modules_warnings_are_left_alone():
+def test_warnings_of_other_modules_are_not_suppressed():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         decode_crop(DRAWING, 32)
@@ -200,7 +200,7 @@ def test_other_modules_warnings_are_left_alone():
             warnings.warn("ours", stacklevel=1)
 
 
-def test_threads_get_the_same_pixels():
+def test_threads_decode_to_the_same_pixels():
     images = [PHOTOGRAPH, DRAWING, (IMAGES / "cmyk.jpg").read_bytes(), (IMAGES / "palette.png").read_bytes()]
     expected = [decode_crop(data, 64) for data in images]
     with ThreadPoolExecutor(16) as pool:

@@ -22,7 +22,7 @@ def assert_as_torchvision(root: Path) -> None:
     assert list(source.class_names) == expected.classes
 
 
-def test_order_labels_and_classes_are_torchvisions(tree):
+def test_order_labels_and_classes_match_torchvision(tree):
     assert_as_torchvision(tree)
     assert open_source(str(tree)).class_names == ("N01", "n02", "n02-x", "n10", "n30")
 
@@ -42,7 +42,7 @@ def test_any_tree_is_listed_in_torchvisions_order(tmp_path_factory, folders):
     shutil.rmtree(root)
 
 
-def test_index_holds_sizes_and_reads_every_file(tree):
+def test_every_record_has_its_size_and_can_be_read(tree):
     source = open_source(str(tree))
     for record in records_of(source.index()):
         data = source.read(record)
@@ -57,17 +57,17 @@ def test_sixteen_threads_read_the_same_bytes(tree):
         assert list(pool.map(source.read, records)) == [(tree / record.key).read_bytes() for record in records]
 
 
-def test_pickled_copy_reads_without_listing(tree):
+def test_a_pickled_copy_reads_without_listing(tree):
     source = open_source(str(tree))
     record = list(records_of(source.index()))[3]
     data = source.read(record)
     pickled = pickle.dumps(source)
     assert len(pickled) < 1000
-    (tree / "n10" / "folder").unlink()  # listing would now find something else
+    (tree / "n10" / "folder").unlink()  # listing would now return something else
     assert pickle.loads(pickled).read(record) == data
 
 
-def test_moved_folder_has_the_same_digest(tree, tmp_path):
+def test_a_moved_folder_has_the_same_digest(tree, tmp_path):
     before = open_source(str(tree)).index()
     shutil.copytree(tree, tmp_path / "moved", symlinks=True)
     after = open_source(str(tmp_path / "moved")).index()
@@ -82,7 +82,7 @@ def test_progress_counts_class_folders(tree):
     assert seen == [(done, 5) for done in range(1, 6)]
 
 
-def test_relative_path_survives_a_change_of_folder(tree, monkeypatch):
+def test_a_relative_path_survives_a_change_of_folder(tree, monkeypatch):
     monkeypatch.chdir(tree.parent)
     source = open_source(tree.name)
     record = next(records_of(source.index()))
@@ -91,7 +91,7 @@ def test_relative_path_survives_a_change_of_folder(tree, monkeypatch):
     assert source.describe() == {"kind": "folder", "path": str(tree)}
 
 
-def test_flat_folder_is_one_class(tmp_path, encode):
+def test_a_flat_folder_is_one_class(tmp_path, encode):
     for name in ["b.png", "a.JPG", "readme.txt"]:
         (tmp_path / name).write_bytes(encode())
     source = open_source(str(tmp_path))
@@ -102,7 +102,7 @@ def test_flat_folder_is_one_class(tmp_path, encode):
 
 @pytest.fixture
 def archive(tmp_path, encode):
-    """What REPA's dataset_tools.py writes: numbered folders and the labels in a file."""
+    """A dataset as written by REPA's dataset_tools.py: numbered folders, and labels in a file."""
     for number in range(4):
         file = tmp_path / f"0000{number // 2}" / f"img{number:08d}.png"
         file.parent.mkdir(exist_ok=True)
@@ -110,7 +110,7 @@ def archive(tmp_path, encode):
     return tmp_path
 
 
-def test_labels_of_repas_archives_come_from_their_file(archive):
+def test_labels_of_repas_archives_come_from_dataset_json(archive):
     labels = '["00000/img00000000.png", 7], ["00000/img00000001.png", 0], ["00001/img00000003.png", 2]'
     labels += ', ["00001/img00000002.png", 5]'
     (archive / "dataset.json").write_text(f'{{"labels": [{labels}]}}')
@@ -122,7 +122,7 @@ def test_labels_of_repas_archives_come_from_their_file(archive):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"labels": null}', "says that the images have no labels"),
+        ('{"labels": null}', "has no labels"),
         ('{"labels": [["00000/img00000000.png", 7]]}', r"no label for 3 of 4 images \(00000/img00000001.png, "),
         ('{"labels": {', "not valid JSON"),
         (
@@ -138,78 +138,78 @@ def test_labels_of_repas_archives_come_from_their_file(archive):
         ),
     ],
 )
-def test_labels_file_that_does_not_fit_is_refused(archive, content, message):
+def test_a_labels_file_that_does_not_match_is_refused(archive, content, message):
     (archive / "dataset.json").write_text(content)
     with pytest.raises(SourceError, match=f"{archive}/dataset.json.*{message}|{archive}/dataset.json {message}"):
         open_source(str(archive)).index()
 
 
-def test_another_programs_json_file_is_left_alone(archive):
+def test_a_json_file_of_another_program_is_ignored(archive):
     (archive / "dataset.json").write_text('{"name": "photographs"}')
     assert open_source(str(archive)).class_names == ("00000", "00001")
 
 
-def test_missing_folder_is_named(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(SourceError, match=f"{tmp_path}/gone does not exist: expected a folder"):
         open_source(str(tmp_path / "gone"))
 
 
-def test_empty_folder_is_named(tmp_path):
+def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(SourceError, match=f"{tmp_path} is empty: expected one folder of images per class"):
         open_source(str(tmp_path)).index()
 
 
-def test_folder_without_images_says_what_it_holds(tmp_path):
+def test_a_folder_without_images_is_refused_with_its_contents(tmp_path):
     (tmp_path / "n01").mkdir()
     for number in range(3):
         (tmp_path / "n01" / f"{number}.npy").write_bytes(b"")
-    with pytest.raises(SourceError, match=f"{tmp_path} holds no image but 3 .npy files"):
+    with pytest.raises(SourceError, match=f"{tmp_path} contains no images but 3 .npy files"):
         open_source(str(tmp_path)).index()
 
 
-def test_empty_class_is_refused_as_torchvision_does(tree):
+def test_an_empty_class_is_refused_like_in_torchvision(tree):
     (tree / "empty").mkdir()
     (tree / ".cache").mkdir()
     with pytest.raises(FileNotFoundError):
         ImageFolder(str(tree))
-    with pytest.raises(SourceError, match=r"2 of 7 class folders in .* hold no image \(.cache, empty\)"):
+    with pytest.raises(SourceError, match=r"2 of 7 class folders in .* contain no images \(.cache, empty\)"):
         open_source(str(tree)).index()
 
 
-def test_folder_of_splits_is_refused(tree):
+def test_a_folder_of_splits_is_refused(tree):
     root = tree.parent / "imagenet"
     root.mkdir()
     tree.rename(root / "train")
     shutil.copytree(root / "train", root / "val")
-    with pytest.raises(SourceError, match=rf"holds splits \(train, val\), not classes: .* such as {root}/train"):
+    with pytest.raises(SourceError, match=rf"contains splits \(train, val\), not classes: .* such as {root}/train"):
         open_source(str(root)).index()
 
 
-def test_link_to_nothing_is_named(tree):
+def test_a_broken_link_is_refused(tree):
     (tree / "n02" / "lost.png").symlink_to(tree / "nowhere")
-    with pytest.raises(SourceError, match=r"n02/lost.png cannot be read: No such file or directory; mend or remove"):
+    with pytest.raises(SourceError, match=r"n02/lost.png cannot be read: No such file or directory; fix or remove"):
         open_source(str(tree)).index()
 
 
-def test_link_to_a_folder_above_is_refused_instead_of_followed_for_ever(tree):
+def test_a_loop_of_links_is_refused(tree):
     (tree / "n02" / "sub" / "loop").symlink_to(tree / "n02")
-    with pytest.raises(SourceError, match="n02/sub/loop links to a folder that holds it"):
+    with pytest.raises(SourceError, match="n02/sub/loop links to a folder that contains it"):
         open_source(str(tree)).index()
 
 
-def test_pipe_that_is_called_an_image_is_refused(tree):
+def test_a_pipe_with_the_name_of_an_image_is_refused(tree):
     os.mkfifo(tree / "n02" / "pipe.png")
     with pytest.raises(SourceError, match=r"n02/pipe.png is not a regular file"):
         open_source(str(tree)).index()
 
 
-def test_name_that_is_not_utf8_is_refused(tree, encode):
+def test_a_name_that_is_not_utf8_is_refused(tree, encode):
     Path(os.fsdecode(os.fsencode(tree / "n02") + b"/\xff.png")).write_bytes(encode())
     with pytest.raises(SourceError, match=r"n02/\\udcff.png' is not valid UTF-8"):
         open_source(str(tree)).index()
 
 
-def test_file_that_changed_after_listing_is_named(tree):
+def test_a_file_that_changed_after_listing_is_reported(tree):
     source = open_source(str(tree))
     records = list(records_of(source.index()))
     (tree / records[0].key).write_bytes(b"short")

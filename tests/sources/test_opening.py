@@ -37,7 +37,7 @@ def plug_in(tmp_path, monkeypatch):
     sys.modules.pop("my_images", None)
 
 
-def test_plug_in_is_a_source_like_the_others(plug_in):
+def test_a_plug_in_behaves_like_the_built_in_kinds(plug_in):
     source = open_source("5", plug_in)
     assert source.class_names == ("even", "odd")
     assert source.index()["label"].to_pylist() == [0, 1, 0, 1, 0]
@@ -58,15 +58,15 @@ def test_plug_in_is_a_source_like_the_others(plug_in):
         (":", "plug-in : cannot be loaded"),
     ],
 )
-def test_plug_in_that_does_not_fit_is_refused(plug_in, kind, message):
+def test_an_invalid_plug_in_is_refused(plug_in, kind, message):
     with pytest.raises(SourceError, match=message):
         open_source("5", kind)
 
 
-def test_plug_in_without_images_or_names_is_refused(plug_in):
-    with pytest.raises(SourceError, match="0 holds no images"):
+def test_a_plug_in_without_images_or_class_names_is_refused(plug_in):
+    with pytest.raises(SourceError, match="0 contains no images"):
         open_source("0", plug_in).index()
-    with pytest.raises(SourceError, match="has the label 1 but names 1 classes"):
+    with pytest.raises(SourceError, match="expected class names for labels 0 to 1, found 1 names"):
         open_source("5", "my_images:TooFewNames").index()
 
 
@@ -75,32 +75,32 @@ def test_plug_in_without_images_or_names_is_refused(plug_in):
     [
         ("gone", None, r"/gone does not exist: expected a folder, a .zip, .tar or .parquet file, or a glob"),
         ("", None, "path is empty"),
-        ("gone*", None, "gone.* does not say what it matches: end it in .tar or .parquet"),
+        ("gone*", None, "gone.* does not specify a file type: end the glob with .tar or .parquet"),
         ("s3://bucket/train", None, "s3://bucket/train is not a local path: mount or download it first"),
         ("notes.txt", None, "notes.txt is a .txt file: expected .zip, .tar or .parquet, or a folder"),
         ("notes.txt", "folder", "notes.txt is a file: expected a folder"),
-        (".", "lmdb", "source kind is 'lmdb': expected folder, zip, tar, parquet or MODULE:CALLABLE"),
+        (".", "lmdb", "unknown source kind 'lmdb'; expected folder, zip, tar, parquet or MODULE:CALLABLE"),
     ],
 )
-def test_path_that_is_no_source_is_refused_at_once(tmp_path, monkeypatch, path, kind, message):
+def test_a_path_that_is_not_a_source_is_refused_immediately(tmp_path, monkeypatch, path, kind, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("a")
     with pytest.raises(SourceError, match=message):
         open_source(path, kind)
 
 
-def test_home_folder_may_be_written_as_a_tilde(tree, monkeypatch):
+def test_a_tilde_is_expanded_to_the_home_folder(tree, monkeypatch):
     monkeypatch.setenv("HOME", str(tree.parent))
     assert open_source(f"~/{tree.name}").path == str(tree)
 
 
-def test_kind_of_a_folder_is_told_from_what_it_holds(tmp_path, encode):
+def test_the_kind_of_a_folder_is_inferred_from_its_contents(tmp_path, encode):
     (tmp_path / "README.md").write_text("a data set")
     (tmp_path / ".cache").mkdir()
     (tmp_path / "a.tar").write_bytes(b"")
     assert open_source(str(tmp_path)).kind == "tar"
     (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"holds .tar and .parquet files: name one kind with a glob"):
+    with pytest.raises(SourceError, match=r"contains .tar and .parquet files: specify one kind with a glob"):
         open_source(str(tmp_path))
     (tmp_path / "n01").mkdir()
     assert open_source(str(tmp_path)).kind == "folder"

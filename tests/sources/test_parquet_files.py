@@ -40,14 +40,14 @@ def images(encode):
 
 @pytest.fixture
 def files(tmp_path, images):
-    """Two files of ten rows in groups of four, as Hugging Face names them."""
+    """Two files of ten rows, in row groups of four, with names as on Hugging Face."""
     labels = [number % 3 for number in range(20)]
     write_parquet(tmp_path / "train-00001-of-00002.parquet", images[10:], labels[10:])
     write_parquet(tmp_path / "train-00000-of-00002.parquet", images[:10], labels[:10])
     return tmp_path
 
 
-def test_rows_come_file_by_file_with_the_names_of_their_classes(files, images):
+def test_rows_are_listed_file_by_file_with_class_names(files, images):
     source = open_source(str(files))
     index = source.index()
     assert source.kind == "parquet"
@@ -61,7 +61,7 @@ def test_rows_come_file_by_file_with_the_names_of_their_classes(files, images):
     assert [source.read(record) for record in records_of(index)] == [image["bytes"] for image in images]
 
 
-def test_glob_and_moved_folder_are_the_same_source(files):
+def test_a_glob_and_a_moved_folder_have_the_same_digest(files):
     digest = index_digest(open_source(str(files / "train-*.parquet")).index())
     moved = files.rename(files.with_name(f"{files.name}-moved"))
     assert index_digest(open_source(str(moved)).index()) == digest
@@ -70,7 +70,7 @@ def test_glob_and_moved_folder_are_the_same_source(files):
 def test_sixteen_threads_of_a_pickled_copy_read_each_row_group_once(files, images):
     source = open_source(str(files))
     worker = pickle.loads(pickle.dumps(source))
-    records = list(records_of(source.index()))[:12]  # four row groups, as many as are kept
+    records = list(records_of(source.index()))[:12]  # four row groups, as many as are cached
     worker.read(records[0])
     (files / "train-00001-of-00002.parquet").rename(files / "aside")
     with pytest.raises(SourceError, match=r"train-00001-of-00002.parquet is not a readable parquet file"):
@@ -85,7 +85,7 @@ def test_sixteen_threads_of_a_pickled_copy_read_each_row_group_once(files, image
         worker.read(list(records_of(source.index()))[-1])
 
 
-def test_only_the_last_row_groups_are_kept(files):
+def test_only_the_last_row_groups_are_cached(files):
     source = open_source(str(files))
     records = list(records_of(source.index()))
     for record in records:
@@ -97,7 +97,7 @@ def test_only_the_last_row_groups_are_kept(files):
         source.read(records[0])
 
 
-def test_columns_of_other_names_are_found_by_their_features(tmp_path, images):
+def test_columns_with_other_names_are_found_by_their_features(tmp_path, images):
     features = {"img": {"_type": "Image"}, "fine": {"_type": "ClassLabel", "names": ["a", "b"]}}
     write_parquet(tmp_path / "a.parquet", images, [0, 1] * 10, features, names=("img", "fine"))
     source = open_source(str(tmp_path / "a.parquet"))
@@ -105,7 +105,7 @@ def test_columns_of_other_names_are_found_by_their_features(tmp_path, images):
     assert source.read(next(records_of(source.index()))) == images[0]["bytes"]
 
 
-def test_without_metadata_classes_are_numbers_and_paths_may_be_absent(tmp_path, images):
+def test_without_metadata_classes_are_numbers_and_paths_are_optional(tmp_path, images):
     bare = [{"bytes": image["bytes"]} for image in images]
     write_parquet(tmp_path / "a.parquet", bare, [2, 0] * 10, None)
     source = open_source(str(tmp_path / "a.parquet"))
@@ -114,7 +114,7 @@ def test_without_metadata_classes_are_numbers_and_paths_may_be_absent(tmp_path, 
     assert source.read(next(records_of(source.index()))) == images[0]["bytes"]
 
 
-def test_row_without_bytes_is_the_images_fault(tmp_path, images):
+def test_a_row_without_bytes_is_a_bad_image(tmp_path, images):
     rows = [images[0], {"bytes": None, "path": "n1.JPEG"}, None]
     source = open_source(str(write_parquet(tmp_path / "a.parquet", rows, [0, 1, 2])))
     records = list(records_of(source.index()))
@@ -131,7 +131,7 @@ def test_progress_counts_files(files):
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_splits_in_one_folder_are_not_mixed(files, images):
+def test_several_splits_in_one_folder_are_refused(files, images):
     write_parquet(files / "validation-00000-of-00001.parquet", images, [0] * 20)
     with pytest.raises(SourceError, match=r"several splits \(train-00000-of-00002.parquet, valid.*\*train\*.parquet"):
         open_source(str(files)).index()
@@ -159,15 +159,15 @@ def test_unusable_files_are_refused(tmp_path, images):
     write_parquet(file, images[:2], [0, None])
     assert "has no label in row 1" in refusal(file)
     write_parquet(file, images[:2], [0, 3])
-    assert "has the label 3 but names 3 classes" in refusal(file)
+    assert "expected class names for labels 0 to 3, found 3 names" in refusal(file)
     write_parquet(file, images[:0], [])
     assert "has the columns image: null, label: null" in refusal(file)
     write_parquet(file, images[:2], [0, 1], {"label": {"_type": "ClassLabel", "names": ["a", "b"]}})
     assert "a.parquet and good.parquet" in refusal(tmp_path)
-    assert "name different classes" in refusal(tmp_path)
+    assert "have different class names" in refusal(tmp_path)
 
 
-def test_damaged_row_group_is_an_error_of_the_source(tmp_path, images):
+def test_a_damaged_row_group_is_a_source_error(tmp_path, images):
     file = write_parquet(tmp_path / "a.parquet", images[:2], [0, 1])
     source = open_source(str(file))
     record = next(records_of(source.index()))
@@ -178,7 +178,7 @@ def test_damaged_row_group_is_an_error_of_the_source(tmp_path, images):
         source.read(record)
 
 
-def test_file_that_was_written_anew_in_smaller_groups_is_noticed(files, images):
+def test_a_file_rewritten_with_smaller_row_groups_is_detected(files, images):
     source = open_source(str(files))
     fourth = list(records_of(source.index()))[3]
     write_parquet(files / "train-00000-of-00002.parquet", images[:10], [0] * 10, rows=2)
@@ -187,8 +187,8 @@ def test_file_that_was_written_anew_in_smaller_groups_is_noticed(files, images):
 
 
 def test_row_groups_too_large_for_memory_are_refused(files, monkeypatch):
-    monkeypatch.setattr(parquet_schema, "_LARGEST_ROW_GROUP", 1 << 17)
+    monkeypatch.setattr(parquet_schema, "_MAX_ROW_GROUP_BYTES", 1 << 17)
     assert len(open_source(str(files)).index()) == 20
-    monkeypatch.setattr(parquet_schema, "_LARGEST_ROW_GROUP", 1 << 13)
+    monkeypatch.setattr(parquet_schema, "_MAX_ROW_GROUP_BYTES", 1 << 13)
     with pytest.raises(SourceError, match=r"train-00000-of-00002.parquet has a row group of 0 MiB of images"):
         open_source(str(files)).index()

@@ -11,11 +11,11 @@ import pytest
 from repa_pipe.errors import SourceError
 from repa_pipe.sources import index_digest, open_source, records_of
 
-LONG = "n01440764/" + "a" * 120  # more than a ustar header holds
+LONG = "n01440764/" + "a" * 120  # longer than a ustar header permits
 
 
 def write_tar(file: Path, members: list[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> Path:
-    """Pack members as webdataset's TarWriter does: a fractional time makes pax add a header to each."""
+    """Pack members like webdataset's TarWriter: with a fractional time, pax adds a header to each member."""
     with tarfile.open(file, "w", format=form) as archive:
         for name, data in members:
             member = tarfile.TarInfo(name)
@@ -26,7 +26,7 @@ def write_tar(file: Path, members: list[tuple[str, bytes]], form: int = tarfile.
 
 @pytest.fixture
 def shards(tmp_path, encode):
-    """Three tars whose labels are text, JSON, or both."""
+    """Three tar files whose labels are text, JSON, or both."""
     members = [(f"{number:06d}", encode(number), number % 3) for number in range(9)]
     first = [part for key, data, label in members[:3] for part in [(f"{key}.jpg", data), (f"{key}.cls", b"%d" % label)]]
     second = [
@@ -45,7 +45,7 @@ def shards(tmp_path, encode):
     return tmp_path
 
 
-def test_samples_come_file_by_file_in_packed_order(shards, encode):
+def test_samples_are_listed_file_by_file_in_packed_order(shards, encode):
     source = open_source(str(shards / "train-*.tar"))
     index = source.index()
     assert index["key"].to_pylist() == [
@@ -58,7 +58,7 @@ def test_samples_come_file_by_file_in_packed_order(shards, encode):
     assert [source.read(record) for record in records_of(index)] == [encode(number) for number in range(9)]
 
 
-def test_folder_glob_and_moved_folder_are_the_same_source(shards):
+def test_a_folder_a_glob_and_a_moved_folder_have_the_same_digest(shards):
     digest = index_digest(open_source(str(shards)).index())
     assert open_source(str(shards)).kind == "tar"
     assert index_digest(open_source(str(shards / "*.tar")).index()) == digest
@@ -69,7 +69,7 @@ def test_folder_glob_and_moved_folder_are_the_same_source(shards):
     assert len(one.index()) == 3
 
 
-def test_glob_over_folders_keeps_files_of_one_name_apart(tmp_path, encode):
+def test_a_glob_over_folders_distinguishes_files_with_the_same_name(tmp_path, encode):
     for folder in ["a", "b"]:
         (tmp_path / folder).mkdir()
         write_tar(tmp_path / folder / "0.tar", [("0.png", encode(ord(folder))), ("0.cls", b"0")])
@@ -87,7 +87,7 @@ def test_pickled_copies_in_sixteen_threads_read_the_same_bytes(shards, encode):
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-def test_long_and_foreign_names_are_read_in_every_tar_format(tmp_path, encode, form):
+def test_long_and_non_ascii_names_are_read_in_every_tar_format(tmp_path, encode, form):
     stem = "d" * 90 + "/" + "n" * 60 if form == tarfile.USTAR_FORMAT else LONG + "日本"
     file = write_tar(tmp_path / "a.tar", [(f"{stem}.png", encode()), (f"{stem}.cls", b"4")], form)
     source = open_source(str(file))
@@ -109,7 +109,7 @@ def test_archives_of_the_tar_command_are_read(tmp_path, encode, options):
     assert source.read(record) == encode(0)
 
 
-def test_member_of_more_than_eight_gigabytes_is_stepped_over(tmp_path, encode):
+def test_a_member_larger_than_eight_gigabytes_is_skipped(tmp_path, encode):
     large = tarfile.TarInfo("large.bin")
     large.size = 9 << 30
     small = write_tar(tmp_path / "small.tar", [("0.png", encode()), ("0.cls", b"0")]).read_bytes()
@@ -117,7 +117,7 @@ def test_member_of_more_than_eight_gigabytes_is_stepped_over(tmp_path, encode):
         header = large.tobuf(form)
         with (tmp_path / "a.tar").open("wb") as file:
             file.write(header)
-            file.seek(large.size, io.SEEK_CUR)  # a hole: no byte of it is stored
+            file.seek(large.size, io.SEEK_CUR)  # a hole, which takes no disk space
             file.write(small)
         source = open_source(str(tmp_path / "a.tar"))
         (record,) = records_of(source.index())
@@ -131,43 +131,52 @@ def test_progress_counts_files(shards):
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_other_parts_of_a_sample_and_other_files_are_left_alone(tmp_path, encode):
+def test_other_parts_of_a_sample_and_other_files_are_ignored(tmp_path, encode):
     parts = [("0.png", encode()), ("0.seg.png", b"mask"), ("0.txt", b"caption"), ("0.cls", b"1"), ("notes.json", b"{}")]
     assert open_source(str(write_tar(tmp_path / "a.tar", parts))).index()["key"].to_pylist() == ["a.tar/0.png"]
 
 
 BROKEN_SAMPLES = {
-    "no label": ([("n01/a.jpg", b"x")], r"n01/a.jpg in .*a.tar has no label: expected a .cls or .json .* unpacked"),
+    "no label": (
+        [("n01/a.jpg", b"x")],
+        r"n01/a.jpg in .*a.tar has no label: expected a .cls or .json .* unpack archives",
+    ),
     "a label elsewhere": ([("a.jpg", b"x"), ("b.jpg", b"x"), ("a.cls", b"0")], "a.jpg in .* has no label"),
     "no image": ([("a.gif", b"x"), ("a.cls", b"0")], "a.cls in .* has no image next to it: expected .jpg"),
     "two images": (
         [("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"0")],
         "several images in one sample, a.jpg and a.png",
     ),
-    "a word for a label": ([("a.jpg", b"x"), ("a.cls", b"goldfish")], "a.cls in .* holds 'goldfish'"),
-    "a fraction for a label": ([("a.jpg", b"x"), ("a.cls", b"1.5")], "a.cls in .* holds '1.5'"),
-    "no label in the JSON": ([("a.jpg", b"x"), ("a.json", b'{"text": 1}')], 'a.json in .* expected a "label"'),
-    "no JSON": ([("a.jpg", b"x"), ("a.json", b"{")], 'a.json in .* expected a "label"'),
-    "a list": ([("a.jpg", b"x"), ("a.json", b"[1]")], 'a.json in .* expected a "label"'),
-    "a truth value": ([("a.jpg", b"x"), ("a.json", b'{"label": true}')], 'a.json in .* expected a "label"'),
-    "a huge label file": ([("a.jpg", b"x"), ("a.cls", bytes(2 << 20))], "2,097,152 bytes: too many for a label"),
+    "a word for a label": ([("a.jpg", b"x"), ("a.cls", b"goldfish")], "a.cls in .* contains 'goldfish'"),
+    "a fraction for a label": ([("a.jpg", b"x"), ("a.cls", b"1.5")], "a.cls in .* contains '1.5'"),
+    "no label in the JSON": (
+        [("a.jpg", b"x"), ("a.json", b'{"text": 1}')],
+        'a.json in .* expected a class number as "label"',
+    ),
+    "no JSON": ([("a.jpg", b"x"), ("a.json", b"{")], 'a.json in .* expected a class number as "label"'),
+    "a list": ([("a.jpg", b"x"), ("a.json", b"[1]")], 'a.json in .* expected a class number as "label"'),
+    "a truth value": (
+        [("a.jpg", b"x"), ("a.json", b'{"label": true}')],
+        'a.json in .* expected a class number as "label"',
+    ),
+    "a huge label file": ([("a.jpg", b"x"), ("a.cls", bytes(2 << 20))], "2,097,152 bytes: too large for a label"),
     "one name twice": (
         [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"0"), ("a.jpg", b"x"), ("a.cls", b"0")],
-        r"1 names occur more than once \(first: a.tar/a.jpg\)",
+        r"1 names are not unique \(first: a.tar/a.jpg\)",
     ),
-    "nothing": ([], "holds no image: expected members such as 000017.jpg and 000017.cls"),
+    "nothing": ([], "contains no images: expected members such as 000017.jpg and 000017.cls"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN_SAMPLES)
-def test_sample_that_is_no_webdataset_sample_is_named(tmp_path, name):
+def test_an_invalid_webdataset_sample_is_refused(tmp_path, name):
     members, message = BROKEN_SAMPLES[name]
     with pytest.raises(SourceError, match=message):
         open_source(str(write_tar(tmp_path / "a.tar", members))).index()
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar"])
-def test_compressed_tar_is_refused_whatever_it_is_called(shards, name):
+def test_a_compressed_tar_is_refused_with_any_suffix(shards, name):
     file = shards / name
     file.write_bytes(gzip.compress((shards / "train-0000.tar").read_bytes()))
     with pytest.raises(SourceError, match=rf"{name} is compressed \(gzip\).* decompress it first"):
@@ -175,14 +184,14 @@ def test_compressed_tar_is_refused_whatever_it_is_called(shards, name):
 
 
 @pytest.mark.parametrize(("mode", "name"), [("w:bz2", "bzip2"), ("w:xz", "xz")])
-def test_other_compression_is_refused_too(tmp_path, mode, name):
+def test_other_compression_formats_are_refused(tmp_path, mode, name):
     with tarfile.open(tmp_path / "a.tar", mode) as archive:
         archive.addfile(tarfile.TarInfo("a.jpg"))
     with pytest.raises(SourceError, match=rf"is compressed \({name}\)"):
         open_source(str(tmp_path / "a.tar")).index()
 
 
-def test_damaged_archives_are_refused_instead_of_read_up_to_the_damage(shards):
+def test_damaged_archives_are_refused_and_not_read_partially(shards):
     whole = (shards / "train-0000.tar").read_bytes()
     second = whole.index(b"000001.jpg", 1024)  # the name in the second image's header
     file = shards / "train-0000.tar"
@@ -194,12 +203,12 @@ def test_damaged_archives_are_refused_instead_of_read_up_to_the_damage(shards):
         return str(caught.value)
 
     assert "is truncated: its last member ends at byte" in refusal(whole[: second + 700])
-    assert "no tar archive or is damaged (no header at byte" in refusal(whole[: second + 100])
+    assert "is not a tar archive or is damaged (no header at byte" in refusal(whole[: second + 100])
     assert "(no header at byte" in refusal(whole[:second] + b"!" + whole[second + 1 :])
     assert "(no header at byte 0)" in refusal(b"no archive")
     assert "(no header at byte 0)" in refusal(b"")
-    assert "goes on behind its end" in refusal(whole + whole)
-    assert "goes on behind its end" in refusal(whole + bytes(2 << 20))
+    assert "contains data after its end" in refusal(whole + whole)
+    assert "contains data after its end" in refusal(whole + bytes(2 << 20))
 
 
 def test_links_and_sparse_files_are_refused(tmp_path):
@@ -218,7 +227,7 @@ def test_links_and_sparse_files_are_refused(tmp_path):
             open_source(str(tmp_path / "sparse.tar")).index()
 
 
-def test_tar_that_was_cut_after_listing_is_noticed(shards):
+def test_a_tar_file_truncated_after_listing_is_detected(shards):
     source = open_source(str(shards))
     last = list(records_of(source.index()))[-1]
     file = shards / "train-0002.tar"
@@ -227,21 +236,21 @@ def test_tar_that_was_cut_after_listing_is_noticed(shards):
         source.read(last)
 
 
-def test_splits_in_one_folder_are_not_mixed(shards):
+def test_several_splits_in_one_folder_are_refused(shards):
     (shards / "train-0002.tar").rename(shards / "validation-0000.tar")
-    with pytest.raises(SourceError, match=r"several splits \(train-0000.tar, validation-0000.tar\): name one"):
+    with pytest.raises(SourceError, match=r"several splits \(train-0000.tar, validation-0000.tar\): specify one"):
         open_source(str(shards)).index()
     assert len(open_source(str(shards / "train*.tar")).index()) == 6
 
 
-def test_missing_tars_are_refused_at_once(tmp_path):
+def test_missing_tar_files_are_refused_immediately(tmp_path):
     with pytest.raises(
         SourceError, match=r"gone.tar does not exist: expected a .tar file, a folder of them, or a glob"
     ):
         open_source(str(tmp_path / "gone.tar"))
-    with pytest.raises(SourceError, match=r"train-\*.tar matches no file: expected"):
+    with pytest.raises(SourceError, match=r"train-\*.tar matches no files: expected"):
         open_source(str(tmp_path / "train-*.tar"))
-    with pytest.raises(SourceError, match=r"holds no .tar files: expected"):
+    with pytest.raises(SourceError, match=r"contains no .tar files: expected"):
         open_source(str(tmp_path), "tar")
     (tmp_path / "folder.tar").mkdir()
     with pytest.raises(SourceError, match=r"folder.tar is not a file: expected .tar files only"):

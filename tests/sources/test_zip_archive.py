@@ -11,7 +11,7 @@ from repa_pipe.sources import index_digest, open_source, records_of
 
 
 def pack(tree: Path, file: Path, inside: str = "", method: int = zipfile.ZIP_STORED) -> Path:
-    """Pack a tree in an order of its own, with folders as members and an extra field in the local headers alone."""
+    """Pack a tree in another order than that of its names; with `inside`, folders become members too."""
     with zipfile.ZipFile(file, "w", method) as archive:
         for path in sorted(tree.rglob("*"), key=lambda path: path.name, reverse=True):
             if not path.is_dir():
@@ -23,14 +23,14 @@ def pack(tree: Path, file: Path, inside: str = "", method: int = zipfile.ZIP_STO
 
 @pytest.fixture
 def plain_tree(tree):
-    """The tree without links to folders, which an archiver doesn't follow."""
+    """The tree without links to folders, which archivers do not follow."""
     (tree / "n10" / "folder").unlink()
     (tree / "n30").unlink()
     return tree
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_archive_is_the_same_source_as_the_folder_it_was_made_of(plain_tree, tmp_path, method):
+def test_an_archive_has_the_same_digest_as_the_folder_it_was_packed_from(plain_tree, tmp_path, method):
     packed = open_source(str(pack(plain_tree, tmp_path / "train.zip", method=method)))
     folder = open_source(str(plain_tree))
     assert index_digest(packed.index()) == index_digest(folder.index())
@@ -39,7 +39,7 @@ def test_archive_is_the_same_source_as_the_folder_it_was_made_of(plain_tree, tmp
         assert packed.read(record) == (plain_tree / record.key).read_bytes()
 
 
-def test_folder_inside_the_archive_can_be_named(plain_tree, tmp_path):
+def test_a_folder_inside_the_archive_can_be_specified(plain_tree, tmp_path):
     pack(plain_tree, tmp_path / "kaggle.zip", "ILSVRC/Data/train/")
     source = open_source(str(tmp_path / "kaggle.zip" / "ILSVRC" / "Data" / "train"))
     assert source.kind == "zip"
@@ -48,16 +48,16 @@ def test_folder_inside_the_archive_can_be_named(plain_tree, tmp_path):
     assert source.read(record) == (plain_tree / record.key).read_bytes()
 
 
-def test_folder_around_the_classes_has_to_be_named(plain_tree, tmp_path):
+def test_a_folder_around_the_classes_must_be_specified(plain_tree, tmp_path):
     (plain_tree / "on top.png").unlink()
     file = pack(plain_tree, tmp_path / "packed.zip", "imagenet/")
-    with pytest.raises(SourceError, match=rf"lies in folders of its folder imagenet: .* {file}/imagenet"):
+    with pytest.raises(SourceError, match=rf"are inside its folder imagenet: specify {file}/imagenet"):
         open_source(str(file)).index()
-    with pytest.raises(SourceError, match="holds splits"):
+    with pytest.raises(SourceError, match="contains splits"):
         open_source(str(pack(plain_tree, tmp_path / "split.zip", "train/"))).index()
 
 
-def test_flat_archive_is_one_class_and_a_macs_shadows_are_left_out(tmp_path, encode):
+def test_a_flat_archive_is_one_class_without_the_metadata_files_of_macos(tmp_path, encode):
     with zipfile.ZipFile(tmp_path / "flat.zip", "w") as archive:
         for name in ["b.png", "__MACOSX/._b.png", "a.jpg"]:
             archive.writestr(name, encode())
@@ -66,7 +66,7 @@ def test_flat_archive_is_one_class_and_a_macs_shadows_are_left_out(tmp_path, enc
     assert source.class_names == ("images",)
 
 
-def test_labels_of_repas_archives_come_from_their_file(tmp_path, encode):
+def test_labels_of_repas_archives_come_from_dataset_json(tmp_path, encode):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.writestr("00000/img00000001.png", encode(1))
         archive.writestr("00000/img00000000.png", encode(0))
@@ -84,9 +84,9 @@ def test_pickled_copies_in_sixteen_threads_read_the_same_bytes(plain_tree, tmp_p
         assert list(pool.map(worker.read, records)) == [(plain_tree / record.key).read_bytes() for record in records]
 
 
-def test_local_headers_extra_field_is_stepped_over(tmp_path, encode):
+def test_the_extra_field_of_a_local_header_is_skipped(tmp_path, encode):
     data, name, extra = encode(), b"a.png", bytes(40)
-    # The central directory of this archive knows nothing of the extra field, as with many archivers.
+    # As with many archivers, the central directory does not mention the extra field.
     local = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 0, 0, 33, crc(data), len(data), len(data), 5, 40)
     central = struct.pack(
         "<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 0, 0, 33, crc(data), len(data), len(data), 5, 0, 0, 0, 0, 0, 0
@@ -103,7 +103,7 @@ def crc(data: bytes) -> int:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_damaged_member_is_the_images_fault_and_not_the_archives(tmp_path, encode, method):
+def test_a_damaged_member_is_a_bad_image(tmp_path, encode, method):
     file = tmp_path / "a.zip"
     with zipfile.ZipFile(file, "w", method) as archive:
         archive.writestr("a.png", encode(0))
@@ -118,7 +118,7 @@ def test_damaged_member_is_the_images_fault_and_not_the_archives(tmp_path, encod
     assert source.read(second) == encode(1)
 
 
-def test_member_is_never_inflated_beyond_its_stated_size(tmp_path):
+def test_a_member_is_not_inflated_beyond_its_stated_size(tmp_path):
     file, size = tmp_path / "bomb.zip", 10_000_000
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(size))
@@ -133,7 +133,7 @@ def test_member_is_never_inflated_beyond_its_stated_size(tmp_path):
         source.read(record)
 
 
-def test_archive_that_was_replaced_is_noticed(plain_tree, tmp_path):
+def test_a_replaced_archive_is_detected(plain_tree, tmp_path):
     file = pack(plain_tree, tmp_path / "a.zip")
     source = open_source(str(file))
     last = max(records_of(source.index()), key=lambda record: int(record.locator.split(":")[0]))
@@ -158,18 +158,18 @@ def test_unusable_archives_are_refused(tmp_path, encode):
     assert "text.zip is not a readable zip archive" in refusal("text.zip")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
         pass
-    assert "empty.zip holds no image among 0 files" in refusal("empty.zip")
+    assert "empty.zip contains no images among 0 files" in refusal("empty.zip")
     assert "gone.zip does not exist" in refusal("gone.zip")
     with zipfile.ZipFile(tmp_path / "other.zip", "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("a.png", encode())
     assert "a.png in" in refusal("other.zip")
-    assert "packed with method 12: expected 0 (stored) or 8 (deflated)" in refusal("other.zip")
-    assert "other.zip/inside holds no image among 0 files" in refusal("other.zip/inside")
+    assert "uses compression method 12: expected 0 (stored) or 8 (deflated)" in refusal("other.zip")
+    assert "other.zip/inside contains no images among 0 files" in refusal("other.zip/inside")
     with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
         archive.writestr("a.png", encode(0))
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("a.png", encode(1))
-    assert "twice.zip holds several members of one name" in refusal("twice.zip")
+    assert "twice.zip contains several members with the same name" in refusal("twice.zip")
     whole = pack_two(tmp_path / "whole.zip", encode)
     (tmp_path / "cut.zip").write_bytes(whole[:-30])
     assert "cut.zip is not a readable zip archive" in refusal("cut.zip")
@@ -184,6 +184,6 @@ def pack_two(file: Path, encode) -> bytes:
     return file.read_bytes()
 
 
-def test_folder_is_not_taken_for_a_zip(tmp_path):
+def test_a_folder_is_refused_as_a_zip_archive(tmp_path):
     with pytest.raises(SourceError, match="is a folder: expected a zip archive"):
         open_source(str(tmp_path), "zip")

@@ -22,7 +22,7 @@ WIDTHS = [768, 1024, 1280, 1536, 384, 112, 1408, 1152]
 
 
 def dino_like(count, width, seed=0):
-    """Tokens [count, 256, width] with what makes real ones hard: outlier channels, massive tokens, a mean."""
+    """Tokens [count, 256, width] with the difficulties of real ones: outlier channels, massive tokens, a mean."""
     g = torch.Generator().manual_seed(seed)
     low_rank = torch.randn(96, width, generator=g) * torch.arange(1, 97).pow(-0.5)[:, None]
     coarse = torch.randn(count, 96, 4, 4, generator=g)
@@ -52,7 +52,7 @@ def cosine(a, b):
 
 
 def reference_decode(attributes, tokens, token_scale):
-    """docs/codecs.md in plain numpy and Python, from the group's attributes alone."""
+    """The formulas of docs/codecs.md in plain numpy and Python, using only the group's attributes."""
     if attributes["name"] == "float16":
         return tokens.astype(np.float64)
     width, rotation = attributes["width"], attributes["rotation"]
@@ -79,7 +79,7 @@ def reference_decode(attributes, tokens, token_scale):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_float16_gives_back_what_a_float16_encoder_gave(width):
+def test_float16_restores_tokens_of_a_float16_encoder_exactly(width):
     tokens = dino_like(1, width).half()
     codec = make_codec("float16", 256, width)
     assert torch.equal(restored(codec, tokens, torch.float16), tokens)
@@ -88,7 +88,7 @@ def test_float16_gives_back_what_a_float16_encoder_gave(width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(("name", "mean", "least"), [("int8", 0.99995, 0.9999), ("int4", 0.995, 0.985)])
-def test_directions_survive(name, width, mean, least):
+def test_quantized_codecs_preserve_directions(name, width, mean, least):
     tokens = dino_like(2, width)
     codec = make_codec(name, 256, width)
     found = stored(codec, tokens)
@@ -116,10 +116,10 @@ def test_int4_levels_are_the_fixed_point_of_lloyds_iteration():
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
-def test_the_scale_is_the_one_that_restores_best(name):
+def test_the_scale_minimizes_the_squared_error(name):
     tokens = dino_like(1, 384).double()
     back = restored(make_codec(name, 256, 384), tokens).double()
-    # least squares: what is missing is at a right angle to what came back, but for the scale's own rounding
+    # least squares: the error is orthogonal to the restored token, up to the rounding of the scale
     error = ((tokens - back) * back).sum(-1) / back.square().sum(-1)
     assert error.abs().max() < 2**-11
 
@@ -132,7 +132,7 @@ def test_the_scale_is_the_one_that_restores_best(name):
     half_width=st.integers(1, 40),
     seed=st.integers(0, 2**32),
 )
-def test_any_shape_restores_as_the_attributes_say(name, batch, num_tokens, half_width, seed):
+def test_tokens_of_any_shape_are_restored_as_the_attributes_describe(name, batch, num_tokens, half_width, seed):
     width = 2 * half_width
     codec = make_codec(name, num_tokens, width)
     tokens = torch.randn(batch, num_tokens, width, generator=torch.Generator().manual_seed(seed)).exp()
@@ -149,7 +149,7 @@ def test_any_shape_restores_as_the_attributes_say(name, batch, num_tokens, half_
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
-def test_the_decoder_in_the_docs_restores_what_ours_restores(name):
+def test_the_decoder_in_the_docs_matches_ours(name):
     text = (Path(__file__).parents[2] / "docs" / "codecs.md").read_text()
     names = {"np": np, "scipy": scipy, "sha256": hashlib.sha256}
     exec(text.split("```python\n")[1].split("```")[0], names)
@@ -160,7 +160,7 @@ def test_the_decoder_in_the_docs_restores_what_ours_restores(name):
     np.testing.assert_allclose(restored(codec, tokens)[0].numpy(), back, rtol=1e-4, atol=1e-4)
 
 
-def test_the_recipe_in_the_docs_is_the_one_that_is_stored():
+def test_the_recipe_in_the_docs_matches_the_stored_one():
     text = (Path(__file__).parents[2] / "docs" / "codecs.md").read_text()
     shown = json.loads(text.split("```json\n")[1].split("```")[0])
     assert shown == make_codec("int4", 256, 768).attributes
@@ -168,10 +168,10 @@ def test_the_recipe_in_the_docs_is_the_one_that_is_stored():
 
 @settings(max_examples=60, deadline=None)
 @given(width=st.integers(1, 64), seed=st.integers(0, 2**32), exponent=st.integers(-30, 4), outliers=st.floats(0, 5))
-def test_int8_keeps_every_direction_within_its_step(width, seed, exponent, outliers):
+def test_int8_errors_are_within_half_a_step(width, seed, exponent, outliers):
     tokens = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(seed)).mul(outliers).exp()
     tokens = tokens / tokens.amax() * 10.0**exponent
-    # every rotated coordinate is within half a step, peak / 254, and the token is at least as long as its peak
+    # every rotated coordinate is within half a step, peak / 254, and the norm of a token is at least its peak
     sine = math.sqrt(width) / 254
     cosines = cosine(restored(make_codec("int8", 3, width), tokens), tokens)
     assert cosines.min() >= math.sqrt(max(0.0, 1 - sine**2)) - 1e-6
@@ -179,7 +179,7 @@ def test_int8_keeps_every_direction_within_its_step(width, seed, exponent, outli
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
 @pytest.mark.parametrize("magnitude", [1e-37, 1e-12, 1e-6, 1.0, 1e3, 1e4])
-def test_directions_survive_at_any_magnitude(name, magnitude):
+def test_quantized_codecs_preserve_directions_at_any_magnitude(name, magnitude):
     tokens = dino_like(1, 768) * magnitude
     codec = make_codec(name, 256, 768)
     found = stored(codec, tokens)
@@ -189,7 +189,7 @@ def test_directions_survive_at_any_magnitude(name, magnitude):
 
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
-def test_zero_tokens_come_back_as_zero_with_and_without_scale(name):
+def test_zero_tokens_are_restored_to_zero_with_and_without_scale(name):
     tokens = dino_like(2, 112)
     tokens[0, 3] = 0
     tokens[1] = 0
@@ -213,32 +213,32 @@ def test_a_sample_of_zero_bytes_decodes_to_zero(name):
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_values_that_are_not_finite_are_refused_by_name(name, value):
+def test_nonfinite_values_are_refused_with_their_position(name, value):
     tokens = dino_like(3, 112)
     tokens[2, 17, 5] = value
-    with pytest.raises(StoreError, match=r"token 17 of sample 2 of the batch holds -?(nan|inf): encode in bfloat16"):
+    with pytest.raises(StoreError, match=r"token 17 of sample 2 of the batch contains -?(nan|inf): encode in bfloat16"):
         make_codec(name, 256, 112).encode(tokens)
 
 
 @pytest.mark.parametrize(("name", "largest"), [("float16", 65504.0), ("int8", 50000.0), ("int4", 50000.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_tokens_too_large_for_float16_are_refused_never_infinite(name, largest, dtype):
+def test_tokens_too_large_for_float16_are_refused(name, largest, dtype):
     codec = make_codec(name, 2, 64)
     tokens = torch.full((1, 2, 64), largest, dtype=dtype)
     tokens[:, :, ::3] *= -1
     assert torch.isfinite(restored(codec, tokens)).all()
     too_large = tokens.clone()
     too_large[0, 1] = 2e5
-    with pytest.raises(StoreError, match=r"token 1 of sample 0 of the batch holds 200000, too large to store"):
+    with pytest.raises(StoreError, match=r"token 1 of sample 0 of the batch contains 200000, too large to store"):
         codec.encode(too_large)
     with pytest.raises(
-        StoreError, match="too large to store" if dtype == torch.float64 else "holds 1e\\+38, too large"
+        StoreError, match="too large to store" if dtype == torch.float64 else "contains 1e\\+38, too large"
     ):
         codec.encode(torch.full_like(tokens, 1e38 if dtype == torch.float32 else 1e300))
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
-def test_quantized_codecs_take_outliers_that_float16_cannot_hold(name):
+def test_quantized_codecs_store_outliers_that_exceed_float16(name):
     tokens = torch.ones(1, 1, 256)
     tokens[0, 0, 100] = 2e5
     assert cosine(restored(make_codec(name, 1, 256), tokens), tokens).min() > 0.99
@@ -258,7 +258,7 @@ def test_codes_depend_on_the_token_alone(name):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", CODEC_NAMES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_gpu_gives_the_codes_that_a_cpu_gives(name, width):
+def test_codes_from_a_gpu_match_those_from_a_cpu(name, width):
     tokens = dino_like(2, width)
     codec = make_codec(name, 256, width)
     expected = codec.encode(tokens)
@@ -276,7 +276,7 @@ def test_a_gpu_gives_the_codes_that_a_cpu_gives(name, width):
         ("int4", "20b399293ac1bc9a"),
     ],
 )
-def test_codes_are_the_same_on_every_machine(name, digest):
+def test_codes_match_the_recorded_digest(name, digest):
     tokens = torch.arange(4 * 768).mul(7919).remainder(1009).sub(504).div(128).view(1, 4, 768)
     arrays = make_codec(name, 4, 768).encode(tokens)
     found = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
@@ -293,7 +293,7 @@ def test_rotation_is_orthogonal_and_spreads_every_channel(width):
     torch.testing.assert_close(rotation.rotate(tokens).double(), tokens.double() @ matrix.T, atol=1e-5, rtol=1e-5)
 
 
-def test_signs_are_those_of_sha_256():
+def test_signs_come_from_sha_256():
     digest = hashlib.sha256(b"repa-pipe rotation 7 1").digest()
     expected = [1 - 2 * (digest[byte] >> bit & 1) for byte in range(32) for bit in range(8)]
     assert Rotation(600, 7).signs()[256:512].tolist() == expected
@@ -302,7 +302,7 @@ def test_signs_are_those_of_sha_256():
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_decoding_in_half_precision_stays_close(name, dtype):
+def test_decoding_in_half_precision_is_accurate(name, dtype):
     tokens = dino_like(1, 768)
     codec = make_codec(name, 256, 768)
     half = restored(codec, tokens, dtype)
@@ -320,7 +320,7 @@ def test_autocast_does_not_degrade_a_float32_decode(name):
     assert torch.equal(found, expected)
 
 
-def test_decoded_tokens_serve_in_a_backward_pass():
+def test_gradients_flow_through_a_loss_with_decoded_tokens():
     tokens = dino_like(1, 112)
     for name in CODEC_NAMES:
         codec = make_codec(name, 256, 112)
@@ -332,7 +332,7 @@ def test_decoded_tokens_serve_in_a_backward_pass():
 
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
-def test_tokens_pass_through_a_store(helpers, tmp_path, name):
+def test_tokens_survive_a_round_trip_through_a_store(helpers, tmp_path, name):
     codec = make_codec(name, 256, 112)
     tokens = dino_like(20, 112)
     path = tmp_path / "store"
@@ -353,34 +353,34 @@ def test_tokens_pass_through_a_store(helpers, tmp_path, name):
     assert torch.equal(back, restored(codec, tokens[[19, 3, 0]]))
 
 
-def test_unknown_codecs_and_impossible_widths_are_refused():
-    with pytest.raises(ConfigError, match="no codec 'fp8': take one of float16, int8, int4"):
+def test_unknown_codecs_and_unsupported_widths_are_refused():
+    with pytest.raises(ConfigError, match="unknown codec 'fp8'; expected one of float16, int8, int4"):
         make_codec("fp8", 256, 768)
-    with pytest.raises(ConfigError, match="width 7 cannot work: take 'int8'"):
+    with pytest.raises(ConfigError, match="expected an even width, found 7; use 'int8'"):
         make_codec("int4", 256, 7)
-    with pytest.raises(ConfigError, match="0 tokens of width 768"):
+    with pytest.raises(ConfigError, match="cannot store 0 tokens of width 768"):
         make_codec("float16", 0, 768)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "int3"}, "no codec 'int3'"),
+        ({"name": "int3"}, "unknown codec 'int3'"),
         ({"width": 384}, "width 768"),
-        ({"levels": [0.0] * 3}, "16 levels, found 3"),
-        ({"packing": "high nibble first"}, "install the repa-pipe that wrote the store"),
-        ({"rotation": None}, "cannot be understood"),
-        ({"rotation": {"kind": "qr", "seed": 0, "block": 256, "num_blocks": 3}}, "install the repa-pipe"),
-        ({"outliers": 4}, "install the repa-pipe that wrote the store"),
+        ({"levels": [0.0] * 3}, "expected 16 levels, found 3"),
+        ({"packing": "high nibble first"}, "install the version that wrote the store"),
+        ({"rotation": None}, "is not a valid recipe"),
+        ({"rotation": {"kind": "qr", "seed": 0, "block": 256, "num_blocks": 3}}, "install the version"),
+        ({"outliers": 4}, "install the version that wrote the store"),
     ],
 )
-def test_recipes_of_another_version_are_refused(change, message):
+def test_recipes_of_other_versions_are_refused(change, message):
     attributes = json.loads(json.dumps(make_codec("int4", 256, 768).attributes)) | change
     with pytest.raises(StoreError, match=message):
         codec_from_attributes(attributes, 256, 768)
 
 
-def test_a_recipe_of_another_seed_and_codebook_is_followed():
+def test_a_recipe_with_another_seed_and_codebook_is_decoded():
     attributes = json.loads(json.dumps(make_codec("int4", 2, 24).attributes))
     attributes["rotation"]["seed"] = 11
     attributes["levels"] = [(i - 7.5) / 4 for i in range(16)]
@@ -395,9 +395,9 @@ def test_a_recipe_of_another_seed_and_codebook_is_followed():
 def test_wrong_shapes_and_dtypes_are_refused(name):
     codec = make_codec(name, 16, 24)
     for tokens in (torch.zeros(2, 16, 25), torch.zeros(16, 24), torch.zeros(2, 16, 24, dtype=torch.int32)):
-        with pytest.raises(StoreError, match=rf"codec '{name}' stores floating-point tokens \[B, 16, 24\]"):
+        with pytest.raises(StoreError, match=rf"codec '{name}': expected floating-point tokens \[B, 16, 24\]"):
             codec.encode(tokens)
     good = stored(codec, torch.randn(2, 16, 24))["tokens"]
     for codes in (good[:, :, :5], good.int()):
-        with pytest.raises(StoreError, match=rf"codec '{name}' restores codes \[B, 16, "):
+        with pytest.raises(StoreError, match=rf"codec '{name}': expected codes \[B, 16, "):
             codec.decode(codes)

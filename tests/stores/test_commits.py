@@ -1,4 +1,4 @@
-"""Exactly-once commits: kills at every line, two writers, a disk that is full or gone, file systems with manners."""
+"""Exactly-once commits: kills at every line, concurrent writers, full or failing disks, unusual file systems."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ GROUP = "features/enc"
 
 
 def contents(path):
-    """Every file's bytes, the commit records' writer, time and checksum left out."""
+    """The bytes of every file, without writer, time and checksum of commit records."""
     found = {}
     for file in sorted(path.rglob("*")):
         if file.is_file():
@@ -43,7 +43,7 @@ def write(path):
     helpers["create_store"](path, manifest, helpers["samples_of"](5)) if not path.exists() else None
     helpers["write_group"](path, manifest, helpers["FEATURES"])
 
-write(root / "whole")  # and everything is imported before the first kill
+write(root / "complete")  # also imports everything before the first kill
 line = 0
 while True:
     line += int(sys.argv[3])
@@ -69,10 +69,10 @@ print("all lines")
 
 
 @pytest.mark.parametrize("stride", [29, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_kill_at_any_line_leaves_whole_shards_and_is_made_good(helpers, tmp_path, stride):
+def test_a_kill_at_any_line_leaves_complete_shards_and_can_be_resumed(helpers, tmp_path, stride):
     script = [sys.executable, "-W", "ignore", "-c", KILL_AT_LINE, helpers.__file__, str(tmp_path), str(stride)]
     assert subprocess.run(script, capture_output=True, text=True, check=True).stdout == "all lines\n"
-    expected = contents(tmp_path / "whole")
+    expected = contents(tmp_path / "complete")
     arrays = helpers.random_arrays(helpers.FEATURES, 5)
     manifest = helpers.manifest_of(5, 3)
     killed = sorted(tmp_path.glob("killed-*"))
@@ -82,15 +82,15 @@ def test_a_kill_at_any_line_leaves_whole_shards_and_is_made_good(helpers, tmp_pa
         store = open_store(path)
         if store.group_names():
             missing = set(store.group(GROUP).missing_shards())
-            there = [i for i in range(5) if i // 3 not in missing]
-            np.testing.assert_array_equal(store.read([GROUP], there)[f"{GROUP}/tokens"], arrays["tokens"][there])
+            rows = [i for i in range(5) if i // 3 not in missing]
+            np.testing.assert_array_equal(store.read([GROUP], rows)[f"{GROUP}/tokens"], arrays["tokens"][rows])
         assert verify_store(path, [GROUP] if store.group_names() else []).ok
         helpers.write_group(path, manifest, helpers.FEATURES)
         files.remove_leftovers(path)
         assert contents(path) == expected
 
 
-WRITE_WHEN_TOLD = """
+WRITE_ON_SIGNAL = """
 import pathlib, runpy, sys
 helpers = runpy.run_path(sys.argv[1])
 manifest = helpers["manifest_of"](50, 16)
@@ -100,12 +100,12 @@ helpers["write_group"](pathlib.Path(sys.argv[2]), manifest, helpers["FEATURES"])
 """
 
 
-def test_writers_of_the_same_shards_at_the_same_time_leave_one_store(helpers, tmp_path):
+def test_concurrent_writers_of_the_same_shards_produce_one_store(helpers, tmp_path):
     alone, path = tmp_path / "alone", tmp_path / "store"
     for each in (alone, path):
         manifest = helpers.new_store(each)
     helpers.write_group(alone, manifest, helpers.FEATURES)
-    script = [sys.executable, "-c", WRITE_WHEN_TOLD, helpers.__file__, str(path)]
+    script = [sys.executable, "-c", WRITE_ON_SIGNAL, helpers.__file__, str(path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     writers = [subprocess.Popen(script, **pipes) for _ in range(3)]
     for writer in writers:
@@ -124,14 +124,14 @@ def file_size_limit(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def test_a_disk_without_room_leaves_no_commit_and_no_file(helpers, tmp_path):
+def test_a_full_disk_leaves_no_commit_and_no_file(helpers, tmp_path):
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
     create_group(path, manifest, helpers.FEATURES)
     before = contents(path)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    file_size_limit(4096)  # the kernel refuses what lies behind, as it does on a full disk
+    file_size_limit(4096)  # the kernel then refuses larger files, as on a full disk
     try:
         with pytest.raises(OSError, match="File too large"):
             helpers.write_group(path, manifest, helpers.FEATURES)
@@ -142,7 +142,7 @@ def test_a_disk_without_room_leaves_no_commit_and_no_file(helpers, tmp_path):
     assert verify_store(path).ok
 
 
-def test_a_folder_that_vanishes_is_an_error_not_a_commit(helpers, tmp_path):
+def test_a_deleted_folder_is_an_error_and_not_committed(helpers, tmp_path):
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
     create_group(path, manifest, helpers.FEATURES)
@@ -155,7 +155,7 @@ def test_a_folder_that_vanishes_is_an_error_not_a_commit(helpers, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_an_error(helpers, tmp_path):
+def test_a_read_only_folder_is_an_error(helpers, tmp_path):
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
     create_group(path, manifest, helpers.FEATURES)
@@ -165,7 +165,7 @@ def test_a_folder_that_may_not_be_written_is_an_error(helpers, tmp_path):
     (path / GROUP / "tokens").chmod(0o700)
 
 
-def test_half_a_file_under_the_final_name_is_written_anew(helpers, tmp_path):
+def test_an_incomplete_file_under_the_final_name_is_rewritten(helpers, tmp_path):
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
     create_group(path, manifest, helpers.FEATURES)
@@ -177,7 +177,7 @@ def test_half_a_file_under_the_final_name_is_written_anew(helpers, tmp_path):
     assert verify_store(path).ok
 
 
-def test_clocks_decide_nothing(helpers, tmp_path):
+def test_file_times_are_ignored(helpers, tmp_path):
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
     helpers.write_group(path, manifest, helpers.FEATURES)
@@ -189,13 +189,13 @@ def test_clocks_decide_nothing(helpers, tmp_path):
     assert contents(path) == before
 
 
-def test_a_rename_whose_answer_was_lost_counts(helpers, tmp_path, monkeypatch):
+def test_a_rename_whose_reply_was_lost_succeeds(helpers, tmp_path, monkeypatch):
     replace = Path.replace
 
     def twice(self, target):
         replace(self, target)
         if files.TEMPORARY in self.name and not target.is_dir():
-            replace(self, target)  # what an NFS client does when the first answer did not arrive
+            replace(self, target)  # as an NFS client does if the first reply was lost
 
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
@@ -204,7 +204,7 @@ def test_a_rename_whose_answer_was_lost_counts(helpers, tmp_path, monkeypatch):
     assert verify_store(path).ok
 
 
-def test_a_rename_that_did_not_happen_does_not_count(tmp_path, monkeypatch):
+def test_a_rename_that_did_not_happen_fails(tmp_path, monkeypatch):
     (tmp_path / "final").write_bytes(b"another writer's")
     monkeypatch.setattr(Path, "replace", lambda self, target: self.unlink() or self.stat())
     with pytest.raises(FileNotFoundError):
@@ -212,7 +212,7 @@ def test_a_rename_that_did_not_happen_does_not_count(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("code", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
-def test_folders_that_cannot_be_synced(tmp_path, monkeypatch, code, fails):
+def test_only_unsupported_directory_syncs_are_ignored(tmp_path, monkeypatch, code, fails):
     def refuse(fd):
         raise OSError(code, os.strerror(code))
 

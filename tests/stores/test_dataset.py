@@ -25,7 +25,7 @@ def dataset_of(make_store):
     return make
 
 
-def test_a_batch_holds_the_samples_it_names(dataset_of):
+def test_a_batch_holds_the_samples_of_its_indices(dataset_of):
     for batch in dataset_of(cls_tokens=True):
         np.testing.assert_array_equal(batch.moments, dataset_of.contents["latents/tiny/moments"][batch.indices])
         np.testing.assert_array_equal(batch.patch_tokens[0], dataset_of.contents["features/enc/tokens"][batch.indices])
@@ -33,7 +33,7 @@ def test_a_batch_holds_the_samples_it_names(dataset_of):
         assert batch.labels.tolist() == (batch.indices % 3).tolist()
 
 
-def test_an_epoch_takes_every_valid_sample_at_most_once(dataset_of):
+def test_an_epoch_reads_every_valid_sample_at_most_once(dataset_of):
     dataset = dataset_of()
     assert len(dataset) == 6
     first, second = (np.concatenate([batch.indices for batch in dataset]) for _ in range(2))
@@ -42,7 +42,20 @@ def test_an_epoch_takes_every_valid_sample_at_most_once(dataset_of):
     assert first.tolist() != second.tolist()
 
 
-def test_any_step_can_be_entered(dataset_of):
+def test_a_batch_can_be_moved_to_a_device(dataset_of):
+    dataset = dataset_of(cls_tokens=True)
+    batch = dataset.read(dataset.indices_of_step(0))
+    moved = batch.to("meta", non_blocking=True)
+    assert moved.indices is batch.indices
+    assert [tensor.shape for tensor in moved.tensors()] == [tensor.shape for tensor in batch.tensors()]
+    assert len(moved.tensors()) == 4
+    assert all(tensor.is_meta for tensor in moved.tensors())
+    assert moved.token_scales == [None]
+    same = batch.to(torch.device("cpu"))
+    assert all(torch.equal(mine, other) for mine, other in zip(same.tensors(), batch.tensors(), strict=True))
+
+
+def test_batches_can_start_at_any_step(dataset_of):
     batches = dataset_of().batches()
     run = [next(batches).indices.tolist() for _ in range(20)]
     batches.close()
@@ -51,20 +64,20 @@ def test_any_step_can_be_entered(dataset_of):
     entered.close()
 
 
-def test_ranks_share_the_same_global_batch(dataset_of):
+def test_ranks_split_the_same_global_batch(dataset_of):
     whole = dataset_of().indices_of_step(7)
     shares = [dataset_of(rank=rank, world_size=4).indices_of_step(7) for rank in range(4)]
     np.testing.assert_array_equal(np.concatenate(shares), whole)
 
 
-def test_a_batch_that_is_kept_does_not_change(dataset_of):
+def test_a_batch_that_is_still_referenced_does_not_change(dataset_of):
     dataset = dataset_of()
     kept = [batch for _ in range(3) for batch in dataset]
     for batch in kept:
         np.testing.assert_array_equal(batch.patch_tokens[0], dataset_of.contents["features/enc/tokens"][batch.indices])
 
 
-def test_buffers_come_back_when_their_last_view_is_gone():
+def test_buffers_are_reused_after_their_last_view_is_released():
     pool = BufferPool(pin_memory=False)
     array = pool.take((4, 3), np.dtype(np.float16))
     address = array.ctypes.data
@@ -80,7 +93,7 @@ def test_buffers_come_back_when_their_last_view_is_gone():
 
 @pytest.fixture
 def aligned_store(helpers, tmp_path):
-    """Samples of 4,096 bytes, as O_DIRECT wants them."""
+    """A store with samples of 4,096 bytes, as O_DIRECT requires."""
     from repa_pipe.stores.layout import ArraySpec, GroupSpec
 
     path = tmp_path / "aligned"
@@ -93,7 +106,7 @@ def aligned_store(helpers, tmp_path):
     return path, helpers.write_group(path, manifest, latents)["moments"]
 
 
-def test_reads_past_the_page_cache_give_the_same_batches(aligned_store, monkeypatch):
+def test_direct_reads_return_the_same_batches(aligned_store, monkeypatch):
     path, moments = aligned_store
     opened = []
     original = os.open
@@ -104,25 +117,25 @@ def test_reads_past_the_page_cache_give_the_same_batches(aligned_store, monkeypa
     assert any(flags & os.O_DIRECT for flags in opened)
 
 
-def test_unaligned_samples_are_read_through_the_page_cache(dataset_of):
+def test_unaligned_samples_use_the_page_cache(dataset_of):
     for batch in dataset_of(direct=True):
         np.testing.assert_array_equal(batch.patch_tokens[0], dataset_of.contents["features/enc/tokens"][batch.indices])
 
 
-def test_the_page_cache_is_used_while_the_store_fits_in_memory(dataset_of, monkeypatch):
+def test_the_page_cache_is_used_if_the_store_fits_in_memory(dataset_of, monkeypatch):
     assert not dataset_of().direct
     monkeypatch.setattr(os, "sysconf", lambda name: 100)
     assert dataset_of().direct
 
 
-def test_tokens_are_not_read_after_alignment_stops(dataset_of):
+def test_tokens_are_not_read_after_alignment_ends(dataset_of):
     batches = dataset_of(alignment_steps=2).batches()
     tokens = [next(batches).patch_tokens for _ in range(4)]
     batches.close()
     assert [len(token) for token in tokens] == [1, 1, 0, 0]
 
 
-def test_class_tokens_are_read_for_ever(dataset_of):
+def test_class_tokens_are_read_after_alignment_ends(dataset_of):
     batches = dataset_of(alignment_steps=1, cls_tokens=True).batches()
     read = [next(batches) for _ in range(2)]
     batches.close()
@@ -131,7 +144,7 @@ def test_class_tokens_are_read_for_ever(dataset_of):
         np.testing.assert_array_equal(batch.cls_tokens[0], dataset_of.contents["features/enc/cls_token"][batch.indices])
 
 
-def test_errors_of_the_reading_thread_arrive(dataset_of):
+def test_errors_of_the_prefetching_thread_are_raised(dataset_of):
     dataset = dataset_of()
     for file in dataset_of.path.glob("features/enc/tokens/c/*/0/0"):
         file.write_bytes(b"")
@@ -157,7 +170,7 @@ def flip_dataset(path, **options):
     return AlignmentDataset(open_store(path), latents="tiny", encoders=["enc"], batch_size=8, flip=True, **options)
 
 
-def test_flips_are_drawn_anew_every_epoch_and_hold_for_every_array_of_a_sample(flipped_store):
+def test_flips_change_every_epoch_and_apply_to_every_array_of_a_sample(flipped_store):
     path, contents = flipped_store
     dataset = flip_dataset(path, cls_tokens=True)
     drawn = []
@@ -184,7 +197,7 @@ def test_flips_are_drawn_anew_every_epoch_and_hold_for_every_array_of_a_sample(f
     assert any(drawn[0][index] != drawn[1][index] for index in set(drawn[0]) & set(drawn[1]))
 
 
-def test_iterating_reads_the_drawn_views_whatever_the_number_of_ranks(flipped_store):
+def test_flips_do_not_depend_on_the_number_of_ranks(flipped_store):
     path, _ = flipped_store
     whole = [batch.moments for batch in flip_dataset(path)]
     halves = [[batch.moments for batch in flip_dataset(path, rank=rank, world_size=2)] for rank in range(2)]
@@ -196,12 +209,12 @@ def test_iterating_reads_the_drawn_views_whatever_the_number_of_ranks(flipped_st
     assert not all(torch.equal(with_flips, without) for with_flips, without in zip(whole, plain, strict=True))
 
 
-def test_flips_of_a_store_that_has_none_are_refused(dataset_of):
-    with pytest.raises(StoreError, match=r"latents/tiny has no flipped views: make a store with .*--flip"):
+def test_flips_are_refused_for_a_store_without_flipped_views(dataset_of):
+    with pytest.raises(StoreError, match=r"latents/tiny has no flipped views: create a store with .*--flip"):
         dataset_of(flip=True)
 
 
-def test_the_flips_are_those_drawn_years_ago():
+def test_flips_match_the_recorded_ones():
     assert epoch_flips(8, seed=0, epoch=0).tolist() == FIRST_FLIPS
     assert epoch_flips(8, seed=0, epoch=1).tolist() != FIRST_FLIPS
     assert epoch_flips(8, seed=1, epoch=0).tolist() != FIRST_FLIPS
@@ -210,14 +223,14 @@ def test_the_flips_are_those_drawn_years_ago():
 FIRST_FLIPS = [True, False, False, False, False, False, False, True]
 
 
-def test_batches_that_cannot_be_are_refused(dataset_of):
-    with pytest.raises(ConfigError, match="does not divide among 3 ranks"):
+def test_impossible_batch_sizes_are_refused(dataset_of):
+    with pytest.raises(ConfigError, match=r"batch size 8 is not divisible by the number of ranks \(3\)"):
         dataset_of(world_size=3)
     with pytest.raises(ConfigError, match="larger than the 49 samples"):
         dataset_of(batch_size=50)
 
 
-def test_the_order_is_the_one_drawn_years_ago():
+def test_the_order_matches_the_recorded_one():
     assert epoch_order(np.arange(12), seed=0, epoch=0).tolist() == FIRST_ORDER
     assert epoch_order(np.arange(12), seed=0, epoch=1).tolist() != FIRST_ORDER
     assert epoch_order(np.arange(12), seed=1, epoch=0).tolist() != FIRST_ORDER
@@ -226,7 +239,7 @@ def test_the_order_is_the_one_drawn_years_ago():
 FIRST_ORDER = [0, 2, 11, 9, 1, 8, 5, 4, 3, 10, 6, 7]
 
 
-def test_a_windowed_order_takes_few_shards_at_a_time():
+def test_a_windowed_order_uses_few_shards_at_a_time():
     order = epoch_order(np.arange(1000), seed=3, epoch=2, shard_size=50, window=4)
     assert sorted(order.tolist()) == list(range(1000))
     for start in range(0, 1000, 200):

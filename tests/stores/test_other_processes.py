@@ -1,4 +1,4 @@
-"""Batches that another process reads: DataLoader workers, and the dataset's own reading process."""
+"""Batches that are read by other processes: DataLoader workers, and the dataset's reading process."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def assert_holds(batch, contents):
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_data_loader_gets_whole_batches_from_its_workers(dataset_of, start):
+def test_a_data_loader_receives_batches_from_its_workers(dataset_of, start):
     loader = torch.utils.data.DataLoader(
         MapStyleDataset(dataset_of()),
         batch_size=8,
@@ -49,38 +49,38 @@ def test_a_data_loader_gets_whole_batches_from_its_workers(dataset_of, start):
     batches = list(loader)
     for batch in batches:
         assert_holds(batch, dataset_of.contents)
-        assert batch.patch_tokens[0].is_shared()  # handed over, not copied
+        assert batch.patch_tokens[0].is_shared()  # passed on without a copy
     assert sorted(np.concatenate([batch.indices for batch in batches]).tolist()) == list(range(50))
 
 
-def test_samples_alone(dataset_of):
+def test_the_map_style_dataset_returns_single_samples(dataset_of):
     samples = MapStyleDataset(dataset_of())
     assert len(samples) == 50
     assert_holds(samples[7], dataset_of.contents)
 
 
-def test_a_reading_process_gives_the_same_batches(dataset_of):
+def test_a_reading_process_returns_the_same_batches(dataset_of):
     ours, theirs = dataset_of(process=True), dataset_of()
     for mine, other in zip(ours, theirs, strict=True):
         assert_holds(mine, dataset_of.contents)
         assert mine.indices.tolist() == other.indices.tolist()
 
 
-def test_a_kept_batch_of_a_reading_process_does_not_change(dataset_of):
+def test_a_batch_of_a_reading_process_that_is_still_referenced_does_not_change(dataset_of):
     for batch in list(dataset_of(process=True)):
         assert_holds(batch, dataset_of.contents)
 
 
-def test_errors_of_the_reading_process_arrive(dataset_of):
+def test_errors_of_the_reading_process_are_raised(dataset_of):
     dataset = dataset_of(process=True)
     next(iter(dataset))
     for file in (dataset_of.path / "features/enc/tokens").rglob("c/*/*/*"):
         file.write_bytes(b"short")
-    with pytest.raises(StoreError, match="its commit record says"):
+    with pytest.raises(StoreError, match=r"has 5 bytes, expected .* \(commit record\)"):
         dataset_of(process=True).read(np.arange(50))
 
 
-def test_a_reading_process_that_was_killed_is_one_line(dataset_of):
+def test_a_killed_reading_process_is_reported_in_one_line(dataset_of):
     dataset = dataset_of(process=True)
     dataset.read(np.arange(8))
     os.kill(dataset._process._process.pid, signal.SIGKILL)
@@ -88,6 +88,6 @@ def test_a_reading_process_that_was_killed_is_one_line(dataset_of):
         dataset.read(np.arange(8))
 
 
-def test_a_dataset_with_a_reading_process_stays_where_it_is(dataset_of):
+def test_a_dataset_with_a_reading_process_cannot_be_pickled(dataset_of):
     with pytest.raises(ConfigError, match="process=True"):
         dataset_of(process=True).__getstate__()

@@ -1,4 +1,4 @@
-"""Stores behind URLs: a real HTTP server with ranges, and S3's protocol."""
+"""Stores behind URLs: a real HTTP server with range requests, and the S3 protocol."""
 
 import http.server
 import multiprocessing
@@ -14,6 +14,7 @@ import pytest
 
 from repa_pipe.errors import StoreError
 from repa_pipe.stores import AlignmentDataset, open_store
+from repa_pipe.stores.remote import RemoteFiles
 from repa_pipe.stores.verify import verify_store
 from repa_pipe.stores.writer import set_attributes
 
@@ -22,7 +23,7 @@ ROWS = [49, 0, 3, 3, 17]
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
-    """`http.server` with byte ranges; notes what was asked for."""
+    """`http.server` with byte ranges, and a log of the requests."""
 
     protocol_version = "HTTP/1.1"
 
@@ -30,12 +31,12 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        byte_range = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
-        self.server.asked.append((self.path, asked and asked.groups()))
-        if asked is None or not path.is_file():
+        self.server.requests.append((self.path, byte_range and byte_range.groups()))
+        if byte_range is None or not path.is_file():
             return super().do_GET()
-        first, last = map(int, asked.groups())
+        first, last = map(int, byte_range.groups())
         data = path.read_bytes()[first : last + 1]
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{first + len(data) - 1}/{path.stat().st_size}")
@@ -47,18 +48,18 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(make_store):
-    """A store on disk, its URL, and the list of requests that come in."""
+    """A store on disk, its URL, and the list of requests."""
     path, _ = make_store()
 
     def handler(*arguments):
         return RangeHandler(*arguments, directory=str(path.parent))
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.asked = []
+        server.requests = []
         server.block_on_close = False  # connections that clients keep open
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield path, f"http://127.0.0.1:{server.server_port}/store", server.asked
+        yield path, f"http://127.0.0.1:{server.server_port}/store", server.requests
         server.shutdown()
         thread.join()
 
@@ -69,12 +70,12 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(ours[name], array)
 
 
-def samples_asked(asked):
-    """Requests for parts of shard files."""
-    return [key for key, part in asked if part and "/c/" in key]
+def sample_requests(requests):
+    """The requests for parts of shard files."""
+    return [key for key, part in requests if part and "/c/" in key]
 
 
-def test_a_store_behind_http_reads_as_on_disk(served):
+def test_a_store_behind_http_reads_the_same_as_on_disk(served):
     path, url, _ = served
     with open_store(url) as remote, open_store(path) as local:
         assert remote.group_names() == local.group_names()
@@ -85,46 +86,58 @@ def test_a_store_behind_http_reads_as_on_disk(served):
     assert not folder.exists()
 
 
-def test_a_cache_is_asked_instead_of_the_server_even_in_a_later_process(served, tmp_path):
-    path, url, asked = served
+def test_ranges_of_several_files_are_returned_in_order_and_missing_files_are_omitted(served):
+    path, url, _ = served
+    files = RemoteFiles(url)
+    assert files.get(["zarr.json", "missing.json"]) == {"zarr.json": (path / "zarr.json").read_bytes()}
+    ranges = [("zarr.json", 10, 5), ("label/c/0", 8, 100), ("zarr.json", 0, 3)]
+    expected = [(path / name).read_bytes()[start : start + size] for name, start, size in ranges]
+    assert [bytes(part) for part in files.get_ranges(ranges)] == expected
+    with pytest.raises(StoreError, match=f"{url}"):
+        files.get_ranges([("missing.json", 0, 3)])
+    files.close()
+
+
+def test_cached_samples_are_not_fetched_again_even_by_a_later_process(served, tmp_path):
+    path, url, requests = served
     expected = open_store(path).read(GROUPS, ROWS)
     with open_store(url, cache=tmp_path / "cache") as store:
         assert_same(store.read(GROUPS, ROWS), expected)
-        before = len(samples_asked(asked))
+        before = len(sample_requests(requests))
         assert_same(store.read(GROUPS, ROWS[::-1]), {name: array[::-1] for name, array in expected.items()})
-        assert len(samples_asked(asked)) == before
+        assert len(sample_requests(requests)) == before
     with open_store(url, cache=tmp_path / "cache") as store:
         assert_same(store.read(GROUPS, ROWS), expected)
-        assert len(samples_asked(asked)) == before
+        assert len(sample_requests(requests)) == before
         store.read(GROUPS, [48])
-        assert len(samples_asked(asked)) > before
+        assert len(sample_requests(requests)) > before
 
 
-def test_samples_that_no_power_cut_was_safe_from_are_fetched_again(served, tmp_path):
-    path, url, asked = served
+def test_samples_that_were_not_synced_are_fetched_again(served, tmp_path):
+    path, url, requests = served
     killed = open_store(url, cache=tmp_path / "cache")
-    killed.read(GROUPS, ROWS)  # never closed: nothing was synced
-    before = len(samples_asked(asked))
+    killed.read(GROUPS, ROWS)  # never closed, so nothing was synced
+    before = len(sample_requests(requests))
     with open_store(url, cache=tmp_path / "cache") as store:
         assert_same(store.read(GROUPS, ROWS), open_store(path).read(GROUPS, ROWS))
-    assert len(samples_asked(asked)) > before
+    assert len(sample_requests(requests)) > before
 
 
-def test_a_cache_of_an_earlier_store_is_refused(served, helpers, tmp_path):
+def test_a_cache_of_a_previous_store_is_refused(served, helpers, tmp_path):
     path, url, _ = served
     open_store(url, cache=tmp_path / "cache").close()
     shutil.rmtree(path)
     manifest = helpers.new_store(path, num_samples=20)
     helpers.write_group(path, manifest, helpers.LATENTS)
-    with pytest.raises(StoreError, match="holds samples of an earlier store"):
+    with pytest.raises(StoreError, match="holds samples of a previous store"):
         open_store(url, cache=tmp_path / "cache")
 
 
-def test_a_cache_of_a_group_that_was_encoded_with_other_weights_is_refused(served, tmp_path):
+def test_a_cache_of_a_group_encoded_with_other_weights_is_refused(served, tmp_path):
     path, url, _ = served
     open_store(url, cache=tmp_path / "cache").close()
     set_attributes(path, "features/enc", {"fingerprint": {"name": "other"}})
-    with pytest.raises(StoreError, match="holds samples of an earlier store"):
+    with pytest.raises(StoreError, match="holds samples of a previous store"):
         open_store(url, cache=tmp_path / "cache")
 
 
@@ -137,7 +150,7 @@ def test_a_dataset_reads_from_a_url(served):
             np.testing.assert_array_equal(ours.patch_tokens[0], theirs.patch_tokens[0])
 
 
-def test_what_is_not_committed_is_refused_behind_a_url_too(served):
+def test_uncommitted_shards_behind_a_url_are_refused(served):
     path, url, _ = served
     (path / "commits/features/enc/00001.json").unlink()
     with (
@@ -147,7 +160,7 @@ def test_what_is_not_committed_is_refused_behind_a_url_too(served):
         store.read(["features/enc"], [16])
 
 
-def test_a_shard_that_is_gone_or_shorter_is_one_line(served):
+def test_a_truncated_remote_shard_is_reported_in_one_line(served):
     path, url, _ = served
     file = path / "features/enc/tokens/c/2/0/0"
     file.write_bytes(file.read_bytes()[:1000])
@@ -155,7 +168,7 @@ def test_a_shard_that_is_gone_or_shorter_is_one_line(served):
         store.read(["features/enc/tokens"], [33])
 
 
-def test_no_store_at_the_url(served, tmp_path):
+def test_a_url_without_a_store_is_refused(served, tmp_path):
     _, url, _ = served
     with pytest.raises(StoreError, match=r"no store at http://.*/nowhere"):
         open_store(url + "/nowhere")
@@ -165,21 +178,21 @@ def test_no_store_at_the_url(served, tmp_path):
         verify_store(url)
 
 
-def test_a_server_that_is_away_is_one_line():
+def test_an_unreachable_server_is_reported_in_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening
         with pytest.raises(StoreError, match=r"http://127.0.0.1:\d+/store cannot be read"):
             open_store(f"http://127.0.0.1:{taken.getsockname()[1]}/store")
 
 
-def test_a_store_can_be_sent_to_another_process(served, make_store):
+def test_a_store_can_be_pickled(served, make_store):
     path, url, _ = served
     for where in (path, url):
         with open_store(where) as store, pickle.loads(pickle.dumps(store)) as copy:
             assert_same(copy.read(GROUPS, ROWS), store.read(GROUPS, ROWS))
 
 
-def test_a_store_in_a_bucket_reads_as_on_disk(make_store, bucket):
+def test_a_store_in_a_bucket_reads_the_same_as_on_disk(make_store, bucket):
     path, _ = make_store()
     for file in path.rglob("*"):
         if file.is_file():
@@ -198,7 +211,7 @@ def _read_in_child(store, connection):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_is_told_to_open_the_store_itself(served):
+def test_a_remote_store_opened_before_a_fork_is_refused_after_it(served):
     _, url, _ = served
     with open_store(url) as store:
         store.read(["features/enc"], [0])

@@ -14,7 +14,7 @@ from repa_pipe.stores.layout import default_shard_size, num_shards, shard_range
 from repa_pipe.stores.manifest import Quarantined, record_checksum
 
 
-def test_plain_zarr_reads_the_values_that_our_reader_reads(make_store):
+def test_zarr_python_reads_the_same_values_as_our_reader(make_store):
     path, contents = make_store()
     group = zarr.open_group(str(path), mode="r")
     ours = open_store(path).read(["latents/tiny", "features/enc"], range(50))
@@ -23,14 +23,14 @@ def test_plain_zarr_reads_the_values_that_our_reader_reads(make_store):
         np.testing.assert_array_equal(ours[name], expected)
 
 
-def test_zarr_python_shows_the_tree_without_a_warning(make_store):
+def test_zarr_python_lists_the_tree_without_a_warning(make_store):
     path, _ = make_store()
     tree = str(zarr.open_group(str(path), mode="r").tree())
     assert "tokens (50, 16, 24) float16" in tree
     assert "moments (50, 8, 8, 8) float32" in tree
 
 
-def test_labels_stand_at_the_root(make_store):
+def test_labels_are_an_array_of_the_root(make_store):
     path, _ = make_store()
     expected = np.arange(50) % 3
     np.testing.assert_array_equal(zarr.open_group(str(path), mode="r")["label"][:], expected)
@@ -39,7 +39,7 @@ def test_labels_stand_at_the_root(make_store):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(indices=st.lists(st.integers(0, 49), max_size=80))
-def test_any_indices_in_any_order_with_duplicates(read_store, indices):
+def test_indices_may_be_in_any_order_with_duplicates(read_store, indices):
     store, contents = read_store
     got = store.read(["features/enc"], np.array(indices, dtype=np.int64))
     for array in ("tokens", "cls_token"):
@@ -55,7 +55,7 @@ def read_store(make_store):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 @given(num_samples=st.integers(1, 40), shard_size=st.integers(1, 17))
-def test_any_size_of_store_and_shard(helpers, tmp_path_factory, num_samples, shard_size):
+def test_stores_and_shards_of_any_size_can_be_read(helpers, tmp_path_factory, num_samples, shard_size):
     path = tmp_path_factory.mktemp("sizes") / "store"
     manifest = helpers.new_store(path, num_samples, shard_size)
     arrays = helpers.write_group(path, manifest, helpers.FEATURES)
@@ -66,6 +66,31 @@ def test_any_size_of_store_and_shard(helpers, tmp_path_factory, num_samples, sha
     np.testing.assert_array_equal(plain, arrays["tokens"])
 
 
+def test_names_complete_groups_and_sizes_of_groups(make_store):
+    path, _ = make_store()
+    with open_store(path) as store:
+        assert (store.vaes, store.encoders) == (("tiny",), ("enc",))
+        assert store.complete_groups("latents") == ["latents/tiny"]
+        assert store.complete_groups("features") == ["features/enc"]
+        files = [file for file in (path / "features/enc").rglob("c/**/*") if file.is_file()]
+        assert store.group("features/enc").num_bytes == sum(file.stat().st_size for file in files)
+    (path / "commits/features/enc/00001.json").unlink()
+    with open_store(path) as store:
+        assert store.encoders == ("enc",)
+        assert store.complete_groups("features") == []
+
+
+def test_quarantined_images_of_all_or_some_groups_are_listed(helpers, tmp_path):
+    path = tmp_path / "store"
+    manifest = helpers.new_store(path)
+    first, second = (Quarantined(index=index, key=f"{index:04d}.png", reason="truncated") for index in (17, 40))
+    helpers.write_group(path, manifest, helpers.LATENTS, quarantined=(first,))
+    helpers.write_group(path, manifest, helpers.FEATURES, quarantined=(first, second))
+    with open_store(path) as store:
+        assert store.quarantined() == {17: first, 40: second}
+        assert store.quarantined(["latents/tiny"]) == {17: first}
+
+
 @pytest.mark.parametrize("indices", [[-1], [50], [0, 3, 99], [[1, 2]], [0.5]])
 def test_indices_outside_the_store_are_refused(read_store, indices):
     store, _ = read_store
@@ -73,21 +98,21 @@ def test_indices_outside_the_store_are_refused(read_store, indices):
         store.read(["features/enc"], indices)
 
 
-def test_one_array_of_a_group_can_be_asked_for(read_store):
+def test_a_single_array_of_a_group_can_be_read(read_store):
     store, _ = read_store
     assert list(store.read(["features/enc/cls_token"], [1])) == ["features/enc/cls_token"]
     with pytest.raises(StoreError, match="no array 'nothing'"):
         store.read(["features/enc/nothing"], [1])
 
 
-def test_a_shard_without_commit_is_refused_not_read_as_zeros(make_store):
+def test_an_uncommitted_shard_is_refused_and_not_read_as_zeros(make_store):
     path, _ = make_store()
     (path / "commits/features/enc/00001.json").unlink()
     store = open_store(path)
     assert store.read(["features/enc"], [0, 15])
     with pytest.raises(StoreError, match=r"shard 1 of features/enc is not complete"):
         store.read(["features/enc"], [0, 16])
-    with pytest.raises(StoreError, match=r"3 of 4 shards: run 'repa-pipe encode … --encoder enc'"):
+    with pytest.raises(StoreError, match=r"3 of 4 shards: re-run 'repa-pipe encode … --encoder enc'"):
         store.valid_indices(["features/enc"])
 
 
@@ -99,15 +124,15 @@ def test_quarantined_samples_are_skipped_and_refused(make_store):
         store.read(["features/enc"], [16, 17])
 
 
-def test_a_truncated_shard_file_is_noticed(make_store):
+def test_a_truncated_shard_file_is_detected(make_store):
     path, _ = make_store()
     file = path / "features/enc/tokens/c/2/0/0"
     file.write_bytes(file.read_bytes()[:-7])
-    with pytest.raises(StoreError, match=r"tokens/c/2/0/0 has .* bytes, its commit record says"):
+    with pytest.raises(StoreError, match=r"tokens/c/2/0/0 has .* bytes, expected .* \(commit record\)"):
         open_store(path).read(["features/enc"], [33])
 
 
-def test_a_damaged_shard_index_is_noticed(make_store):
+def test_a_damaged_shard_index_is_detected(make_store):
     path, _ = make_store()
     file = path / "features/enc/tokens/c/2/0/0"
     data = bytearray(file.read_bytes())
@@ -117,7 +142,7 @@ def test_a_damaged_shard_index_is_noticed(make_store):
         open_store(path).read(["features/enc"], [33])
 
 
-def test_what_is_missing_is_said(tmp_path, make_store):
+def test_missing_stores_and_groups_are_reported(tmp_path, make_store):
     with pytest.raises(StoreError, match="no store at"):
         open_store(tmp_path / "nowhere")
     path, _ = make_store()
@@ -127,11 +152,11 @@ def test_what_is_missing_is_said(tmp_path, make_store):
 
 def test_a_foreign_zarr_group_is_refused(tmp_path):
     zarr.create_group(store=str(tmp_path / "other"))
-    with pytest.raises(StoreError, match="no repa-pipe store"):
+    with pytest.raises(StoreError, match="not a repa-pipe store"):
         open_store(tmp_path / "other")
 
 
-def test_threads_may_read_at_once(read_store):
+def test_threads_can_read_concurrently(read_store):
     store, contents = read_store
     failures = []
 
@@ -156,7 +181,7 @@ def _read_in_child(store, connection):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_store_read_before_a_fork_reads_after_it(read_store):
+def test_a_store_can_be_read_before_and_after_a_fork(read_store):
     store, contents = read_store
     store.read(["features/enc/tokens"], [0])
     ours, theirs = multiprocessing.Pipe()
@@ -167,7 +192,7 @@ def test_a_store_read_before_a_fork_reads_after_it(read_store):
     child.join()
 
 
-def test_more_shards_than_open_files(make_store, monkeypatch):
+def test_more_shards_than_open_files_can_be_read(make_store, monkeypatch):
     from repa_pipe.stores import reader
 
     monkeypatch.setattr(reader.FileDescriptorCache.__init__, "__defaults__", (3,))
@@ -190,13 +215,13 @@ def test_default_shards_cover_every_sample_once(num_samples):
     assert sum(len(shard_range(shard, num_samples, size)) for shard in range(count)) == num_samples
 
 
-def test_labels_that_are_all_zero_are_there(helpers, tmp_path):
+def test_labels_that_are_all_zero_are_stored(helpers, tmp_path):
     helpers.new_store(tmp_path / "store", num_samples=1)
     assert open_store(tmp_path / "store").labels.tolist() == [0]
 
 
 @pytest.mark.parametrize("field", ["num_samples", "format_version"])
-def test_root_attributes_that_lack_a_field_are_one_line(make_store, field):
+def test_root_attributes_without_a_field_are_reported_in_one_line(make_store, field):
     path, _ = make_store()
     meta = json.loads((path / "zarr.json").read_text())
     del meta["attributes"]["repa_pipe"][field]
@@ -205,11 +230,11 @@ def test_root_attributes_that_lack_a_field_are_one_line(make_store, field):
         open_store(path)
 
 
-def test_a_commit_record_that_lacks_a_field_is_one_line(make_store):
+def test_a_commit_record_without_a_field_is_reported_in_one_line(make_store):
     path, _ = make_store()
     record = path / "commits/features/enc/00001.json"
     values = json.loads(record.read_text())
     del values["files"], values["crc32c"]
     record.write_text(json.dumps(values | {"crc32c": record_checksum(values)}))
-    with pytest.raises(StoreError, match=r"00001.json has other fields than expected"):
+    with pytest.raises(StoreError, match=r"00001.json: required key 'files' is missing; delete it and re-run"):
         open_store(path).read(["features/enc"], [0])

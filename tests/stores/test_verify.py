@@ -20,7 +20,7 @@ SHARD_SIZE = 16
 
 @pytest.fixture
 def store(make_store, tmp_path, tmp_path_factory):
-    """A copy of one store of two groups, 50 samples in 4 shards: copying waits for no disk."""
+    """A copy of a store with two groups, 50 samples in 4 shards. Unlike writing, copying does not wait for the disk."""
     template = tmp_path_factory.getbasetemp() / "store-to-verify"
     if not template.exists():
         shutil.copytree(make_store()[0], template)
@@ -29,7 +29,7 @@ def store(make_store, tmp_path, tmp_path_factory):
 
 @pytest.fixture
 def flip_store(helpers, tmp_path):
-    """A store of 40 samples in 3 shards, for tests that damage it and mend it again many times."""
+    """A store of 40 samples in 3 shards, for tests that damage and restore it many times."""
     path = tmp_path / "store"
     helpers.write_group(path, helpers.new_store(path, 40, SHARD_SIZE), helpers.FEATURES)
     return path
@@ -59,7 +59,7 @@ def edit_json(file, change):
 
 
 def edit_record(file, change):
-    """Change a commit record and sign it anew, as a program with a mistake would."""
+    """Change a commit record and update its checksum, as a program with a bug might."""
     edit_json(file, lambda record: (record.pop("crc32c"), change(record)))
     edit_json(file, lambda record: record.update(crc32c=record_checksum(dict(record))))
 
@@ -71,7 +71,7 @@ def only_problem(report):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10, deadline=None)
 @given(num_samples=st.integers(2, 24), shard_size=st.integers(1, 17), workers=st.integers(1, 4))
-def test_a_sound_store_of_any_size_passes(helpers, tmp_path_factory, num_samples, shard_size, workers):
+def test_an_intact_store_of_any_size_passes(helpers, tmp_path_factory, num_samples, shard_size, workers):
     path = tmp_path_factory.mktemp("sound") / "store"
     manifest = helpers.new_store(path, num_samples, shard_size)
     for spec in (helpers.FEATURES, helpers.LATENTS):
@@ -85,7 +85,7 @@ def test_a_sound_store_of_any_size_passes(helpers, tmp_path_factory, num_samples
     assert report.num_bytes == sizes == seen[-1][0] == seen[-1][1]
 
 
-def test_a_thousand_single_bit_flips_are_all_found_where_they_are(flip_store):
+def test_a_thousand_single_bit_flips_are_all_located(flip_store):
     files = data_files(flip_store)
     assert {array_and_shard(flip_store, file)[0] for file in files} == {"tokens", "cls_token", "crc32c"}
     sizes = {array.name: array.sample_bytes for array in open_store(flip_store).group(GROUP).arrays}
@@ -113,7 +113,7 @@ def test_a_thousand_single_bit_flips_are_all_found_where_they_are(flip_store):
 @given(
     places=st.sets(st.tuples(st.sampled_from(["tokens", "cls_token"]), st.integers(0, 39)), max_size=6), data=st.data()
 )
-def test_exactly_the_damaged_samples_are_named(flip_store, places, data):
+def test_exactly_the_damaged_samples_are_reported(flip_store, places, data):
     damage = []
     for array, sample in sorted(places):
         shard, row = divmod(sample, SHARD_SIZE)
@@ -133,7 +133,7 @@ def test_exactly_the_damaged_samples_are_named(flip_store, places, data):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
 @given(data=st.data())
-def test_a_flipped_bit_in_a_commit_record_is_found(flip_store, data):
+def test_a_flipped_bit_in_a_commit_record_is_detected(flip_store, data):
     file = flip_store / "commits" / GROUP / "00001.json"
     bit = data.draw(st.integers(0, 8 * file.stat().st_size - 1))
     flip(file, bit)
@@ -143,7 +143,7 @@ def test_a_flipped_bit_in_a_commit_record_is_found(flip_store, data):
         flip(file, bit)
 
 
-def test_a_missing_file_is_named(store):
+def test_a_missing_file_is_reported(store):
     (store / GROUP / "tokens/c/2/0/0").unlink()
     (store / GROUP / "crc32c/c/1/0").unlink()
     report = verify_store(store)
@@ -155,16 +155,16 @@ def test_a_missing_file_is_named(store):
 
 @pytest.mark.parametrize("array", ["tokens/c/2/0/0", "crc32c/c/2/0"])
 @pytest.mark.parametrize("change", [-1, 1, 4096])
-def test_a_wrong_size_is_named(store, array, change):
+def test_a_wrong_file_size_is_reported(store, array, change):
     file = store / GROUP / array
     size = file.stat().st_size
     os.truncate(file, size + change)
     problem = only_problem(verify_store(store))
     assert (problem.group, problem.shard, problem.array) == (GROUP, 2, array.split("/", maxsplit=1)[0])
-    assert f"has {size + change:,} bytes, its commit record says {size:,}" in problem.what
+    assert f"has {size + change:,} bytes, expected {size:,} (commit record)" in problem.what
 
 
-def test_a_file_that_cannot_be_read_is_named(store):
+def test_an_unreadable_file_is_reported(store):
     file = store / GROUP / "tokens/c/0/0/0"
     file.unlink()
     file.symlink_to(file.name)
@@ -172,14 +172,14 @@ def test_a_file_that_cannot_be_read_is_named(store):
     assert str(problem) == "features/enc shard 0 tokens: the file cannot be read (Too many levels of symbolic links)"
 
 
-def test_damaged_samples_are_named_with_their_keys(store):
+def test_damaged_samples_are_reported_with_their_keys(store):
     flip(store / GROUP / "cls_token/c/1/0", 8 * (5 * 48 + 7))
     assert str(only_problem(verify_store(store))) == (
-        "features/enc shard 1 cls_token sample 21 (0021.png): the bytes differ from their checksum"
+        "features/enc shard 1 cls_token sample 21 (0021.png): checksum mismatch"
     )
 
 
-def test_a_damaged_index_of_a_shard_is_named(store):
+def test_a_damaged_shard_index_is_reported(store):
     file = store / GROUP / "tokens/c/1/0/0"
     flip(file, 8 * (16 * 768 + 21))
     assert str(only_problem(verify_store(store))) == (
@@ -187,17 +187,17 @@ def test_a_damaged_index_of_a_shard_is_named(store):
     )
 
 
-def test_a_damaged_file_is_found_also_when_the_checksums_of_its_samples_are_lost(store):
+def test_a_damaged_file_is_detected_without_the_checksums_of_its_samples(store):
     flip(store / GROUP / "tokens/c/1/0/0", 12345)
     (store / GROUP / "crc32c/c/1/0").unlink()
     report = verify_store(store)
     assert {(problem.array, problem.what) for problem in report.problems} == {
         ("crc32c", "the file is missing"),
-        ("tokens", "the file differs from its checksum in the commit record"),
+        ("tokens", "the checksum of the file differs from the commit record"),
     }
 
 
-def test_two_files_of_different_shards_in_each_others_place_are_found(store):
+def test_swapped_files_of_two_shards_are_detected(store):
     first, second = store / GROUP / "tokens/c/0/0/0", store / GROUP / "tokens/c/1/0/0"
     first.rename(store / "spare")
     second.rename(first)
@@ -215,21 +215,22 @@ def test_two_files_of_different_shards_in_each_others_place_are_found(store):
         (lambda commit: commit["files"].pop("tokens/c/1/0/0"), "files is"),
         (lambda commit: commit.update(files=None), "the commit record is damaged"),
         (lambda commit: commit.pop("time"), "the commit record is damaged"),
-        (lambda commit: commit["files"]["tokens/c/1/0/0"].update(crc32c=1.5), "files is"),
+        (lambda commit: commit["files"]["tokens/c/1/0/0"].update(crc32c=1.5), "crc32c: expected int, found float"),
+        (lambda commit: commit["files"]["tokens/c/1/0/0"].pop("bytes"), "required key 'bytes' is missing"),
         (lambda commit: commit["files"]["crc32c/c/1/0"].update(bytes=4), "bytes of the checksums is 4"),
         (lambda commit: commit.update(source_crc32c="AAAA"), "the commit record is damaged"),
         (lambda commit: commit.update(quarantined=[{"index": 2, "key": "a", "reason": "b"}]), "of another shard"),
-        (lambda commit: commit["files"]["tokens/c/1/0/0"].update(crc32c=1), "differs from its checksum in the commit"),
+        (lambda commit: commit["files"]["tokens/c/1/0/0"].update(crc32c=1), "differs from the commit record"),
     ],
 )
-def test_a_commit_record_that_cannot_be_believed_is_damage_of_its_shard(store, change, message):
+def test_an_inconsistent_commit_record_is_damage_of_its_shard(store, change, message):
     edit_record(store / "commits/features/enc/00001.json", change)
     problem = only_problem(verify_store(store))
     assert (problem.group, problem.shard) == (GROUP, 1)
     assert message in problem.what
 
 
-def test_a_commit_record_with_the_size_of_another_store_is_damage(store):
+def test_a_commit_record_with_a_wrong_file_size_is_damage(store):
     file = store / GROUP / "tokens/c/1/0/0"
     os.truncate(file, 4096)
     edit_record(
@@ -240,12 +241,12 @@ def test_a_commit_record_with_the_size_of_another_store_is_damage(store):
     assert problem.what == "has 4,096 bytes, expected 12,548"
 
 
-def test_quarantined_samples_are_no_damage(make_store):
+def test_quarantined_samples_are_not_damage(make_store):
     path, _ = make_store(quarantined=(Quarantined(index=20, key="0020.png", reason="truncated"),))
     assert verify_store(path).ok
 
 
-def test_shards_without_commit_are_incomplete_not_damaged(store):
+def test_uncommitted_shards_are_incomplete_and_not_damaged(store):
     (store / "commits/features/enc/00002.json").unlink()
     flip(store / GROUP / "tokens/c/2/0/0", 5)
     report = verify_store(store)
@@ -254,7 +255,7 @@ def test_shards_without_commit_are_incomplete_not_damaged(store):
     assert report.num_shards == 7
 
 
-def test_only_the_groups_asked_for_are_read(store):
+def test_only_the_requested_groups_are_verified(store):
     flip(store / GROUP / "tokens/c/2/0/0", 5)
     assert verify_store(store, ["latents/tiny"]).ok
     assert not verify_store(store, [GROUP]).ok
@@ -277,7 +278,7 @@ def test_only_the_groups_asked_for_are_read(store):
         ("zarr.json", lambda meta: meta.pop("attributes")),
     ],
 )
-def test_damaged_metadata_condemns_no_shard(store, file, change):
+def test_damaged_metadata_marks_no_shard_as_bad(store, file, change):
     edit_json(store / GROUP / file, change)
     report = verify_store(store)
     assert report.problems
@@ -286,37 +287,39 @@ def test_damaged_metadata_condemns_no_shard(store, file, change):
     assert drop_bad_shards(store, report) == 0
 
 
-def test_a_group_whose_metadata_is_gone_is_damage(store):
+def test_a_group_without_metadata_is_damage(store):
     shutil.rmtree(store / GROUP)
     problem = only_problem(verify_store(store))
     assert (problem.group, problem.shard) == (GROUP, None)
 
 
-def test_a_commit_record_of_no_shard_is_named(store):
+def test_a_commit_record_without_a_shard_is_reported(store):
     shutil.copy(store / "commits/features/enc/00000.json", store / "commits/features/enc/00004.json")
     problem = only_problem(verify_store(store))
-    assert str(problem) == "features/enc: commit record 4 is of no shard"
+    assert str(problem) == "features/enc: commit record 4 does not belong to a shard"
 
 
-def test_flipped_labels_are_named(store):
+def test_wrong_labels_are_reported(store):
     flip(store / "label/c/0", 8 * 4 * 30)
-    assert str(only_problem(verify_store(store))) == "label sample 30 (0030.png): is 1, samples.parquet says 0"
+    assert str(only_problem(verify_store(store))) == "label sample 30 (0030.png): is 1, expected 0 (samples.parquet)"
 
 
 @pytest.mark.parametrize("size", [0, 3, 196, 204])
-def test_labels_of_another_length_are_named(store, size):
+def test_a_wrong_number_of_labels_is_reported(store, size):
     os.truncate(store / "label/c/0", size)
     problem = only_problem(verify_store(store))
     assert problem.array == "label"
     assert problem.shard is None
 
 
-def test_a_damaged_label_description_is_named(store):
+def test_damaged_metadata_of_the_labels_is_reported(store):
     edit_json(store / "label/zarr.json", lambda meta: meta.update(shape=[49]))
-    assert str(only_problem(verify_store(store))) == "label: zarr.json says [49] int32, the store has 50 samples"
+    assert (
+        str(only_problem(verify_store(store))) == "label: zarr.json has shape and type [49] int32, expected [50] int32"
+    )
 
 
-def test_a_damaged_index_is_named_and_samples_are_still_checked(store):
+def test_a_damaged_sample_index_is_reported_and_samples_are_still_verified(store):
     index = store / "samples.parquet"
     index.write_bytes(index.read_bytes()[:100])
     flip(store / GROUP / "tokens/c/2/0/0", 5)
@@ -325,10 +328,10 @@ def test_a_damaged_index_is_named_and_samples_are_still_checked(store):
     assert (second.sample, second.key) == (32, None)
 
 
-def test_an_index_with_too_few_rows_is_named(store):
+def test_a_sample_index_with_too_few_rows_is_reported(store):
     table = pq.read_table(store / "samples.parquet")
     pq.write_table(pa.Table.from_batches(table.slice(0, 49).to_batches()), store / "samples.parquet")
-    assert str(only_problem(verify_store(store))) == "samples.parquet: has 49 rows, the store has 50 samples"
+    assert str(only_problem(verify_store(store))) == "samples.parquet: has 49 rows, expected 50"
 
 
 def test_dropped_shards_can_be_written_again(helpers, store):
@@ -351,6 +354,6 @@ def test_dropped_shards_can_be_written_again(helpers, store):
     assert {file: file.read_bytes() for file in data_files(store)} == sound
 
 
-def test_a_sound_report_drops_nothing(store):
+def test_a_report_without_problems_drops_nothing(store):
     assert drop_bad_shards(store, verify_store(store)) == 0
     assert verify_store(store).num_shards == 8

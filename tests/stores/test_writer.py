@@ -19,7 +19,7 @@ def files_of(path):
     return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
 
 
-def test_a_failed_shard_leaves_no_file_behind(helpers, tmp_path):
+def test_a_failed_shard_leaves_no_files_behind(helpers, tmp_path):
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
     create_group(path, manifest, helpers.FEATURES)
@@ -36,7 +36,7 @@ def test_a_shard_with_too_few_samples_is_not_committed(helpers, tmp_path):
     manifest = helpers.new_store(path)
     create_group(path, manifest, helpers.FEATURES)
     with (
-        pytest.raises(StoreError, match=r"holds 16 samples, 3 were written"),
+        pytest.raises(StoreError, match=r"shard 0 was not committed: expected 16 samples, 3 were written"),
         ShardWriter(path, manifest, helpers.FEATURES, 0) as writer,
     ):
         writer.append(helpers.random_arrays(helpers.FEATURES, 3))
@@ -44,26 +44,26 @@ def test_a_shard_with_too_few_samples_is_not_committed(helpers, tmp_path):
     assert open_store(path).group("features/enc").missing_shards() == [0, 1, 2, 3]
 
 
-def test_samples_of_another_shape_or_dtype_are_refused(helpers, tmp_path):
+def test_samples_with_a_wrong_shape_or_dtype_are_refused(helpers, tmp_path):
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
     create_group(path, manifest, helpers.FEATURES)
     arrays = helpers.random_arrays(helpers.FEATURES, 4)
     with ShardWriter(path, manifest, helpers.FEATURES, 0) as writer:
-        with pytest.raises(StoreError, match=r"\(16, 24\) float16, the encoder gave \(16, 24\) float32"):
+        with pytest.raises(StoreError, match=r"\(16, 24\) float16 from the encoder, found \(16, 24\) float32"):
             writer.append(arrays | {"tokens": arrays["tokens"].astype(np.float32)})
-        with pytest.raises(StoreError, match=r"the encoder gave \(8, 24\)"):
+        with pytest.raises(StoreError, match=r"from the encoder, found \(8, 24\)"):
             writer.append(arrays | {"tokens": arrays["tokens"][:, :8]})
 
 
-def test_a_store_is_not_made_over_something_else(helpers, tmp_path):
+def test_a_store_is_not_created_in_a_nonempty_folder(helpers, tmp_path):
     (tmp_path / "file.txt").write_text("mine")
     with pytest.raises(StoreError, match="exists and is not empty"):
         helpers.new_store(tmp_path)
     assert files_of(tmp_path) == ["file.txt"]
 
 
-def test_a_committed_shard_is_left_alone_by_a_late_writer(helpers, tmp_path):
+def test_a_late_writer_does_not_modify_a_committed_shard(helpers, tmp_path):
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
     helpers.write_group(path, manifest, helpers.FEATURES)
@@ -78,7 +78,7 @@ def test_a_committed_shard_is_left_alone_by_a_late_writer(helpers, tmp_path):
     assert sorted(file for file in path.rglob("*") if file.is_file()) == files
 
 
-def test_row_checksums_are_those_of_the_samples(helpers, make_store):
+def test_row_checksums_match_the_samples(helpers, make_store):
     import zarr
 
     path, contents = make_store()
@@ -88,7 +88,7 @@ def test_row_checksums_are_those_of_the_samples(helpers, make_store):
         assert stored[i, 1] == crc32c(contents["features/enc/cls_token"][i])
 
 
-def test_commit_records_have_sizes_and_checksums_of_every_file(make_store):
+def test_commit_records_contain_size_and_checksum_of_every_file(make_store):
     path, _ = make_store()
     record = json.loads((path / "commits/features/enc/00003.json").read_text())
     assert record["num_samples"] == 2
@@ -118,7 +118,7 @@ while True:
 """
 
 
-def test_a_kill_at_any_moment_leaves_only_whole_shards(helpers, tmp_path):
+def test_a_kill_at_any_moment_leaves_only_complete_shards(helpers, tmp_path):
     path = tmp_path / "store"
     manifest = helpers.new_store(path)
     expected = helpers.random_arrays(helpers.FEATURES, 50)
@@ -133,6 +133,6 @@ def test_a_kill_at_any_moment_leaves_only_whole_shards(helpers, tmp_path):
         process.communicate()
         store = open_store(path)
         missing = set(store.group("features/enc").missing_shards())
-        there = [i for i in range(50) if i // 16 not in missing]
-        got = store.read(["features/enc/tokens"], there)["features/enc/tokens"]
-        np.testing.assert_array_equal(got, expected["tokens"][there])
+        rows = [i for i in range(50) if i // 16 not in missing]
+        got = store.read(["features/enc/tokens"], rows)["features/enc/tokens"]
+        np.testing.assert_array_equal(got, expected["tokens"][rows])

@@ -1,4 +1,4 @@
-"""Arrays that zarr-python or others rewrote: compressed, or in other chunks."""
+"""Arrays that zarr-python or another program compressed or re-chunked."""
 
 import shutil
 
@@ -28,7 +28,7 @@ def rewrite(path, contents, **how):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*zarrs.*:UserWarning")
-def test_arrays_in_another_form_read_the_same(make_store, how):
+def test_rewritten_arrays_read_the_same(make_store, how):
     path, contents = make_store()
     rewrite(path, contents, **how)
     rows = [40, 1, 1, 0, 49, 16]
@@ -39,7 +39,7 @@ def test_arrays_in_another_form_read_the_same(make_store, how):
         np.testing.assert_array_equal(got[f"features/enc/{array}"], contents[f"features/enc/{array}"][rows])
 
 
-def test_verify_says_that_it_cannot_check_them(make_store):
+def test_verify_reports_that_it_cannot_check_rewritten_arrays(make_store):
     path, contents = make_store()
     rewrite(path, contents, chunks=(4, 16, 24))
     problems = [str(problem) for problem in verify_store(path).problems]

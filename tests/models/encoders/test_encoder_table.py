@@ -1,4 +1,4 @@
-"""The tables of docs/encoders.md are those that benchmarks/encoder_table.py prints."""
+"""The tables in docs/encoders.md match the output of benchmarks/encoder_table.py."""
 
 import runpy
 from pathlib import Path
@@ -13,14 +13,14 @@ TABLES = runpy.run_path(str(ROOT / "benchmarks" / "encoder_table.py"))
 shapes_table, weights_table = TABLES["shapes_table"], TABLES["weights_table"]
 
 
-def test_page_tells_the_sizes_and_costs_of_small_encoders():
+def test_page_lists_sizes_and_costs_of_small_encoders():
     rows = shapes_table(["dinov2-vit-s", "efficientnet-lite0"]).splitlines()
     assert set(rows) <= set(PAGE.splitlines())
 
 
-def test_sizes_and_costs_are_those_of_the_closed_forms():
-    # A block of width D on N tokens: 12 D^2 N multiplications in its matrices and 2 N^2 D in its attention, twice
-    # that in operations; before the blocks, a patch of 14x14x3 numbers to D for each of the 256 patches.
+def test_sizes_and_costs_match_their_closed_forms():
+    # A block of width D on N tokens has 12 D^2 N multiplications in its matrices and 2 N^2 D in its attention, at two
+    # operations each. Before the blocks, each of the 256 patches of 14x14x3 values is projected to D.
     row = shapes_table(["dinov2-vit-s"]).splitlines()[-1]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     width, tokens = 384, 257
@@ -33,12 +33,12 @@ def test_sizes_and_costs_are_those_of_the_closed_forms():
     assert cells[4] == f"{(blocks + other) / 1e6:.1f}"
 
 
-def test_page_tells_where_weights_come_from():
+def test_page_lists_the_origin_of_weights():
     assert weights_table(list(REGISTRY)) in PAGE
 
 
 @pytest.mark.slow
-def test_page_holds_the_whole_tables():
+def test_page_contains_the_complete_tables():
     names = [*REGISTRY, *TIMM_NAMES]
     assert shapes_table(names) in PAGE
     assert weights_table(names) in PAGE

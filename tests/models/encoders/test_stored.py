@@ -1,4 +1,4 @@
-"""The recorded figures once more, through `encode` and the store: what training reads is what was published."""
+"""Recorded outputs of the published code, compared again after `encode` and a store: this is what training reads."""
 
 from pathlib import Path
 
@@ -24,20 +24,20 @@ LONG = [
     "jepa-vit-h",
     "mae-vit-l",
 ]
-HALF_ROUNDING = 2.0**-11  # relative, of a float16
-HALF_SMALLEST = 2.0**-25  # half the distance between the smallest numbers
+HALF_ROUNDING = 2.0**-11  # relative rounding error of float16
+HALF_SMALLEST = 2.0**-25  # half the spacing of the smallest float16 numbers
 
 
 def assert_rounded(stored, exact):
-    """Float16 of values that themselves are right to 1e-4 of the largest."""
+    """Check float16 roundings of values that are themselves accurate to 1e-4 of the largest."""
     allowed = np.abs(exact) * HALF_ROUNDING + HALF_SMALLEST + 1e-4 * np.abs(exact).max()
     assert (np.abs(stored.astype(np.float32) - exact) <= allowed).all()
 
 
-@pytest.mark.parametrize("figure", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)])
-def test_stored_tokens_are_those_of_the_published_code(published_file, figure, tmp_path):
-    name, resolution = figure.removesuffix("_512"), 512 if figure.endswith("_512") else 256
-    with np.load(REFERENCE / f"encoder_{figure}_seed3.npz") as file:
+@pytest.mark.parametrize("recording", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)])
+def test_stored_tokens_match_the_published_code(published_file, recording, tmp_path):
+    name, resolution = recording.removesuffix("_512"), 512 if recording.endswith("_512") else 256
+    with np.load(REFERENCE / f"encoder_{recording}_seed3.npz") as file:
         recorded = dict(file)
     folder = tmp_path / "images" / "all"
     folder.mkdir(parents=True)

@@ -6,7 +6,7 @@ from repa_pipe.errors import ConfigError, WeightsError
 from repa_pipe.models.encoders import EncoderInfo, describe_encoder, load_encoder
 from repa_pipe.models.encoders.registry import TIMM_NAMES, find_entry
 
-ROPE = "vit_tiny_patch16_dinov3_qkvb"  # rotary positions, a class token and four registers
+ROPE = "vit_tiny_patch16_dinov3_qkvb"  # rotary position embedding, a class token and four registers
 REGISTER = "vit_wee_patch16_reg1_gap_256"  # one register, no class token
 HIERARCHICAL = "resnet18"
 FIXED = "mixer_s32_224"  # one input size, 7x7 tokens
@@ -19,7 +19,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """Make a randomly initialized network and its weights file, once each."""
+    """Create a randomly initialized network and its weights file, once per name."""
     folder = tmp_path_factory.mktemp("timm")
     made = {}
 
@@ -55,13 +55,13 @@ def test_rotary_network_with_registers_gives_its_patch_and_class_tokens(images, 
     torch.testing.assert_close(tokens.cls_token, expected[:, 0])
 
 
-def test_rotary_network_takes_other_resolutions(networks):
+def test_rotary_network_accepts_other_resolutions(networks):
     encoder = loaded(ROPE, networks, resolution=512)
     assert encoder(torch.zeros(1, 3, 512, 512, dtype=torch.uint8)).patch_tokens.shape == (1, 1024, 192)
     assert encoder.fingerprint["positions"] == "fitted by timm from 16x16 to 32x32"
 
 
-def test_register_is_not_taken_for_a_class_token(images, networks):
+def test_register_is_not_mistaken_for_a_class_token(images, networks):
     model, _ = networks(REGISTER)
     encoder = loaded(REGISTER, networks)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_register_is_not_taken_for_a_class_token(images, networks):
     torch.testing.assert_close(tokens.patch_tokens, expected[:, 1:])
 
 
-def test_hierarchical_network_gives_its_stride_16_map(images, networks):
+def test_hierarchical_network_gives_its_stride_16_feature_map(images, networks):
     model, _ = networks(HIERARCHICAL)
     encoder = loaded(HIERARCHICAL, networks)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_hierarchical_network_gives_its_stride_16_map(images, networks):
     torch.testing.assert_close(tokens.patch_tokens[:, 16 * 2 + 7], x[:, :, 2, 7])
 
 
-def test_network_of_one_input_size_is_resampled_and_says_so(images, networks):
+def test_tokens_of_a_fixed_size_network_are_resampled_and_the_fingerprint_records_it(images, networks):
     model, _ = networks(FIXED)
     encoder = loaded(FIXED, networks)
     with torch.no_grad():
@@ -91,11 +91,13 @@ def test_network_of_one_input_size_is_resampled_and_says_so(images, networks):
     tokens = encoder(images)
     assert tokens.patch_tokens.shape == (2, 256, 512)
     assert encoder.fingerprint["token_resampling"] == "7x7 to 16x16 (bilinear, antialiased, align_corners=False)"
-    torch.testing.assert_close(tokens.patch_tokens[:, 0], grid[:, 0, 0])  # corners stay, bilinear weights being one
+    torch.testing.assert_close(
+        tokens.patch_tokens[:, 0], grid[:, 0, 0]
+    )  # corners are unchanged: their bilinear weight is 1
     torch.testing.assert_close(tokens.patch_tokens[:, -1], grid[:, -1, -1])
 
 
-def test_preprocessing_is_that_of_timms_configuration(networks):
+def test_preprocessing_follows_timms_configuration(networks):
     model, _ = networks(ROPE)
     encoder = loaded(ROPE, networks)
     assert str(list(model.pretrained_cfg["mean"])) in encoder.fingerprint["preprocessing"]
@@ -105,7 +107,7 @@ def test_preprocessing_is_that_of_timms_configuration(networks):
 
 
 @pytest.mark.parametrize("other", [REGISTER, HIERARCHICAL, FIXED])
-def test_file_of_another_network_is_one_clear_line(networks, other):
+def test_file_of_another_network_is_reported_in_one_line(networks, other):
     _, path = networks(other)
     with pytest.raises(WeightsError) as error:
         load_encoder(f"timm:{ROPE}", weights=path)
@@ -114,25 +116,25 @@ def test_file_of_another_network_is_one_clear_line(networks, other):
 
 
 @pytest.mark.parametrize("changed", ["fewer", "more"])
-def test_file_that_timm_would_load_in_part_is_refused(networks, tmp_path, changed):
+def test_file_that_timm_would_load_partially_is_rejected(networks, tmp_path, changed):
     tensors = dict(networks(HIERARCHICAL)[0].state_dict())
     if changed == "fewer":
         del tensors["layer2.0.conv1.weight"]
     else:
         tensors["layer2.2.conv1.weight"] = torch.zeros(1)
     torch.save(tensors, tmp_path / "part.pth")
-    expected = r"lacks layer2\.0\.conv1\.weight" if changed == "fewer" else r"has layer2\.2\.conv1\.weight"
+    expected = r"missing layer2\.0\.conv1\.weight" if changed == "fewer" else r"unexpected layer2\.2\.conv1\.weight"
     with pytest.raises(WeightsError, match=expected):
         load_encoder(f"timm:{HIERARCHICAL}", weights=tmp_path / "part.pth")
 
 
-def test_classifier_in_the_file_is_left(networks, tmp_path):
+def test_classifier_in_the_file_is_ignored(networks, tmp_path):
     tensors = dict(networks(HIERARCHICAL)[0].state_dict())
     torch.save(
         {"state_dict": tensors | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}}, tmp_path / "f"
     )
-    whole = load_encoder(f"timm:{HIERARCHICAL}", weights=tmp_path / "f")
-    assert whole.fingerprint == loaded(HIERARCHICAL, networks).fingerprint
+    encoder = load_encoder(f"timm:{HIERARCHICAL}", weights=tmp_path / "f")
+    assert encoder.fingerprint == loaded(HIERARCHICAL, networks).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_classifier_in_the_file_is_left(networks, tmp_path):
         (f"{ROPE}@block=13", "blocks 1 to 12"),
     ],
 )
-def test_networks_that_cannot_work_are_answered(name, expected):
+def test_invalid_networks_are_rejected_with_suggestions(name, expected):
     with pytest.raises(ConfigError) as error:
         describe_encoder(f"timm:{name}")
     assert "\n" not in str(error.value)
@@ -152,12 +154,12 @@ def test_networks_that_cannot_work_are_answered(name, expected):
 
 
 @pytest.mark.parametrize("name", [name for name in TIMM_NAMES if name.endswith("-b")])
-def test_todays_names_fit_sits_grid_without_resampling(name):
+def test_registered_timm_encoders_match_sits_grid_without_resampling(name):
     entry = find_entry(name)
     assert describe_encoder(name).num_tokens == 256
     assert entry.input_size(256) == 16 * entry.patch
     assert entry.weights.sources
 
 
-def test_every_name_is_a_network_of_timm_with_weights():
+def test_registered_timm_encoders_have_pretrained_weights():
     assert set(TIMM_NAMES.values()) <= set(timm.list_models(pretrained=True))

@@ -35,7 +35,7 @@ def arguments():
     return torch.randn(2, 4 * 8 * 8 + 24), torch.tensor([0.2, 0.9]), torch.tensor([1, 2])
 
 
-def test_names_are_the_plain_models_and_those_that_reg_publishes():
+def test_tensor_names_are_those_of_sit_and_those_published_by_reg():
     added = {
         "cls_projectors2.weight": [48, 24],
         "cls_projectors2.bias": [48],
@@ -45,11 +45,11 @@ def test_names_are_the_plain_models_and_those_that_reg_publishes():
         "final_layer.linear_cls.bias": [24],
     }
     plain = {name: list(value.shape) for name, value in SiT(replace(CONFIG, cls_dim=None)).state_dict().items()}
-    ours = {name: list(value.shape) for name, value in EntangledSiT(CONFIG).state_dict().items()}
-    assert ours == plain | added | {"pos_embed": [1, 17, 48]}
+    actual = {name: list(value.shape) for name, value in EntangledSiT(CONFIG).state_dict().items()}
+    assert actual == plain | added | {"pos_embed": [1, 17, 48]}
 
 
-def test_velocity_is_packed_as_the_state_and_the_class_token_is_projected_first(model, arguments):
+def test_velocity_has_the_states_layout_and_the_class_token_is_projected_first(model, arguments):
     velocity, projected = model(*arguments)
     assert velocity.shape == (2, *model.state_shape) == (2, 280)
     assert [list(tokens.shape) for tokens in projected] == [[2, 17, 24]]
@@ -60,7 +60,7 @@ def test_velocity_is_packed_as_the_state_and_the_class_token_is_projected_first(
 
 
 @pytest.mark.parametrize("changed", [slice(0, 256), slice(256, 280)])
-def test_latents_and_class_token_see_each_other(model, arguments, changed):
+def test_latents_and_class_token_affect_each_other(model, arguments, changed):
     state, t, labels = arguments
     other = state.clone()
     other[:, changed] += 1
@@ -68,15 +68,15 @@ def test_latents_and_class_token_see_each_other(model, arguments, changed):
     assert all((one - two).abs().max() > 1e-4 for one, two in zip(before, after, strict=True))
 
 
-def test_a_fresh_model_predicts_zero(arguments):
+def test_fresh_model_predicts_zero(arguments):
     assert not EntangledSiT(CONFIG)(*arguments)[0].any()
 
 
-def test_the_configuration_says_which_model_it_is():
+def test_config_selects_the_model_class():
     assert type(make_sit(replace(CONFIG, cls_dim=None))) is SiT
     assert type(make_sit(SiTConfig.from_dict(CONFIG.to_dict()))) is EntangledSiT
 
 
-def test_a_class_token_has_no_place_in_a_convolution():
-    with pytest.raises(ConfigError, match="projector is 'conv' and cls_dim is given"):
+def test_conv_projector_cannot_be_combined_with_a_class_token():
+    with pytest.raises(ConfigError, match="projector is 'conv' and cls_dim is set"):
         replace(CONFIG, projector="conv")

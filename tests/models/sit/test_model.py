@@ -39,7 +39,7 @@ def filled(config: SiTConfig, seed: int = 1) -> SiT:
     return model
 
 
-def figures(name: str) -> dict[str, torch.Tensor]:
+def load_recorded(name: str) -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(value) for key, value in np.load(REFERENCE / f"{name}.npz").items()}
 
 
@@ -50,13 +50,13 @@ def small() -> SiT:
 
 @pytest.fixture(scope="module")
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    recorded = figures("sit_linear_p2")
+    recorded = load_recorded("sit_linear_p2")
     return recorded["xt"], recorded["t"], recorded["y"]
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_velocity_and_projected_tokens_equal_the_published_models(name):
-    recorded = figures(name)
+def test_velocity_and_projected_tokens_match_the_published_code(name):
+    recorded = load_recorded(name)
     velocity, projected = filled(*RECORDED[name])(recorded["xt"], recorded["t"], recorded["y"])
     torch.testing.assert_close(velocity, recorded["v"], atol=1e-4, rtol=0)
     assert len(projected) == len(RECORDED[name][0].z_dims)
@@ -122,15 +122,15 @@ def test_tensor_names_and_shapes_are_those_of_published_checkpoints():
 
 
 @pytest.mark.parametrize(("family", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
-def test_sizes_are_those_of_the_paper(family, millions):
-    """The papers' sizes are for 256 pixels and leave the projectors out."""
+def test_parameter_counts_match_the_papers(family, millions):
+    """The papers' counts are for 256 pixels, without projectors."""
     with torch.device("meta"):
         model = SiT(sit_config(f"SiT-{family}/2", input_size=32, in_channels=4, z_dims=()))
     assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.51)
 
 
-def test_position_embedding_tells_column_and_row(small):
-    """Token 3 * 8 + 5 of the 8 by 8 grid is row 3, column 5."""
+def test_position_embedding_encodes_column_then_row(small):
+    """Token 3 * 8 + 5 of the 8x8 grid is at row 3, column 5."""
     embedding = small.pos_embed[0, 3 * 8 + 5].double()
     frequencies = 10_000.0 ** (-torch.arange(48) / 48)
     expected = torch.cat([f(where * frequencies) for where in (5, 3) for f in (torch.sin, torch.cos)])
@@ -138,7 +138,7 @@ def test_position_embedding_tells_column_and_row(small):
     assert not small.pos_embed.requires_grad
 
 
-def test_fresh_model_predicts_zero_and_its_blocks_change_nothing(inputs):
+def test_fresh_model_predicts_zero_and_its_blocks_are_the_identity(inputs):
     model = SiT(SMALL)
     velocity, projected = model(*inputs)
     assert not velocity.any()
@@ -147,7 +147,7 @@ def test_fresh_model_predicts_zero_and_its_blocks_change_nothing(inputs):
     torch.testing.assert_close(first, last)
 
 
-def test_fresh_weights_have_the_published_spread():
+def test_initialization_is_the_published_one():
     torch.manual_seed(0)
     model = SiT(SMALL)
     xavier = {
@@ -170,7 +170,7 @@ def test_fresh_weights_have_the_published_spread():
     assert len(biases) == 1 + 2 + 4 * 5 + 3 + 2
 
 
-def test_training_mode_draws_nothing(small, inputs):
+def test_training_mode_draws_no_random_numbers(small, inputs):
     state = torch.random.get_rng_state()
     trained, _ = small.train()(*inputs)
     evaluated, _ = small.eval()(*inputs)
@@ -183,7 +183,7 @@ def test_dropped_labels_become_the_null_label():
     assert drop_labels(labels, mask, 1000).tolist() == [3, 1000, 1000, 7]
 
 
-def test_null_label_is_the_embedding_tables_last_row(small, inputs):
+def test_null_label_is_the_last_row_of_the_embedding_table(small, inputs):
     x_t, t, labels = inputs
     assert SMALL.null_label == len(small.y_embedder.embedding_table.weight) - 1
     dropped, _ = small(x_t, t, torch.full_like(labels, SMALL.null_label))
@@ -191,7 +191,7 @@ def test_null_label_is_the_embedding_tables_last_row(small, inputs):
     assert not torch.equal(dropped, kept)
 
 
-def test_model_without_null_label_says_so():
+def test_null_label_needs_class_dropout():
     config = replace(SMALL, class_dropout_prob=0.0)
     assert len(SiT(config).y_embedder.embedding_table.weight) == 1000
     with pytest.raises(ConfigError, match="class_dropout_prob is 0"):
@@ -212,7 +212,7 @@ def test_projectors_read_the_tokens_after_encoder_depth(small, inputs):
     torch.testing.assert_close(small.projectors[0](state), projected)
 
 
-def test_a_convolving_projector_sees_a_token_and_its_neighbors():
+def test_conv_projector_depends_on_a_token_and_its_neighbors():
     model = SiT(replace(SMALL, projector="conv"))
     tokens = torch.zeros(1, 64, 192)
     tokens[0, 3 * 8 + 4] = 1  # row 3, column 4 of the grid
@@ -220,7 +220,7 @@ def test_a_convolving_projector_sees_a_token_and_its_neighbors():
     assert changed.nonzero().tolist() == [[row, column] for row in (2, 3, 4) for column in (3, 4, 5)]
 
 
-def test_hidden_states_come_in_the_models_order_and_only_for_real_blocks(small, inputs):
+def test_hidden_states_are_in_the_models_order_and_need_valid_blocks(small, inputs):
     two, four = small.hidden_states(*inputs, blocks=[4, 2])
     assert two.shape == (3, 64, 192)
     torch.testing.assert_close(two, small.hidden_states(*inputs, blocks=[2])[0])
@@ -230,7 +230,7 @@ def test_hidden_states_come_in_the_models_order_and_only_for_real_blocks(small, 
             small.hidden_states(*inputs, blocks=blocks)
 
 
-def test_blocks_after_the_last_one_asked_for_are_not_run(small, inputs):
+def test_blocks_after_the_last_requested_one_are_not_run(small, inputs):
     ran = []
     hooks = [
         block.register_forward_hook(lambda *_, number=number: ran.append(number))
@@ -249,7 +249,7 @@ def gradients(model: SiT, inputs) -> dict[str, torch.Tensor]:
     return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def test_checkpointed_blocks_give_the_same_gradients_and_keep_less(inputs):
+def test_checkpointed_blocks_give_the_same_gradients_with_less_memory(inputs):
     kept = []
 
     def count(tensor):
@@ -279,7 +279,7 @@ def test_bfloat16_autocast_stays_close_to_float32(small, inputs):
     assert (rounded.float() - exact).square().mean().sqrt() < 0.02 * exact.square().mean().sqrt()
 
 
-def test_weights_of_bfloat16_run_without_autocast(inputs):
+def test_bfloat16_weights_run_without_autocast(inputs):
     x_t, t, labels = inputs
     velocity, _ = filled(SMALL).bfloat16()(x_t.bfloat16(), t, labels)
     assert velocity.dtype == torch.bfloat16
@@ -287,7 +287,7 @@ def test_weights_of_bfloat16_run_without_autocast(inputs):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_model_is_one_graph_for_the_compiler(inputs, checkpointing):
+def test_model_compiles_to_one_graph(inputs, checkpointing):
     model = filled(SMALL)
     model.checkpoint_blocks = checkpointing
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -296,21 +296,21 @@ def test_model_is_one_graph_for_the_compiler(inputs, checkpointing):
 
 
 @pytest.mark.slow
-def test_compiled_model_gives_the_recorded_velocity(inputs):
+def test_compiled_model_matches_the_recorded_velocity(inputs):
     compiled = torch.compile(filled(SMALL), fullgraph=True)
-    recorded = figures("sit_linear_p2")
+    recorded = load_recorded("sit_linear_p2")
     torch.testing.assert_close(compiled(*inputs)[0], recorded["v"], atol=1e-4, rtol=0)
 
 
-def test_older_names_of_published_checkpoints_load(small, inputs):
-    def older(name: str) -> str:
+def test_older_tensor_names_of_published_checkpoints_load(small, inputs):
+    def older_name(name: str) -> str:
         part, _, rest = name.partition(".")
         if part == "blocks" and int(rest.split(".")[0]) >= SMALL.encoder_depth:
             number, _, rest = rest.partition(".")
             name = f"decoder_blocks.{int(number) - SMALL.encoder_depth}.{rest}"
         return f"module.{name}"
 
-    state = {older(name): value for name, value in small.state_dict().items()}
+    state = {older_name(name): value for name, value in small.state_dict().items()}
     assert "module.decoder_blocks.1.mlp.fc1.weight" in state
     model = SiT(SMALL)
     load_sit_state(model, state)
@@ -321,13 +321,13 @@ def test_older_names_of_published_checkpoints_load(small, inputs):
     ("change", "complaint"),
     [
         ({"depth": 5}, r"blocks\.4\.attn\.qkv\.weight is missing.*and 6 more"),
-        ({"depth": 3}, r"blocks\.3\.attn\.qkv\.weight is not in this model"),
-        ({"z_dims": (32,)}, r"projectors\.0\.4\.weight is \[64, 256\] where this model has \[32, 256\]"),
-        ({"input_size": 32}, r"pos_embed is \[1, 64, 192\] where this model has \[1, 256, 192\]"),
+        ({"depth": 3}, r"blocks\.3\.attn\.qkv\.weight is unexpected"),
+        ({"z_dims": (32,)}, r"projectors\.0\.4\.weight has another shape \(expected \[32, 256\], found \[64, 256\]\)"),
+        ({"input_size": 32}, r"pos_embed has another shape \(expected \[1, 256, 192\], found \[1, 64, 192\]\)"),
         ({"qk_norm": True}, r"q_norm\.weight is missing"),
     ],
 )
-def test_weights_of_another_model_are_refused(small, change, complaint):
+def test_weights_of_another_model_are_rejected(small, change, complaint):
     with pytest.raises(CheckpointError, match=complaint):
         load_sit_state(SiT(replace(SMALL, **change)), small.state_dict())
 
@@ -356,31 +356,31 @@ def test_weights_of_another_model_are_refused(small, change, complaint):
         ("projector", "linear"),
     ],
 )
-def test_sizes_that_fit_no_model_are_named(field, value):
+def test_invalid_fields_are_reported_by_name(field, value):
     with pytest.raises(ConfigError, match=field):
         replace(SMALL, **{field: value})
 
 
-def test_odd_hidden_size_is_refused_for_the_position_embedding():
+def test_hidden_size_must_be_a_multiple_of_4_for_the_position_embedding():
     with pytest.raises(ConfigError, match="multiple of 4"):
         replace(SMALL, hidden_size=6, num_heads=3)
 
 
-def test_config_survives_json():
+def test_config_round_trips_through_json():
     config = replace(SMALL, z_dims=(48, 96), qk_norm=True, class_dropout_prob=0.2)
     assert SiTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_config_from_a_file_with_wrong_names_is_refused():
+def test_unknown_and_missing_config_fields_are_rejected():
     values = SMALL.to_dict()
-    with pytest.raises(ConfigError, match="no field learn_sigma"):
+    with pytest.raises(ConfigError, match="unknown key 'learn_sigma'"):
         SiTConfig.from_dict(values | {"learn_sigma": True})
     del values["depth"]
-    with pytest.raises(ConfigError, match="depth"):
+    with pytest.raises(ConfigError, match="required key 'depth' is missing"):
         SiTConfig.from_dict(values)
 
 
-def test_presets_are_the_published_sizes():
+def test_presets_have_the_published_sizes():
     config = SIT_PRESETS["SiT-XL/2"](input_size=32, in_channels=4)
     assert (config.hidden_size, config.depth, config.num_heads, config.patch_size) == (1152, 28, 16, 2)
     assert (config.mlp_ratio, config.num_classes, config.projector_dim, config.z_dims) == (4.0, 1000, 2048, (768,))
@@ -394,7 +394,7 @@ def test_encoder_depth_defaults_to_the_published_one(name, depth):
     assert sit_config(name, input_size=32, in_channels=4, encoder_depth=6).encoder_depth == 6
 
 
-def test_preset_takes_the_datas_sizes():
+def test_preset_accepts_the_sizes_of_the_data():
     config = sit_config("SiT-T/4", input_size=16, in_channels=16, num_classes=10, z_dims=(384, 768), qk_norm=True)
     assert (config.patch_size, config.hidden_size, config.num_classes) == (4, 192, 10)
     velocity, projected = SiT(config)(torch.zeros(2, 16, 16, 16), torch.zeros(2), torch.tensor([9, 10]))
@@ -402,6 +402,6 @@ def test_preset_takes_the_datas_sizes():
     assert [tokens.shape for tokens in projected] == [(2, 16, 384), (2, 16, 768)]
 
 
-def test_unknown_preset_is_answered_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'SiT-H/2' is none of .*SiT-XL/2"):
+def test_unknown_preset_error_lists_the_known_presets():
+    with pytest.raises(ConfigError, match=r"'SiT-H/2'; expected one of .*SiT-XL/2"):
         sit_config("SiT-H/2", input_size=32, in_channels=4)

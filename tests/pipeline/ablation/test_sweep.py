@@ -1,4 +1,4 @@
-"""What a sweep's file means, and what is wrong with it."""
+"""Reading sweep files, and the errors for files that cannot work."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def read(tmp_path):
     return read
 
 
-def test_a_grid_is_every_combination_and_seeds_stand_together(read):
+def test_a_grid_gives_every_combination_grouped_by_seed(read):
     sweep = read(
         '[train]\nbatch_size = 8\n[grid]\nenc_type = ["a", ["b", "c"]]\nproj_coeff = [0.5, 1]\nseed = [3, 1]\n'
     )
@@ -34,7 +34,7 @@ def test_a_grid_is_every_combination_and_seeds_stand_together(read):
     assert (sweep.sample, sweep.evaluate, sweep.resources) == (None, None, Resources())
 
 
-def test_a_list_may_be_combined_with_a_grid_and_override_what_is_shared(read):
+def test_runs_combine_with_a_grid_and_override_shared_settings(read):
     sweep = read(
         '[train]\nmodel = "SiT-B/2"\n[[runs]]\nexp_name = "irepa"\nprojector = "conv"\nspatial_norm = 1\n'
         '[[runs]]\nmodel = "SiT-L/2"\n[grid]\nseed = [0, 1]\n'
@@ -46,7 +46,7 @@ def test_a_list_may_be_combined_with_a_grid_and_override_what_is_shared(read):
     assert sweep.runs[0].spatial_norm == 1.0
 
 
-def test_samples_and_metrics_have_one_setting_for_all(read):
+def test_all_runs_are_sampled_and_evaluated_alike(read):
     sweep = read(
         '[grid]\nseed = [0]\n[sample]\nmode = "sde"\ncfg_scale = 1\ndevice = "cpu"\n'
         '[evaluate]\ndetector = ["a", "b"]\nevery_checkpoint = true\n[resources]\ngpus = 0.5\nprocesses = 2\n'
@@ -61,28 +61,31 @@ def test_samples_and_metrics_have_one_setting_for_all(read):
     ("text", "words"),
     [
         ("[grid", "cannot be read as a sweep"),
-        ("[trian]\n[grid]\nseed = [0]", "'trian' is none of its keys: take train"),
-        ("[train]\nseed = 1", "names no run"),
-        ("train = 3", r"train is 3: write \[train\]"),
-        ("runs = [1]", r"runs is \[1\]: write \[\[runs\]\]"),
-        ("runs = []", "names no run"),
-        ("[grid]\nseed = [0]\n[sample]\n[evaluate]\nevery_checkpoint = 1", "true or false is expected"),
-        ("[grid]\nseed = 3", r"\[grid\] seed is 3: give a list"),
-        ("[grid]\nseed = []", r"\[grid\] seed is \[\]: give a list"),
-        ("[grid]\nlearning_rat = [1]", "'learning_rat' is none of its keys: take learning_rate"),
-        ('[grid]\nstore = ["a"]', "'store' is none of its keys"),
-        ('[grid]\nseed = ["1"]', "seed is '1': int is expected"),
-        ("[grid]\nqk_norm = [1]", "qk_norm is 1: bool is expected"),
+        ("[trian]\n[grid]\nseed = [0]", "unknown key 'trian'; expected train"),
+        ("[train]\nseed = 1", "has no runs"),
+        ("train = 3", "train: expected object, found int"),
+        ("runs = [1]", r"runs\[0\]: expected object, found int"),
+        ("runs = []", "has no runs"),
+        (
+            "[grid]\nseed = [0]\n[sample]\n[evaluate]\nevery_checkpoint = 1",
+            "every_checkpoint is 1: expected true or false",
+        ),
+        ("[grid]\nseed = 3", r"\[grid\] seed is 3: expected a list"),
+        ("[grid]\nseed = []", r"\[grid\] seed is \[\]: expected a list"),
+        ("[grid]\nlearning_rat = [1]", "unknown key 'learning_rat'; expected learning_rate"),
+        ('[grid]\nstore = ["a"]', "store cannot be set in a sweep"),
+        ('[grid]\nseed = ["1"]', "seed: expected int, found str"),
+        ("[grid]\nqk_norm = [1]", "qk_norm: expected bool, found int"),
         ("[grid]\nbatch_size = [0]", "run batch_size=0: --batch-size is 0"),
-        ('[grid]\npath_type = ["round"]', "--path-type is 'round'"),
-        ("[grid]\nseed = [1, 1]", "run seed=1 is there twice"),
+        ('[grid]\npath_type = ["round"]', "path_type: invalid enum value 'round'; expected linear or cosine"),
+        ("[grid]\nseed = [1, 1]", "run seed=1 occurs twice"),
         ("[grid]\nseed = [0]\n[evaluate]", r"\[evaluate\] without \[sample\]"),
-        ('[grid]\nseed = [0]\n[sample]\ncheckpoint = "a"', "'checkpoint' is none of its keys"),
+        ('[grid]\nseed = [0]\n[sample]\ncheckpoint = "a"', "checkpoint cannot be set in a sweep"),
         ("[grid]\nseed = [0]\n[resources]\nprocesses = 0", "processes is 0"),
-        ('[grid]\nseed = [0]\n[resources]\ngpus = "1"', "gpus is '1'"),
+        ('[grid]\nseed = [0]\n[resources]\ngpus = "1"', "gpus: expected .*, found str"),
     ],
 )
-def test_what_cannot_work_is_named_with_its_place(read, text, words):
+def test_errors_name_the_place_in_the_file(read, text, words):
     with pytest.raises(ConfigError, match=words) as raised:
         read(text)
     assert "sweep.toml" in str(raised.value)

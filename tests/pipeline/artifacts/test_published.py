@@ -1,4 +1,4 @@
-"""Checkpoints in the format of the published trainer: written here with its keys, options and older names."""
+"""Checkpoints in the format of REPA's trainer, written here with its keys, options and older names."""
 
 import argparse
 import dataclasses
@@ -49,7 +49,7 @@ def velocity(model):
         return model(x, torch.tensor([0.3, 0.9]), torch.tensor([1, 5]))
 
 
-def test_a_published_checkpoint_is_the_model_that_was_saved(model, tmp_path):
+def test_a_published_checkpoint_loads_as_the_model_that_was_saved(model, tmp_path):
     loaded = load_model(save(tmp_path / "0400000.pt", model), ema=True)
     assert loaded.model.config == CONFIG
     assert loaded.step == 400_000
@@ -72,7 +72,7 @@ def older_names(weights, encoder_depth):
     return renamed
 
 
-def test_older_names_are_understood(model, tmp_path):
+def test_older_names_are_accepted(model, tmp_path):
     path = tmp_path / "older.pt"
     torch.save({"ema": older_names(model.state_dict(), 2), "model": {}, "steps": 1}, path)
     loaded = load_model(path, ema=True)
@@ -80,17 +80,17 @@ def test_older_names_are_understood(model, tmp_path):
     torch.testing.assert_close(velocity(loaded.model), velocity(model))
 
 
-def test_the_released_file_is_the_averaged_weights_alone(model, tmp_path):
+def test_the_released_file_holds_ema_weights_alone(model, tmp_path):
     path = tmp_path / "last.pt"
     torch.save(model.state_dict(), path)
     loaded = load_model(path, ema=True)
-    assert loaded.model.config == dataclasses.replace(CONFIG, encoder_depth=6)  # the file does not say; depth is 6
+    assert loaded.model.config == dataclasses.replace(CONFIG, encoder_depth=6)  # not in the file: all 6 blocks
     assert torch.equal(velocity(loaded.model)[0], velocity(model)[0])
-    with pytest.raises(CheckpointError, match="leave out --no-ema"):
+    with pytest.raises(CheckpointError, match="holds EMA weights only: remove --no-ema"):
         load_model(path, ema=False)
 
 
-def test_the_published_xl_has_the_sizes_of_the_preset():
+def test_the_config_of_sit_xl_is_inferred_from_its_weights():
     with torch.device("meta"):
         weights = SiT(sit_config("SiT-XL/2", input_size=32, in_channels=4)).state_dict()
     from repa_pipe.models.sit.infer_config import infer_sit_config
@@ -98,7 +98,7 @@ def test_the_published_xl_has_the_sizes_of_the_preset():
     assert infer_sit_config(weights) == sit_config("SiT-XL/2", input_size=32, in_channels=4)
 
 
-def test_a_published_checkpoint_is_sampled(model, tmp_path, monkeypatch):
+def test_a_published_checkpoint_can_be_sampled(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = save(tmp_path / "0400000.pt", model)
     result = sample.run(
@@ -111,7 +111,7 @@ def test_a_published_checkpoint_is_sampled(model, tmp_path, monkeypatch):
         assert set(archive["arr_1"].tolist()) <= set(range(5))
 
 
-def test_code_in_a_checkpoint_is_not_run(model, tmp_path):
+def test_code_in_a_checkpoint_is_not_executed(model, tmp_path):
     class Trap:
         def __reduce__(self):
             return (tmp_path.joinpath("ran").touch, ())
@@ -122,10 +122,10 @@ def test_code_in_a_checkpoint_is_not_run(model, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_another_models_weights_are_named(tmp_path):
+def test_the_error_names_a_file_with_weights_of_another_model(tmp_path):
     path = tmp_path / "other.pt"
     torch.save({"ema": {"conv.weight": torch.zeros(1)}, "model": {}}, path)
-    with pytest.raises(CheckpointError, match=r"other\.pt: the checkpoint holds no SiT as REPA publishes it"):
+    with pytest.raises(CheckpointError, match=r"other\.pt: the checkpoint does not hold a SiT with REPA"):
         load_model(path, ema=True)
 
 
@@ -135,12 +135,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "checkpoints"
 
 
-def test_a_released_checkpoint_is_downloaded_once_and_whole(cache, tmp_path, monkeypatch):
+def test_a_released_checkpoint_is_downloaded_once_and_verified(cache, tmp_path, monkeypatch):
     (tmp_path / "remote.pt").write_bytes(b"weights")
-    good = "9a0364b9e99bb480dd25e1f0284c8555"  # not the sha256 of these bytes
+    other = "9a0364b9e99bb480dd25e1f0284c8555"  # not the sha256 of these bytes
     entry = published.Published((tmp_path / "remote.pt").as_uri(), None)
     monkeypatch.setitem(published.PUBLISHED, "tiny", entry)
-    monkeypatch.setitem(published.PUBLISHED, "wrong", dataclasses.replace(entry, sha256=good))
+    monkeypatch.setitem(published.PUBLISHED, "wrong", dataclasses.replace(entry, sha256=other))
     path = resolve_checkpoint("tiny")
     assert path == cache / "tiny.pt"
     (tmp_path / "remote.pt").unlink()
@@ -151,7 +151,7 @@ def test_a_released_checkpoint_is_downloaded_once_and_whole(cache, tmp_path, mon
     assert [found.name for found in cache.iterdir()] == ["tiny.pt"]
 
 
-def test_without_a_network_the_address_and_the_place_are_named(cache, monkeypatch):
+def test_without_a_network_the_error_names_the_url_and_the_path(cache, monkeypatch):
     def fail(*_args, **_options):
         raise OSError("no network")
 

@@ -1,4 +1,4 @@
-"""A plug-in source that hangs: read by the tests through `--source-kind faulty_source:FaultySource`."""
+"""A slow or hanging plug-in source, which tests use as `--source-kind faulty_source:FaultySource`."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from repa_pipe.sources.image_folder import FolderSource
 
 
 class FaultySource(FolderSource):
-    """The folder's images, each `FAULTY_SLOW` seconds late; the first read of the key `FAULTY_HANGS` never ends."""
+    """An image folder. Every read takes `FAULTY_SLOW` seconds, and the first read of the key `FAULTY_HANGS` hangs."""
 
     def read_bytes(self, record):
         time.sleep(float(os.environ.get("FAULTY_SLOW", "0")))

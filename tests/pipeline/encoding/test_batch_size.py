@@ -18,8 +18,8 @@ def test_the_largest_power_of_two_that_fits_is_found(memory, expected):
 
 
 @pytest.mark.parametrize(("out_of_memory_above", "expected"), [(1000, 64), (64, 64), (40, 32), (9, 8)])
-def test_a_fifth_of_the_memory_stays_free(monkeypatch, out_of_memory_above, expected):
-    """On a GPU of 1,000 bytes, 100 of them the model's, where an image takes 10."""
+def test_a_fifth_of_the_free_memory_stays_unused(monkeypatch, out_of_memory_above, expected):
+    """On a GPU with 1,000 bytes, of which the model takes 100 and every image 10."""
     peak = [0]
 
     def run(crops):

@@ -1,4 +1,4 @@
-"""Encoding into a bucket leaves the objects that encoding into a folder leaves as files."""
+"""Encoding into a bucket writes the same objects as encoding into a folder writes files."""
 
 import dataclasses
 import json
@@ -12,21 +12,23 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from repa_pipe.config import EncodeConfig
 from repa_pipe.errors import ConfigError, RemoteError, StoreError
 from repa_pipe.pipeline import encode
 from repa_pipe.pipeline.encoding.shard import ShardEncoder
-from repa_pipe.pipeline.encoding.work import open_or_create, prepare_groups
+from repa_pipe.pipeline.encoding.work import ShardTask, open_or_create
 from repa_pipe.pipeline.store_tools import inspection as store_commands
 from repa_pipe.stores import open_store
+from repa_pipe.stores.creation import prepare_groups
 from repa_pipe.stores.remote import RemoteFiles
 
 LATENTS, FEATURES = "latents/tiny-kl-f8", "features/efficientnet-lite0"
 URL = "s3://stores/small"
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # boto's, of datetime
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of datetime, in boto
 
 
 @pytest.fixture
@@ -51,11 +53,11 @@ def on_disk(store):
 
 
 def in_bucket(bucket):
-    return {one.key.removeprefix("small/"): one.get()["Body"].read() for one in bucket.objects.all()}
+    return {item.key.removeprefix("small/"): item.get()["Body"].read() for item in bucket.objects.all()}
 
 
 def assert_same_store(found, expected):
-    """The same names and bytes, but for writer and time of commit records."""
+    """Compare names and bytes, except the writer and time of commit records."""
     assert sorted(found) == sorted(expected)
     for name, data in expected.items():
         if name.startswith("commits/"):
@@ -72,7 +74,7 @@ def expected(images, tmp_path):
     return on_disk(tmp_path / "store")
 
 
-def test_a_bucket_holds_what_a_folder_would(images, expected, bucket, capsys):
+def test_a_bucket_holds_the_same_bytes_as_a_folder(images, expected, bucket, caplog):
     result = encode.run(config_of(images, URL))
     assert_same_store(in_bucket(bucket), expected)
     assert "quarantine.parquet" in expected
@@ -81,13 +83,13 @@ def test_a_bucket_holds_what_a_folder_would(images, expected, bucket, capsys):
         len(data) for name, data in expected.items() if "/c/" in name and name.startswith(("latents", "features"))
     )
     assert encode.run(config_of(images, URL)).encoded == 0
-    assert f"{URL} is complete" in capsys.readouterr().err
+    assert f"{URL} is complete" in caplog.text
     with open_store(URL) as store:
         assert store.read([LATENTS, FEATURES], [0, 5])[f"{FEATURES}/tokens"].any()
 
 
 def failing_put(first, last):
-    """`RemoteFiles.put`, which fails for the `first` commit record and all after it before the `last`."""
+    """Return a `RemoteFiles.put` that fails from the `first` commit record on, until the `last` (exclusive)."""
     put, records = RemoteFiles.put, []
 
     def put_or_fail(self, files):
@@ -100,66 +102,66 @@ def failing_put(first, last):
     return put_or_fail
 
 
-def test_a_shard_that_could_not_be_uploaded_is_tried_again(images, expected, bucket, monkeypatch):
+def test_a_shard_that_could_not_be_uploaded_is_retried(images, expected, bucket, monkeypatch):
     monkeypatch.setattr(RemoteFiles, "put", failing_put(4, 5))
     result = encode.run(config_of(images, URL))
     assert (result.failed, result.encoded) == ([], 8)
     assert_same_store(in_bucket(bucket), expected)
 
 
-def test_a_run_that_the_network_ends_goes_on_to_the_same_objects(images, expected, bucket, monkeypatch):
+def test_a_run_that_the_network_ended_resumes_to_the_same_objects(images, expected, bucket, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(RemoteFiles, "put", failing_put(4, math.inf))
         failed = encode.run(config_of(images, URL)).failed
-    assert {one.cause for one in failed} == {"RemoteError: the network is gone"}
+    assert {shard.cause for shard in failed} == {"RemoteError: the network is gone"}
     assert sum(name.startswith("commits/") for name in in_bucket(bucket)) == 3
     assert encode.run(config_of(images, URL)).failed == []
     assert_same_store(in_bucket(bucket), expected)
 
 
-def test_what_another_run_left_in_the_bucket_is_continued(images, expected, bucket):
+def test_a_bucket_with_a_missing_shard_is_completed(images, expected, bucket):
     encode.run(config_of(images, URL))
     for key in (f"commits/{FEATURES}/00001.json", f"{FEATURES}/tokens/c/1/0/0"):
         bucket.Object(f"small/{key}").delete()
-    before = {one.key: one.last_modified for one in bucket.objects.all()}
-    time.sleep(1.1)  # the server's clock counts seconds
+    before = {item.key: item.last_modified for item in bucket.objects.all()}
+    time.sleep(1.1)  # times on the server are in whole seconds
     assert encode.run(config_of(images, URL)).encoded == 2
     assert_same_store(in_bucket(bucket), expected)
-    again = {one.key for one in bucket.objects.all() if before.get(one.key) != one.last_modified}
-    assert {key for key in again if "/c/" in key and not key.startswith(f"small/{FEATURES}/")} == set()
+    written = {item.key for item in bucket.objects.all() if before.get(item.key) != item.last_modified}
+    assert {key for key in written if "/c/" in key and not key.startswith(f"small/{FEATURES}/")} == set()
 
 
-def test_a_shard_that_another_worker_has_committed_is_left_alone(images, bucket):
+def test_a_shard_that_another_worker_has_committed_is_unchanged(images, bucket):
     config = config_of(images, URL)
     encode.run(config)
     before = in_bucket(bucket)
-    with ShardEncoder(config, (LATENTS, FEATURES)) as encoder:
-        encoder.run(0, (LATENTS, FEATURES))
+    with ShardEncoder(config, (LATENTS, FEATURES), torch.device("cpu")) as encoder:
+        encoder.run(ShardTask(0, (LATENTS, FEATURES)))
     assert in_bucket(bucket) == before
 
 
-def test_an_image_that_changed_since_is_named(images, bucket):
+def test_an_image_that_has_changed_is_reported(images, bucket):
     encode.run(config_of(images, URL, encoder=()))
     path = images / "class-0/2.png"
     data = path.read_bytes()
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes().ljust(len(data), b"\0"))  # the index lists sizes
-    with pytest.raises(StoreError, match=r"class-0/2\.png .*has other bytes"):
+    path.write_bytes(path.read_bytes().ljust(len(data), b"\0"))  # the index contains sizes
+    with pytest.raises(StoreError, match=r"class-0/2\.png .*differs from the one that"):
         encode.run(config_of(images, URL))
 
 
-def scale_in(bucket):
+def scale_of(bucket):
     return json.loads(in_bucket(bucket)[f"{LATENTS}/zarr.json"])["attributes"]["scale"]
 
 
 def test_measured_scales_are_written_to_the_bucket(images, bucket):
     encode.run(config_of(images, URL, encoder=()))
-    before = scale_in(bucket)
+    before = scale_of(bucket)
     store_commands.stats(URL, "tiny-kl-f8", write=True)
-    assert scale_in(bucket) != before
+    assert scale_of(bucket) != before
 
 
-def test_other_groups_than_the_bucket_has_are_refused_by_its_url(images, bucket):
+def test_messages_about_different_groups_contain_the_url(images, bucket):
     encode.run(config_of(images, URL))
     with pytest.raises(StoreError, match=f"^{URL}: {FEATURES} is stored as float16"):
         encode.run(config_of(images, URL, codec="int8"))
@@ -167,17 +169,17 @@ def test_other_groups_than_the_bucket_has_are_refused_by_its_url(images, bucket)
         open_or_create(config_of(images, URL)) as store,
         pytest.raises(StoreError, match=f"delete {URL}/{FEATURES} and {URL}/commits/{FEATURES}"),
     ):
-        prepare_groups(store, [renamed_weights()])
+        prepare_groups(store, [spec_with_other_weights()])
 
 
-def renamed_weights():
+def spec_with_other_weights():
     with open_store(URL) as store:
         spec = store.group(FEATURES).spec
     return dataclasses.replace(spec, attributes=spec.attributes | {"fingerprint": {"weights_sha256": "other"}})
 
 
 def test_web_servers_and_missing_buckets_are_refused(images, bucket):
-    with pytest.raises(ConfigError, match="web servers take no files"):
+    with pytest.raises(ConfigError, match="web servers are read-only"):
         config_of(images, "https://example.org/store").validate()
     with pytest.raises(StoreError, match=r"s3://absent/store cannot be written .*check the URL"):
         encode.run(config_of(images, "s3://absent/store"))
@@ -185,7 +187,7 @@ def test_web_servers_and_missing_buckets_are_refused(images, bucket):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ray", [False, True])
-def test_three_kills_leave_the_objects_of_an_undisturbed_run(images, expected, bucket, ray):
+def test_three_kills_leave_the_objects_of_an_uninterrupted_run(images, expected, bucket, ray):
     config = config_of(images, URL, ray=ray, actors=1 if ray else None)
     command = [sys.executable, "-m", "repa_pipe.cli", *config.command().split()[1:]]
     rng = random.Random(0)

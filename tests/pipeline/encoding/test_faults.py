@@ -1,4 +1,4 @@
-"""Whole runs of the command that lose images, nodes, patience: inline and on real Ray."""
+"""Runs of the command with missing and broken images, interruptions, hung reads and lost nodes, some on Ray."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import pytest
 
 from repa_pipe.config import EncodeConfig
 from repa_pipe.pipeline import encode
+from repa_pipe.pipeline.encoding.group_encoder import EncodedBatch
 from repa_pipe.sources.demo_images import photographs
 from repa_pipe.stores import open_store
 
@@ -23,7 +24,7 @@ ON_RAY = {"ray": True, "actors": 1}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """48 small photographs: 12 shards of four."""
+    """48 small photographs, for 12 shards of four."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("images") / "class-0"
@@ -48,6 +49,7 @@ def config_of(images, store, **changes):
 
 
 def environment(**values):
+    """Return the environment in which subprocesses can import faulty_source."""
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": paths} | values
 
@@ -64,8 +66,8 @@ def start(config, **values):
     )
 
 
-def emptied(encoded, store):
-    """A copy of a store with its groups made and nothing in them."""
+def empty_copy(encoded, store):
+    """Copy a store without its shards and commit records."""
     shutil.copytree(encoded, store)
     shutil.rmtree(store / "commits")
     for folder in store.glob("*/*/*/c"):
@@ -78,37 +80,36 @@ def array_bytes(store):
     return {str(path.relative_to(store)): path.read_bytes() for path in files}
 
 
-def committed(store):
+def count_commits(store):
     return len(list(Path(store).glob("commits/*/*/*.json")))
 
 
 def wait_for_shards(store, count, process):
-    while committed(store) < count:
+    while count_commits(store) < count:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
 
 
 @pytest.mark.parametrize("runner", [{}, ON_RAY], ids=["inline", "ray"])
-def test_a_shard_that_fails_three_times_is_named_at_the_end(images, tmp_path, runner):
+def test_a_shard_that_fails_three_times_is_reported_at_the_end(images, tmp_path, runner):
     vanishing = tmp_path / "images"
     shutil.copytree(images, vanishing)
     config = config_of(vanishing, tmp_path / "store", **runner)
-    encode.open_or_create(config)
+    encode.open_or_create(config).close()
     (vanishing / "class-0/005.jpg").unlink()
-    broken = config_of(vanishing, tmp_path / "store", **runner)
-    listed = tmp_path / "listed.py"
-    listed.write_text(
+    script = tmp_path / "encode_listed.py"
+    script.write_text(
         "import sys\n"
         "from repa_pipe import cli\n"
-        "from repa_pipe.pipeline import encode, encode_plan\n"
+        "from repa_pipe.pipeline import encode\n"
         "from repa_pipe.stores import open_store\n"
-        "encode.open_or_create = lambda config: open_store(config.store)\n"  # as if it vanished after the listing
-        f"sys.argv = {['repa-pipe', *broken.command().split()[1:]]!r}\n"
+        "encode.open_or_create = lambda config: open_store(config.store)\n"  # as if it vanished after it was listed
+        f"sys.argv = {['repa-pipe', *config.command().split()[1:]]!r}\n"
         "cli.main()\n"
     )
-    done = subprocess.run([sys.executable, listed], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert "error: shard 1 failed every time: SourceError: " in done.stderr
+    assert "error: shard 1 failed in every attempt: SourceError: " in done.stderr
     assert "class-0/005.jpg" in done.stderr
     assert "Traceback" not in done.stderr
     summary = json.loads(done.stdout[done.stdout.index("{") :])
@@ -118,24 +119,24 @@ def test_a_shard_that_fails_three_times_is_named_at_the_end(images, tmp_path, ru
 
 @pytest.mark.parametrize("runner", [{}, ON_RAY], ids=["inline", "ray"])
 def test_ctrl_c_stops_within_five_seconds_and_loses_only_shards_in_flight(images, encoded, tmp_path, runner):
-    store = emptied(encoded, tmp_path / "store")
+    store = empty_copy(encoded, tmp_path / "store")
     process = start(config_of(images, store, source_kind="faulty_source:FaultySource", **runner), FAULTY_SLOW="0.4")
     wait_for_shards(store, 4, process)
-    before = committed(store)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything that the command started
+    before = count_commits(store)
+    os.killpg(process.pid, signal.SIGINT)  # to all processes of the command, as a terminal does
     sent = time.monotonic()
     _, errors = process.communicate()
     assert time.monotonic() - sent < 5
     assert process.returncode == 130
-    assert "the same command goes on" in errors
+    assert "interrupted; re-run the same command to resume" in errors
     assert "Traceback" not in errors
-    assert before <= committed(store) <= before + 2
+    assert before <= count_commits(store) <= before + 2
     encode.run(config_of(images, store))
     assert array_bytes(store) == array_bytes(encoded)
 
 
-def test_a_hung_shard_is_tried_again_in_another_actor(images, encoded, tmp_path):
-    store = emptied(encoded, tmp_path / "store")
+def test_a_hung_shard_is_retried_on_another_actor(images, encoded, tmp_path):
+    store = empty_copy(encoded, tmp_path / "store")
     config = config_of(images, store, source_kind="faulty_source:FaultySource", ray=True, actors=2, shard_timeout=10.0)
     process = start(config, FAULTY_HANGS="class-0/017.jpg", FAULTY_MARKER=str(tmp_path / "hung"))
     _, errors = process.communicate(timeout=200)
@@ -145,14 +146,14 @@ def test_a_hung_shard_is_tried_again_in_another_actor(images, encoded, tmp_path)
 
 
 def broken_files(good):
-    """A thousand files of five kinds that are no images, and a part of the reason that each has to be given."""
+    """Yield 1,000 files that are not images, of five kinds, each with a part of the expected reason."""
     import io
     import struct
     import zlib
 
     from PIL import Image
 
-    def png(width, height):  # a header that promises, and nothing behind it
+    def png(width, height):  # a header without pixels
         chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
         data = b"IDAT" + zlib.compress(b"")
         parts = [
@@ -170,7 +171,7 @@ def broken_files(good):
         yield "pixels: a side is", png(2_000_000 + number, 10) if number % 2 else line.getvalue()
 
 
-def test_a_thousand_broken_images_are_listed_and_two_thousand_good_ones_stored(tmp_path, monkeypatch):
+def test_1000_broken_images_are_listed_and_2000_good_ones_are_stored(tmp_path, monkeypatch):
     import io
 
     import numpy as np
@@ -180,7 +181,7 @@ def test_a_thousand_broken_images_are_listed_and_two_thousand_good_ones_stored(t
     from repa_pipe.stores.layout import ArraySpec, GroupSpec
 
     class Means:
-        """In place of a VAE, whose time is not what is tested."""
+        """A fast replacement of the VAE."""
 
         spec = GroupSpec(
             path=LATENTS,
@@ -189,7 +190,7 @@ def test_a_thousand_broken_images_are_listed_and_two_thousand_good_ones_stored(t
         )
 
         def __call__(self, crops):
-            return {"moments": crops.float().mean((2, 3), keepdim=True).numpy() + 1}
+            return EncodedBatch({"moments": crops.float().mean((2, 3), keepdim=True).numpy() + 1})
 
     monkeypatch.setattr("repa_pipe.pipeline.encoding.shard.load_group_encoders", lambda *_: [Means()])
     folder = tmp_path / "images/class-0"
@@ -214,12 +215,12 @@ def test_a_thousand_broken_images_are_listed_and_two_thousand_good_ones_stored(t
     assert (store.read([LATENTS], valid)[f"{LATENTS}/moments"] > 1).all()
 
 
-def test_a_node_that_is_lost_costs_time_only(images, encoded, tmp_path, monkeypatch):
+def test_shards_of_a_lost_node_are_encoded_on_another_one(images, encoded, tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
-    for name, value in environment(FAULTY_SLOW="0.5").items():  # workers get that of their node
+    for name, value in environment(FAULTY_SLOW="0.5").items():  # workers inherit it from their node
         monkeypatch.setenv(name, value)
-    store = emptied(encoded, tmp_path / "store")
+    store = empty_copy(encoded, tmp_path / "store")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
     try:
         node = cluster.add_node(num_cpus=1, object_store_memory=10**8)

@@ -1,4 +1,4 @@
-"""The allocator's one arena: its limit counts only for threads that start later, so it has to come first."""
+"""The limit of one malloc arena. It applies only to threads that start later, so it must be set first."""
 
 import subprocess
 import sys
@@ -24,12 +24,13 @@ libc.fclose(file)
 """
 
 
-def arenas(first: str) -> int:
+def count_arenas(first: str) -> int:
+    """Return the number of arenas in a process in which `cli.main` has run after the statement `first`."""
     command = [sys.executable, "-c", ARENAS_AFTER_THREADS.format(first=first)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.count("<heap nr")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_the_command_line_has_all_threads_share_one_arena():
-    assert arenas("") == 1
-    assert arenas("cli.share_one_arena = lambda: None") > 1
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc's allocator")
+def test_all_threads_of_the_command_line_share_one_arena():
+    assert count_arenas("") == 1
+    assert count_arenas("cli.share_one_arena = lambda: None") > 1

@@ -1,13 +1,15 @@
+"""`store info` and `store stats` on a real store."""
+
 import numpy as np
 
-from repa_pipe.pipeline.store_tools import inspection as store_commands
+from repa_pipe.pipeline.store_tools import inspection
 from repa_pipe.stores import open_store
 
 
-def test_measured_scale_gives_latents_mean_zero_and_deviation_one(make_store):
+def test_measured_scale_and_bias_standardize_the_latents(make_store):
     path, contents = make_store()
-    text = store_commands.stats(str(path), "tiny", write=True)
-    assert "measured on 50 images, written" in text
+    text = inspection.stats(str(path), "tiny", write=True)
+    assert "measured on 50 images, written to the store" in text
     attributes = open_store(path).group("latents/tiny").attributes
     mean, std = np.split(contents["latents/tiny/moments"].astype(np.float64), 2, axis=1)
     draws = mean + std * np.random.default_rng(0).standard_normal(mean.shape)
@@ -17,16 +19,16 @@ def test_measured_scale_gives_latents_mean_zero_and_deviation_one(make_store):
     np.testing.assert_allclose(latents.std((0, 2, 3)), 1, atol=0.05)
 
 
-def test_stats_alone_change_nothing(make_store):
+def test_stats_without_write_do_not_change_the_store(make_store):
     path, _ = make_store()
     before = (path / "latents/tiny/zarr.json").read_bytes()
-    store_commands.stats(str(path), "tiny", write=False)
+    inspection.stats(str(path), "tiny", write=False)
     assert (path / "latents/tiny/zarr.json").read_bytes() == before
 
 
-def test_info_tells_what_is_there(make_store):
+def test_info_shows_images_groups_and_arrays(make_store):
     path, _ = make_store()
-    text = store_commands.info(str(path))
+    text = inspection.info(str(path))
     assert "50 images of 3 classes at 32 px" in text
     assert "latents/tiny: 4 of 4 shards" in text
-    assert "tokens [16, 24] float16" in text
+    assert "per sample: tokens [16, 24] float16" in text

@@ -1,4 +1,4 @@
-"""Import of REPA's layout, export to it and to safetensors."""
+"""Import of REPA's layout, export to it and to safetensors, and listing of samples."""
 
 import json
 import os
@@ -23,7 +23,7 @@ COUNT = 20
 
 @pytest.fixture
 def repa_folder(tmp_path):
-    """What REPA's `dataset_tools.py convert` and `encode` leave behind, for 20 images of 256 pixels."""
+    """Write 20 images of 256 pixels and their moments, as REPA's `dataset_tools.py convert` and `encode` do."""
     root, rng = tmp_path / "repa", np.random.default_rng(0)
     labels = {"images": [], "vae-sd": []}
     for i in range(COUNT):
@@ -39,7 +39,7 @@ def repa_folder(tmp_path):
 
 
 def read_as_published(root):
-    """Images, moments and labels in the pairing of the published `CustomDataset`: by sorted relative names."""
+    """Return images, moments and labels paired as in the published `CustomDataset`, by sorted relative names."""
 
     def names(folder, ending):
         found = (os.path.relpath(f"{top}/{name}", folder) for top, _, files in os.walk(folder) for name in files)
@@ -54,7 +54,7 @@ def read_as_published(root):
     )
 
 
-def test_an_import_holds_what_the_published_trainer_would_read(repa_folder, tmp_path):
+def test_imported_store_holds_what_the_published_trainer_reads(repa_folder, tmp_path):
     text = import_repa(str(repa_folder), str(tmp_path / "store"), "sd-vae-ft-mse")
     assert "20 images" in text
     _, moments, labels = read_as_published(repa_folder)
@@ -67,7 +67,7 @@ def test_an_import_holds_what_the_published_trainer_would_read(repa_folder, tmp_
     assert verify_store(tmp_path / "store").ok
 
 
-def test_an_encoder_is_added_to_an_import_and_all_of_it_exported_again(repa_folder, tmp_path):
+def test_encoder_is_added_to_an_imported_store_which_exports_the_same_files(repa_folder, tmp_path):
     store, out = str(tmp_path / "store"), tmp_path / "again"
     import_repa(str(repa_folder), store, "sd-vae-ft-mse")
     config = EncodeConfig(
@@ -82,7 +82,7 @@ def test_an_encoder_is_added_to_an_import_and_all_of_it_exported_again(repa_fold
     assert import_repa(str(out), str(tmp_path / "second"), "sd-vae-ft-mse")
 
 
-def test_an_import_that_was_stopped_goes_on(repa_folder, tmp_path):
+def test_interrupted_import_resumes(repa_folder, tmp_path):
     bad = repa_folder / "vae-sd/00001/img-mean-std-00000018.npy"
     data = bad.read_bytes()
     bad.write_bytes(data[:500])
@@ -94,32 +94,35 @@ def test_an_import_that_was_stopped_goes_on(repa_folder, tmp_path):
     assert verify_store(tmp_path / "store").ok
 
 
-def spoil_labels(root):
+def change_label(root):
     (root / "images/dataset.json").write_text(
         (root / "images/dataset.json").read_text().replace('00000003.png", 0', '00000003.png", 1')
     )
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
-        (lambda root: (root / "vae-sd/00001/img-mean-std-00000018.npy").unlink(), "20 images and 19 .npy files"),
-        (lambda root: (root / "vae-sd/dataset.json").write_text("{}"), "does not give every .npy file a label"),
-        (spoil_labels, "1 images have another label"),
+        (
+            lambda root: (root / "vae-sd/00001/img-mean-std-00000018.npy").unlink(),
+            "20 images and 19 .npy files: expected one",
+        ),
+        (lambda root: (root / "vae-sd/dataset.json").write_text("{}"), "does not have a label for every .npy file"),
+        (change_label, "labels in images/ and vae-sd/ differ for 1 of 20 images"),
         (
             lambda root: np.save(root / "vae-sd/00001/img-mean-std-00000018.npy", np.zeros((4, 32, 32))),
-            r"\(4, 32, 32\)",
+            r"expected floats \(8, 32, 32\), found float64 \(4, 32, 32\)",
         ),
-        (lambda root: [file.unlink() for file in (root / "vae-sd").rglob("*.npy")], "holds no .npy files"),
+        (lambda root: [file.unlink() for file in (root / "vae-sd").rglob("*.npy")], "has no .npy files"),
     ],
 )
-def test_folders_that_do_not_fit_are_refused(repa_folder, tmp_path, spoil, message):
-    spoil(repa_folder)
+def test_inconsistent_folders_are_refused(repa_folder, tmp_path, damage, message):
+    damage(repa_folder)
     with pytest.raises(SourceError, match=message):
         import_repa(str(repa_folder), str(tmp_path / "store"), "sd-vae-ft-mse")
 
 
-def test_safetensors_hold_the_same_arrays(make_store, tmp_path):
+def test_safetensors_export_holds_the_same_arrays(make_store, tmp_path):
     path, contents = make_store()
     export(str(path), str(tmp_path / "out"), "safetensors", [], None)
     shards = [load_file(file) for file in sorted((tmp_path / "out").glob("*.safetensors"))]
@@ -127,16 +130,18 @@ def test_safetensors_hold_the_same_arrays(make_store, tmp_path):
     for name, expected in contents.items():
         np.testing.assert_array_equal(np.concatenate([shard[name] for shard in shards]), expected)
     assert np.concatenate([shard["index"] for shard in shards]).tolist() == list(range(50))
-    facts = json.loads((tmp_path / "out/store.json").read_text())
-    assert facts["groups"]["features/enc"]["codec"]["name"] == "float16"
+    metadata = json.loads((tmp_path / "out/store.json").read_text())
+    assert metadata["groups"]["features/enc"]["codec"]["name"] == "float16"
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.safetensors")}
     export(str(path), str(tmp_path / "out"), "safetensors", [], None)
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
-def test_export_wants_one_vae(make_store, tmp_path):
+def test_export_to_repa_layout_requires_one_vae(make_store, tmp_path):
     path, _ = make_store()
-    with pytest.raises(StoreError, match="holds the moments of one VAE"):
+    with pytest.raises(
+        StoreError, match=r"holds the moments of one VAE: expected one group of latents in .*, found none"
+    ):
         export(str(path), str(tmp_path / "out"), "repa", ["features/enc"], None)
 
 

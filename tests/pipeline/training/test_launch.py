@@ -1,4 +1,4 @@
-"""The same run on one rank, several, sharded ones, and on Ray."""
+"""The same run on one rank, on several ranks, with sharded weights, and on Ray."""
 
 import json
 import os
@@ -13,15 +13,14 @@ import torch
 
 from repa_pipe.errors import ConfigError
 from repa_pipe.pipeline import train
-from repa_pipe.pipeline.artifacts.checkpoints import list_checkpoints
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 
 
 def command(config, *launcher):
-    words = config.command().split()[1:]
-    return [*(launcher or (sys.executable,)), "-m", "repa_pipe.cli", *words]
+    return [*(launcher or (sys.executable,)), "-m", "repa_pipe.cli", config.kind, *config.flags()]
 
 
 def on_two_ranks(config):
@@ -41,12 +40,12 @@ def test_two_ranks_agree_with_one(config_of, options, weights_of):
     one = train.run(config_of(exp_name="one", **options))
     two = on_two_ranks(config_of(exp_name="two", **options))
     assert_close_weights(weights_of(one), weights_of(two))
-    for row, same in zip(read_metrics(Path(one.run)), read_metrics(Path(two.run)), strict=True):
+    for row, same in zip(read_metrics(RunFolder(Path(one.run))), read_metrics(RunFolder(Path(two.run))), strict=True):
         assert all(row[name] == pytest.approx(same[name], rel=1e-3, abs=1e-4) for name in ("loss", "alignment_loss"))
 
 
 @pytest.mark.slow
-def test_interrupted_ranks_leave_a_checkpoint_together(config_of):
+def test_interrupted_ranks_write_one_checkpoint(config_of):
     config = config_of(max_train_steps=100_000, checkpointing_steps=100_000, log_steps=5)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(config, *LAUNCHER), stderr=subprocess.PIPE, env=environment, text=True)
@@ -57,13 +56,13 @@ def test_interrupted_ranks_leave_a_checkpoint_together(config_of):
             break
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert "stopped with a checkpoint" in errors
-    (checkpoint,) = list_checkpoints(metrics.parent)
+    assert "checkpoint saved" in errors
+    (checkpoint,) = RunFolder(metrics.parent).checkpoints()
     assert int(checkpoint.stem) % 5 == 0
 
 
 @pytest.mark.slow
-def test_sharded_ranks_agree_with_one_and_hand_over_to_it(config_of, weights_of):
+def test_sharded_ranks_agree_with_one_rank_which_can_resume_their_run(config_of, weights_of):
     options = {"alignment_steps": 4, "microbatches": 2}
     one = weights_of(train.run(config_of(exp_name="one", **options)))
     assert_close_weights(one, weights_of(on_two_ranks(config_of(exp_name="sharded", fsdp=True, **options))))
@@ -72,14 +71,14 @@ def test_sharded_ranks_agree_with_one_and_hand_over_to_it(config_of, weights_of)
 
 
 @pytest.mark.slow
-def test_sharded_ranks_continue_to_the_bit(config_of, weights_of, assert_same_weights):
+def test_sharded_ranks_resume_bit_identically(config_of, weights_of, assert_same_weights):
     whole = on_two_ranks(config_of(exp_name="whole", fsdp=True))
     on_two_ranks(config_of(max_train_steps=3, fsdp=True))
     assert_same_weights(weights_of(whole), weights_of(on_two_ranks(config_of(fsdp=True))))
 
 
 @pytest.mark.slow
-def test_workers_of_ray_train_agree_with_one_rank(config_of, weights_of):
+def test_two_workers_of_ray_train_agree_with_one_rank(config_of, weights_of):
     pytest.importorskip("ray.train", exc_type=ImportError)
     one = train.run(config_of(exp_name="one"))
     config = config_of(exp_name="ray", ray=True, ray_workers=2)
@@ -88,11 +87,11 @@ def test_workers_of_ray_train_agree_with_one_rank(config_of, weights_of):
     assert_close_weights(weights_of(one), weights_of(train.run(config_of(exp_name="ray"))))
     other = command(config_of(exp_name="ray", ray=True, seed=5))
     refused = subprocess.run(other, check=False, capture_output=True, text=True)
-    assert (refused.returncode, "--seed: 0 there, 5 asked for" in refused.stderr) == (2, True)
+    assert (refused.returncode, "--seed: recorded 0, requested 5" in refused.stderr) == (2, True)
     assert not list(Path(config.output_dir).glob(".ray-*"))
 
 
-def test_ray_train_that_is_not_installed_is_named(config_of, monkeypatch):
+def test_the_error_says_how_to_install_ray_train(config_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.train", None)
     with pytest.raises(ConfigError, match=r"pip install 'ray\[train\]'"):
         train.run(config_of(ray=True))

@@ -1,3 +1,5 @@
+"""Grids of images that are generated during training."""
+
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +10,17 @@ from repa_pipe.errors import WeightsError
 from repa_pipe.pipeline import train
 
 
-def test_pictures_are_drawn_on_the_way_and_training_does_not_notice(config_of, weights_of, assert_same_weights):
+def test_grids_are_generated_without_affecting_the_training(config_of, weights_of, assert_same_weights):
     plain = train.run(config_of(exp_name="plain", max_train_steps=4))
-    drawn = train.run(config_of(max_train_steps=4, sampling_steps=2, learning_rate=1e-4))
-    assert_same_weights(weights_of(plain), weights_of(drawn))
-    pictures = sorted((Path(drawn.run) / "samples").glob("*.png"))
-    assert [path.name for path in pictures] == ["step-0000002.png", "step-0000004.png"]
-    assert np.asarray(Image.open(pictures[0])).shape == (256, 256, 3)
+    with_grids = train.run(config_of(max_train_steps=4, sampling_steps=2, learning_rate=1e-4))
+    assert_same_weights(weights_of(plain), weights_of(with_grids))
+    grids = sorted((Path(with_grids.run) / "samples").glob("*.png"))
+    assert [path.name for path in grids] == ["step-0000002.png", "step-0000004.png"]
+    assert np.asarray(Image.open(grids[0])).shape == (256, 256, 3)
 
 
 @pytest.mark.slow
-def test_the_same_noise_is_drawn_again_when_a_run_goes_on(config_of):
+def test_a_resumed_run_generates_the_same_grids(config_of):
     options = {"sampling_steps": 2, "ema_decay": 0.0, "learning_rate": 1e-2}
     whole = train.run(config_of(exp_name="whole", max_train_steps=4, **options))
     train.run(config_of(max_train_steps=2, **options))
@@ -27,12 +29,12 @@ def test_the_same_noise_is_drawn_again_when_a_run_goes_on(config_of):
     first, *others = [
         np.asarray(Image.open(Path(run) / "samples" / name)) for run in (whole.run, parts.run) for name in names
     ]
-    assert not np.array_equal(first, others[0])  # training has changed them
+    assert not np.array_equal(first, others[0])  # training has changed the images
     assert np.array_equal(first, others[1])
     assert np.array_equal(others[0], others[2])
 
 
-def test_a_vae_that_cannot_be_had_is_said_before_training(config_of, monkeypatch):
+def test_an_unavailable_vae_is_an_error_before_training(config_of, monkeypatch):
     def load_vae(name, device):
         raise WeightsError(f"no {name}")
 

@@ -1,3 +1,5 @@
+"""TensorBoard and Weights & Biases get the same values as metrics.parquet."""
+
 import importlib.util
 import json
 import sys
@@ -8,6 +10,7 @@ import pytest
 from repa_pipe.errors import ConfigError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 
 FAKE_WANDB = """
 import json, pathlib
@@ -17,11 +20,11 @@ class Image:
         self.shape = array.shape
 class Run:
     def __init__(self, options):
-        self.said = [{name: str(value) for name, value in options.items()}]
+        self.calls = [{name: str(value) for name, value in options.items()}]
     def log(self, values, step):
-        self.said.append([step, {name: getattr(value, "shape", value) for name, value in values.items()}])
+        self.calls.append([step, {name: getattr(value, "shape", value) for name, value in values.items()}])
     def finish(self):
-        LOG.write_text(json.dumps((json.loads(LOG.read_text()) if LOG.exists() else []) + [self.said]))
+        LOG.write_text(json.dumps((json.loads(LOG.read_text()) if LOG.exists() else []) + [self.calls]))
 def init(**options):
     return Run(options)
 """
@@ -38,39 +41,39 @@ def wandb_log(tmp_path, monkeypatch):
     sys.modules.pop("wandb", None)
 
 
-def test_wandb_is_told_what_the_metrics_say_and_a_continued_run_stays_one(config_of, wandb_log):
+def test_wandb_gets_the_metrics_and_a_resumed_run_keeps_its_id(config_of, wandb_log):
     train.run(config_of(report_to="wandb", max_train_steps=3, sampling_steps=3))
     result = train.run(config_of(report_to="wandb"))
-    (first, *told), (second, *later) = json.loads(wandb_log.read_text())
+    (first, *logged), (second, *later) = json.loads(wandb_log.read_text())
     assert first["name"] == "run"
     assert first["id"] == second["id"] == (Path(result.run) / "wandb_id").read_text()
     assert second["resume"] == "allow"
-    assert told[-1] == [3, {"samples": [256, 256, 3]}]
-    rows = {row.pop("step"): row for row in read_metrics(Path(result.run))}
-    assert dict(told[:-1] + later) == rows
+    assert logged[-1] == [3, {"samples": [256, 256, 3]}]
+    rows = {row.pop("step"): row for row in read_metrics(RunFolder(Path(result.run)))}
+    assert dict(logged[:-1] + later) == rows
 
 
-def test_tensorboard_holds_what_the_metrics_say(config_of):
+def test_tensorboard_gets_the_metrics_and_the_grids(config_of):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train.run(config_of(max_train_steps=3))
     result = train.run(config_of(sampling_steps=6))
     written = accumulators.EventAccumulator(str(Path(result.run) / "tensorboard"))
     written.Reload()
-    rows = read_metrics(Path(result.run))
+    rows = read_metrics(RunFolder(Path(result.run)))
     for name in ("loss", "alignment_loss", "grad_norm", "images_per_s"):
-        told = [(event.step, event.value) for event in written.Scalars(name)]
-        assert told == [(row["step"], pytest.approx(row[name])) for row in rows]
+        logged = [(event.step, event.value) for event in written.Scalars(name)]
+        assert logged == [(row["step"], pytest.approx(row[name])) for row in rows]
     assert [event.step for event in written.Images("samples")] == [6]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_reporter_that_is_not_installed_is_named(config_of, monkeypatch, name):
+def test_a_tracker_that_is_not_installed_is_an_error(config_of, monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None)
-    with pytest.raises(ConfigError, match=f"--report-to is '{name}', which is not installed: pip install {name}"):
+    with pytest.raises(ConfigError, match=f"--report-to is '{name}', which is not installed: run 'pip install {name}'"):
         train.run(config_of(report_to=name))
 
 
-def test_nobody_is_told_where_nothing_is_installed(config_of, monkeypatch):
+def test_no_tracker_is_used_where_none_is_installed(config_of, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None)
     result = train.run(config_of(max_train_steps=1))
     assert not (Path(result.run) / "tensorboard").exists()

@@ -1,3 +1,5 @@
+"""The alignment term: its weight over steps, its targets, and what is read of the store."""
+
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,19 +13,20 @@ from repa_pipe.errors import ConfigError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.training.setup import open_dataset, resolve
-from repa_pipe.pipeline.training.terms.alignment import Alignment
+from repa_pipe.pipeline.training.terms.alignment import AlignmentTerm
 from repa_pipe.stores import Batch, open_store
 from repa_pipe.stores.codecs import make_codec
 
 
-def test_alignment_ends_and_no_token_is_read_from_then_on(config_of, weights_of, assert_same_weights):
+def test_no_tokens_are_read_after_alignment_has_ended(config_of, weights_of, assert_same_weights):
     short = train.run(config_of(alignment_steps=2, max_train_steps=2))
     for file in Path(config_of().store).glob("features/enc/tokens/c/*/*/*"):
         file.unlink()
     longer = train.run(config_of(alignment_steps=2, log_steps=1))
-    rows = read_metrics(Path(longer.run))
+    rows = read_metrics(RunFolder(Path(longer.run)))
     assert [row["alignment_loss"] != 0 for row in rows] == [True, *[False] * 4]
     before, after = weights_of(short), weights_of(longer)
     assert_same_weights(
@@ -35,32 +38,34 @@ def test_alignment_ends_and_no_token_is_read_from_then_on(config_of, weights_of,
 @pytest.mark.parametrize(
     "stopped_after", [pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 4]
 )
-def test_the_end_of_alignment_leaves_resuming_exact(config_of, stopped_after, weights_of, assert_same_weights):
+def test_a_run_resumes_bit_identically_around_the_end_of_alignment(
+    config_of, stopped_after, weights_of, assert_same_weights
+):
     options = {"alignment_steps": 3, "proj_coeff_decay_steps": 5}
     whole = train.run(config_of(exp_name="whole", max_train_steps=5, **options))
     train.run(config_of(max_train_steps=stopped_after, **options))
-    continued = train.run(config_of(max_train_steps=5, **options))
-    assert_same_weights(weights_of(whole), weights_of(continued))
-    one, other = (load_checkpoint(Path(result.checkpoint))["opt"]["state"] for result in (whole, continued))
+    resumed = train.run(config_of(max_train_steps=5, **options))
+    assert_same_weights(weights_of(whole), weights_of(resumed))
+    one, other = (load_checkpoint(Path(result.checkpoint))["opt"]["state"] for result in (whole, resumed))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[number][name], other[number][name]) for number in one for name in one[number])
 
 
-def test_the_coefficient_falls_in_a_straight_line_to_nothing(config_of):
+def test_the_coefficient_decays_linearly_to_zero(config_of):
     result = train.run(config_of(proj_coeff_decay_steps=4, log_steps=1))
-    for number, row in enumerate(read_metrics(Path(result.run))):
+    for number, row in enumerate(read_metrics(RunFolder(Path(result.run)))):
         coefficient = 0.5 * max(0, 1 - number / 4)
         assert row["loss"] == pytest.approx(row["denoising_loss"] + coefficient * row["alignment_loss"])
         assert (row["alignment_loss"] == 0) == (number >= 4)
 
 
-def test_alignment_by_nt_xent(config_of):
-    row = read_metrics(Path(train.run(config_of(alignment_loss="nt_xent", max_train_steps=1)).run))[0]
-    assert 1 < row["alignment_loss"] < np.inf  # which minus a cosine never is
+def test_nt_xent_can_replace_the_cosine(config_of):
+    row = read_metrics(RunFolder(Path(train.run(config_of(alignment_loss="nt_xent", max_train_steps=1)).run)))[0]
+    assert 1 < row["alignment_loss"] < np.inf  # outside of the range of a cosine
 
 
 @pytest.mark.parametrize(("codec_name", "close"), [("float16", 1e-2), ("int8", 0.1), ("int4", 0.5)])
-def test_targets_are_normalized_over_the_image_whatever_the_codec(codec_name, close):
+def test_targets_are_normalized_over_the_image_with_every_codec(codec_name, close):
     tokens = torch.randn(3, 16, 32) * torch.linspace(0.5, 8, 16)[None, :, None] + 2
     codec = make_codec(codec_name, 16, 32)
     stored = {name: torch.from_numpy(array) for name, array in codec.encode(tokens).items()}
@@ -68,18 +73,18 @@ def test_targets_are_normalized_over_the_image_whatever_the_codec(codec_name, cl
     store = SimpleNamespace(group=lambda name: SimpleNamespace(attributes=attributes))
     config = TrainConfig(store="s", enc_type=("enc",), spatial_norm=0.6)
     batch = Batch(np.arange(3), torch.zeros(3), torch.zeros(3), [stored["tokens"]], [stored.get("token_scale")], [])
-    (target,) = Alignment(config, store).targets(batch)
+    (target,) = AlignmentTerm(config, store).prepare(batch, 0, DistributedContext(0, 1, 0))["targets"]
     assert (target - spatial_zscore(tokens, 0.6)).square().mean().sqrt() < close
 
 
-def test_scales_of_tokens_are_read_only_for_spatial_normalization(config_of):
+def test_token_scales_are_only_read_for_spatial_normalization(config_of):
     with open_store(config_of().store) as store:
         for gamma, wanted in ((None, False), (1.0, True)):
             dataset = open_dataset(resolve(config_of(spatial_norm=gamma), store), store, DistributedContext(0, 1, 0))
             assert ("token_scale" in dataset._wanted) == wanted
 
 
-def test_irepa_trains_and_continues(config_of, weights_of, assert_same_weights):
+def test_irepa_trains_and_resumes(config_of, weights_of, assert_same_weights):
     options = {"projector": "conv", "spatial_norm": 1.0}
     whole = weights_of(train.run(config_of(exp_name="whole", max_train_steps=4, **options)))
     assert whole["model.projectors.0.conv.weight"].shape == (24, 192, 3, 3)
@@ -87,6 +92,6 @@ def test_irepa_trains_and_continues(config_of, weights_of, assert_same_weights):
     assert_same_weights(whole, weights_of(train.run(config_of(max_train_steps=4, **options))))
 
 
-def test_a_gamma_that_is_no_share_is_refused():
-    with pytest.raises(ConfigError, match=r"--spatial-norm is 2: give a share"):
+def test_a_gamma_outside_of_0_to_1_is_refused():
+    with pytest.raises(ConfigError, match=r"--spatial-norm is 2: expected a fraction"):
         TrainConfig(store="s", spatial_norm=2)

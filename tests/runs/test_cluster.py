@@ -1,4 +1,4 @@
-"""The recipes in runs/: their YAML, and that the commands in them are commands."""
+"""The files in runs/cluster/ are valid, and their commands exist."""
 
 import shlex
 from pathlib import Path
@@ -9,10 +9,10 @@ from click.testing import CliRunner
 
 from repa_pipe.cli import cli
 
-CLUSTER = Path(__file__).parents[1] / "runs/cluster"
+CLUSTER = Path(__file__).parents[2] / "runs/cluster"
 
 
-def test_the_kuberay_job_runs_a_command_that_exists():
+def test_the_kuberay_job_runs_an_existing_command():
     job = yaml.safe_load((CLUSTER / "kuberay-job.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     words = shlex.split(job["spec"]["entrypoint"])
@@ -29,13 +29,13 @@ def test_the_kuberay_job_runs_a_command_that_exists():
         assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
-def test_the_cluster_has_the_node_types_that_it_names():
+def test_the_ray_cluster_defines_the_node_types_it_uses():
     cluster = yaml.safe_load((CLUSTER / "ray-cluster.yaml").read_text())
     assert cluster["head_node_type"] in cluster["available_node_types"]
     assert cluster["available_node_types"]["gpu"]["resources"]["GPU"] == 1
 
 
-def test_the_cluster_recipe_follows_rays_own_schema():
+def test_the_ray_cluster_matches_rays_schema():
     jsonschema = pytest.importorskip("jsonschema")
     import json
 

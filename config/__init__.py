@@ -1,0 +1,32 @@
+"""The settings of every command: one frozen dataclass per stage, and recipes, files with settings of `train`.
+
+`base.py` holds the base class, `recipe.py` reads `recipes/*.toml`. The pipeline and the command line import this
+package; it imports only `converter` and `errors` of the project, and none of the large libraries.
+"""
+
+from .ablate import AblateConfig
+from .base import Config, flag
+from .encode import EncodeConfig
+from .evaluate import EvaluateConfig
+from .plan import PlanConfig
+from .probe import ProbeConfig
+from .rank import RankConfig
+from .recipe import apply_recipe, read_recipe, recipe_names
+from .sample import SampleConfig
+from .train import TrainConfig
+
+__all__ = [
+    "AblateConfig",
+    "Config",
+    "EncodeConfig",
+    "EvaluateConfig",
+    "PlanConfig",
+    "ProbeConfig",
+    "RankConfig",
+    "SampleConfig",
+    "TrainConfig",
+    "apply_recipe",
+    "flag",
+    "read_recipe",
+    "recipe_names",
+]

@@ -1,0 +1,163 @@
+"""The base class of all configs: validation, JSON, command-line flags, and the settings that affect a result.
+
+The help text of a field is in its metadata, so that a flag, its default and its meaning are in one place. Fields with
+`affects_result=False` may change when a run is resumed, and are ignored when results are compared.
+"""
+
+from __future__ import annotations
+
+import shlex
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self, TypeAlias
+
+from ..converter import choices_of, structure, unstructure
+from ..errors import ConfigError
+
+RESOLUTIONS = (256, 512)
+
+Codec: TypeAlias = Literal["float16", "int8", "int4"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
+
+# Help texts that several commands share.
+DEVICE_HELP = "Torch device of the models, such as cuda:1. Default: cuda if available, else cpu."
+RAY_HELP = "Run on Ray: on this machine, or on the cluster given by --ray-address."
+RAY_ADDRESS_HELP = (
+    "Address of a Ray cluster, such as auto or ray://HOST:10001; implies --ray. "
+    "Default: $RAY_ADDRESS, else this machine."
+)
+ACTORS_HELP = "Number of Ray actors. Default: one per GPU in the cluster, else one per 2 CPUs."
+MODEL_PRECISION_HELP = "Autocast precision of the model."
+
+
+def option(text: str, default: Any = MISSING, *, affects_result: bool = True) -> Any:
+    """Declare a config field with its help text; a field without a default is required."""
+    metadata = {"help": text, "affects_result": affects_result}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """`batch_size` → `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def no_flag(name: str) -> str:
+    """`legacy` → `--no-legacy`."""
+    return f"--no-{flag(name)[2:]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base class of all configs.
+
+    Raises:
+        ConfigError: a value is not among the choices of its `Literal` type, or `validate` refuses it.
+    """
+
+    kind: ClassVar[str]  # the command
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in fields(self):
+            choices, value = choices_of(hints[item.name]), getattr(self, item.name)
+            if choices and value is not None and value not in choices:
+                raise ConfigError(f"{flag(item.name)} is {value!r}: expected one of {', '.join(choices)}")
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ConfigError, naming the flag, for values that cannot work."""
+
+    def require(self, holds: bool, name: str, expected: str) -> None:
+        """Raise ConfigError about the field `name` unless `holds`."""
+        if not holds:
+            raise ConfigError(f"{flag(name)} is {getattr(self, name)!r}: {expected}")
+
+    def require_at_least_1(self, *names: str) -> None:
+        """Raise ConfigError for a field that is set and below 1."""
+        for name in names:
+            value = getattr(self, name)
+            self.require(value is None or value >= 1, name, "must be at least 1")
+
+    def require_no_repeats(self, name: str) -> None:
+        """Raise ConfigError when a repeatable flag has the same value twice."""
+        values = getattr(self, name)
+        self.require(len(set(values)) == len(values), name, "each value may be given only once")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values: tuples become lists."""
+        return unstructure(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str = "config") -> Self:
+        """Build a config from the values of `as_json`; raise ConfigError, naming `where`, for anything else."""
+        return structure(values, cls, where)
+
+    @classmethod
+    def result_fields(cls) -> tuple[str, ...]:
+        """Return the names of the fields that affect the result."""
+        return tuple(item.name for item in fields(cls) if item.metadata["affects_result"])
+
+    @classmethod
+    def repeatable_fields(cls) -> tuple[str, ...]:
+        """Return the names of the fields that hold several values, passed by repeating their flag."""
+        hints = typing.get_type_hints(cls)
+        return tuple(item.name for item in fields(cls) if typing.get_origin(hints[item.name]) is tuple)
+
+    def result_settings(self) -> dict[str, Any]:
+        """Return the fields that affect the result, as plain JSON values."""
+        values = self.as_json()
+        return {name: values[name] for name in self.result_fields()}
+
+    def same_result_as(self, other: Self) -> bool:
+        """Return whether both configs give the same result."""
+        return not self.differences(other)
+
+    def differences(self, other: Self) -> list[str]:
+        """Return the differences that affect the result, such as `--seed: recorded 0, requested 1`.
+
+        `self` is the recorded config, `other` the requested one.
+        """
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in self.result_fields()]
+        return [
+            f"{flag(name)}: recorded {mine!r}, requested {theirs!r}" for name, mine, theirs in pairs if mine != theirs
+        ]
+
+    def command(self) -> str:
+        """Return the command line for this config, without flags that have their default value."""
+        return shlex.join(["repa-pipe", self.kind, *self.flags()])
+
+    def flags(self, without: Collection[str] = ()) -> list[str]:
+        """Return the arguments for fields that differ from their defaults, except the fields `without`."""
+        return [word for group in self.flag_groups(without) for word in group]
+
+    def flag_groups(self, without: Collection[str] = ()) -> list[list[str]]:
+        """Return the arguments of `flags`, one list per flag."""
+        groups: list[list[str]] = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value == item.default or item.name in without:
+                continue
+            for each in value if isinstance(value, tuple) else (value,):
+                if isinstance(each, bool):
+                    groups.append([flag(item.name) if each else no_flag(item.name)])
+                else:
+                    groups.append([flag(item.name), str(each)])
+        return groups
+
+
+def uses_ray(ray: bool | None, ray_address: str | None) -> bool:
+    """Return whether a command runs on Ray: an address alone is enough."""
+    return bool(ray) or ray_address is not None
+
+
+def weights_by_name(entries: Sequence[str], names: Collection[str]) -> dict[str, str]:
+    """Parse `--encoder-weights NAME=PATH …`; raise ConfigError for another form or a NAME that is not in `names`."""
+    found = {}
+    for entry in entries:
+        name, separator, path = entry.partition("=")
+        if not separator or name not in names:
+            known = ", ".join(names) or "(none given)"
+            raise ConfigError(f"--encoder-weights is {entry!r}: expected NAME=PATH with NAME one of {known}")
+        found[name] = path
+    return found

@@ -1,0 +1,107 @@
+"""The config of `repa-pipe encode`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import (
+    ACTORS_HELP,
+    DEVICE_HELP,
+    RAY_ADDRESS_HELP,
+    RAY_HELP,
+    RESOLUTIONS,
+    Codec,
+    Config,
+    Precision,
+    option,
+    uses_ray,
+    weights_by_name,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(Config):
+    """Settings of `repa-pipe encode`."""
+
+    kind: ClassVar[str] = "encode"
+
+    source: str = option(
+        "Images to encode: a folder of class folders, a zip file, tar files or parquet files (docs/sources.md)."
+    )
+    source_kind: str | None = option(
+        "Kind of source: folder, zip, tar, parquet, or MODULE:CALLABLE for a plug-in. Default: inferred from --source.",
+        None,
+        affects_result=False,
+    )
+    store: str = option("Store to create or extend: a folder, or a bucket URL such as s3://BUCKET/NAME.")
+    vae: str = option(
+        "VAE whose moments are stored: a known name (docs/vae.md), a Hugging Face repository, or a folder in "
+        "diffusers' format.",
+        "sd-vae-ft-mse",
+    )
+    encoder: tuple[str, ...] = option(
+        "Encoder whose patch tokens are stored (docs/encoders.md); repeatable. Default: none, only moments are stored.",
+        (),
+    )
+    encoder_weights: tuple[str, ...] = option(
+        "NAME=PATH: local file with the published weights of encoder NAME; repeatable. Default: download.",
+        (),
+        affects_result=False,
+    )
+    resolution: int = option("Side of the square crops in pixels: 256 or 512.", 256)
+    flip: bool = option("Also encode the mirror image of every crop: twice the time, twice the disk space.", False)
+    codec: Codec = option("Storage format of patch tokens (docs/codecs.md).", "float16")
+    shard_size: int | None = option("Samples per shard. Default: 1024, fewer for small stores.", None)
+    batch_size: int | None = option(
+        "Images per forward pass. Default: the value recorded in the store, else the largest that fits in GPU memory, "
+        "or 16 on a CPU.",
+        None,
+    )
+    compile: bool = option(
+        "Run the encoders through torch.compile. Tokens change by rounding, so all shards of a group must agree on it.",
+        False,
+    )
+    device: str | None = option(DEVICE_HELP, None, affects_result=False)
+    precision: Precision | None = option(
+        "Autocast precision of the models. Default: fp16 on a GPU (as published), fp32 on a CPU.", None
+    )
+    decode_threads: int | None = option(
+        "Threads that decode images. Default: one per CPU core.", None, affects_result=False
+    )
+    max_bad: float = option(
+        "Abort when more than this fraction of images cannot be decoded (up to 10 are always tolerated).",
+        0.001,
+        affects_result=False,
+    )
+    shard_timeout: float | None = option(
+        "Seconds after which a shard counts as hung; on Ray, its actor is killed and the shard is retried. "
+        "Default: no limit.",
+        None,
+        affects_result=False,
+    )
+    ray: bool = option(RAY_HELP, False, affects_result=False)
+    ray_address: str | None = option(RAY_ADDRESS_HELP, None, affects_result=False)
+    actors: int | None = option(ACTORS_HELP, None, affects_result=False)
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        read_only = self.store.startswith(("http://", "https://"))
+        self.require(
+            not read_only, "store", "expected a folder or a bucket (s3://, gs://, az://); web servers are read-only"
+        )
+        self.require(self.resolution in RESOLUTIONS, "resolution", "expected 256 or 512")
+        self.require_at_least_1("shard_size", "batch_size", "actors")
+        self.require(self.shard_timeout is None or self.shard_timeout > 0, "shard_timeout", "must be above 0 seconds")
+        self.require(0 <= self.max_bad <= 1, "max_bad", "expected a fraction from 0 to 1")
+        self.require_no_repeats("encoder")
+        weights_by_name(self.encoder_weights, self.encoder)
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether the shards are encoded by Ray actors."""
+        return uses_ray(self.ray, self.ray_address)
+
+    def weights_of(self, encoder: str) -> str | None:
+        """Return the weights file given for an encoder, if any."""
+        return weights_by_name(self.encoder_weights, self.encoder).get(encoder)

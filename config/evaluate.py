@@ -1,0 +1,43 @@
+"""The config of `repa-pipe evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import DEVICE_HELP, Config, option, weights_by_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """Settings of `repa-pipe evaluate`."""
+
+    kind: ClassVar[str] = "evaluate"
+
+    samples: str = option("Images to evaluate: an .npz of uint8 [N, H, W, 3], or a folder of images.")
+    reference: str = option(
+        "Reference to compare with: an .npz (images, or mu and sigma), a folder of images, or a store."
+    )
+    detector: tuple[str, ...] = option(
+        "Feature extractor: inception (FID), or the name of an encoder (FD of that encoder); repeatable.",
+        ("inception",),
+    )
+    encoder_weights: tuple[str, ...] = option(
+        "NAME=PATH: local weights file of detector NAME; repeatable. Default: download.", ()
+    )
+    source: str | None = option(
+        "Location of the images of a reference store. Default: where they were encoded from.", None
+    )
+    batch_size: int = option("Images per forward pass of a detector.", 32, affects_result=False)
+    out: str | None = option("Output JSON file. Default: next to the samples.", None, affects_result=False)
+    device: str | None = option(DEVICE_HELP, None, affects_result=False)
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        self.require(bool(self.detector), "detector", "at least one is required")
+        self.require_at_least_1("batch_size")
+        weights_by_name(self.encoder_weights, self.detector)
+
+    def weights_of(self, detector: str) -> str | None:
+        """Return the weights file given for a detector, if any."""
+        return weights_by_name(self.encoder_weights, self.detector).get(detector)

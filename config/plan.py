@@ -1,0 +1,43 @@
+"""The config of `repa-pipe plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import RESOLUTIONS, Codec, Config, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(Config):
+    """Settings of `repa-pipe plan`."""
+
+    kind: ClassVar[str] = "plan"
+
+    source: str | None = option("Images to count, same as `encode --source`. Default: use --images.", None)
+    source_kind: str | None = option("Same as `encode --source-kind`. Default: inferred from --source.", None)
+    images: int | None = option("Number of images. Default: counted in --source, else 1,281,167 (ImageNet).", None)
+    vae: str = option("Same as `encode --vae`.", "sd-vae-ft-mse")
+    encoder: tuple[str, ...] = option("Same as `encode --encoder`; repeatable. Default: none.", ())
+    encoder_weights: tuple[str, ...] = option(
+        "Same as `encode --encoder-weights`; used by --probe only. Default: download.", ()
+    )
+    resolution: int = option("Side of the square crops in pixels: 256 or 512.", 256)
+    flip: bool = option("Also encode the mirror image of every crop.", False)
+    codec: Codec = option("Storage format of patch tokens (docs/codecs.md).", "float16")
+    gpus: int = option("Number of GPUs for encoding and training.", 1)
+    model: str = option("SiT model to train.", "SiT-XL/2")
+    epochs: float = option(
+        "Total epochs of all training runs that will use the store; REPA's 400,000 steps are 80 epochs.", 80.0
+    )
+    probe: bool = option(
+        "Time the models on this machine (a few seconds per model) instead of using recorded speeds.", False
+    )
+    device: str | None = option("Torch device for --probe. Default: cuda if available, else cpu.", None)
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        self.require(self.resolution in RESOLUTIONS, "resolution", "expected 256 or 512")
+        self.require_at_least_1("images", "gpus")
+        self.require(self.epochs > 0, "epochs", "must be above 0")
+        self.require_no_repeats("encoder")

@@ -1,0 +1,40 @@
+"""The config of `repa-pipe probe`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import DEVICE_HELP, MODEL_PRECISION_HELP, Config, Precision, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(Config):
+    """Settings of `repa-pipe probe`."""
+
+    kind: ClassVar[str] = "probe"
+
+    checkpoint: str = option("Run folder (all its checkpoints), or checkpoint file.")
+    store: str | None = option("Store whose images are probed. Default: the store that the run was trained from.", None)
+    vae: str | None = option("VAE whose latents are used. Default: the VAE of the checkpoint.", None)
+    encoder: tuple[str, ...] = option(
+        "Stored encoder to compare with; repeatable. Default: all encoders in the store.", ()
+    )
+    block: tuple[int, ...] = option("Block to probe, counted from 1; repeatable. Default: all blocks.", ())
+    time: tuple[float, ...] = option("Time t (noise level) from 0, no noise, to 1, only noise; repeatable.", (0.5,))
+    num_images: int = option("Number of images drawn from the store.", 10_000)
+    test_share: float = option("Fraction of the images that the linear classifier is tested on.", 0.2)
+    ema: bool = option("Use the EMA weights.", True)
+    seed: int = option("Seed for the selection of images and for their noise.", 0)
+    precision: Precision = option(MODEL_PRECISION_HELP, "fp32")
+    batch_size: int = option("Batch size of the model.", 32, affects_result=False)
+    out: str | None = option("Output JSON file. Default: probe.json in the run folder.", None, affects_result=False)
+    device: str | None = option(DEVICE_HELP, None, affects_result=False)
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        self.require_at_least_1("num_images", "batch_size")
+        self.require(0 < self.test_share < 1, "test_share", "expected a fraction between 0 and 1")
+        self.require(bool(self.time) and all(0 <= t <= 1 for t in self.time), "time", "expected times from 0 to 1")
+        self.require(all(block >= 1 for block in self.block), "block", "blocks are counted from 1")
+        self.require(self.out is None or self.out.endswith(".json"), "out", "expected a name that ends in .json")

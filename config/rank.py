@@ -1,0 +1,26 @@
+"""The config of `repa-pipe rank`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Config, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig(Config):
+    """Settings of `repa-pipe rank`."""
+
+    kind: ClassVar[str] = "rank"
+
+    store: str = option("Store whose encoders are ranked.")
+    num_samples: int = option("Number of samples drawn from those that all encoders have.", 1000)
+    seed: int = option("Seed for the selection of samples.", 0)
+    batch_size: int = option("Samples read at a time.", 16, affects_result=False)
+    out: str = option("Output JSON file; the figure is written next to it as .html.", "rank.json", affects_result=False)
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        self.require_at_least_1("num_samples", "batch_size")
+        self.require(self.out.endswith(".json"), "out", "expected a name that ends in .json")

@@ -1,0 +1,161 @@
+"""The config of `repa-pipe train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .base import DEVICE_HELP, MODEL_PRECISION_HELP, RAY_ADDRESS_HELP, RAY_HELP, Config, Precision, option, uses_ray
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """Settings of `repa-pipe train`. Names and defaults are those of the published trainer where it has the option."""
+
+    kind: ClassVar[str] = "train"
+
+    store: str = option("Store to train from.", affects_result=False)
+    output_dir: str = option("Parent of all run folders.", "exps", affects_result=False)
+    exp_name: str | None = option(
+        "Name of the run and of its folder in --output-dir. Default: built from model, encoders and --proj-coeff.",
+        None,
+        affects_result=False,
+    )
+    model: str = option("Model size and patch size: SiT-{T,S,B,L,XL}/{2,4,8}.", "SiT-XL/2")
+    init_from: str | None = option(
+        "Checkpoint whose EMA weights the run starts from, saved by repa-pipe or published by REPA. "
+        "Default: random weights.",
+        None,
+    )
+    vae: str | None = option("VAE whose latents are used. Default: the only one in the store.", None)
+    enc_type: tuple[str, ...] = option("Encoder to align with; repeatable. Default: the only one in the store.", ())
+    proj_coeff: float = option("Weight of the alignment loss; 0 trains without alignment and reads no tokens.", 0.5)
+    proj_coeff_decay_steps: int | None = option(
+        "Decay --proj-coeff linearly to 0 over this many steps. Default: constant.", None
+    )
+    alignment_steps: int | None = option(
+        "Stop alignment after this many steps; no tokens are read from then on (HASTE). Default: never.", None
+    )
+    alignment_loss: Literal["cosine", "nt_xent"] = option("Loss between projected and stored tokens.", "cosine")
+    spatial_norm: float | None = option(
+        "Normalize stored tokens over each image after subtracting this fraction (gamma) of their mean (iREPA). "
+        "Default: no normalization.",
+        None,
+    )
+    projector: Literal["mlp", "conv"] = option(
+        "Projector of the hidden tokens: mlp (REPA), or conv, one 3x3 convolution (iREPA).", "mlp"
+    )
+    cls_coeff: float = option(
+        "Weight of the denoising loss of the class token (REG; published: 0.03); 0 trains without class tokens.", 0.0
+    )
+    encoder_depth: int | None = option(
+        "Block whose output is aligned, counted from 1. Default: 4 for SiT-S and SiT-B, 8 for larger models.",
+        None,
+    )
+    projector_embed_dims: int = option("Width of the projector's hidden layers.", 2048)
+    qk_norm: bool = option("Normalize queries and keys in attention.", False)
+    num_classes: int | None = option("Number of classes. Default: the number of classes in the store.", None)
+    cfg_prob: float = option("Probability of dropping a label, for classifier-free guidance.", 0.1)
+    legacy: bool = option(
+        "Drop labels a second time, with probability 0.1, as the published model does (19% are dropped in total).",
+        False,
+    )
+    path_type: Literal["linear", "cosine"] = option("Interpolant between data and noise.", "linear")
+    weighting: Literal["uniform", "lognormal"] = option("Distribution of the training times t.", "uniform")
+    batch_size: int = option("Global batch size: samples per step over all ranks.", 256)
+    microbatches: int = option("Micro-batches per step (gradient accumulation): less memory, same result.", 1)
+    max_train_steps: int = option("Number of training steps.", 400_000, affects_result=False)
+    learning_rate: float = option("AdamW learning rate.", 1e-4)
+    adam_beta1: float = option("AdamW beta1.", 0.9)
+    adam_beta2: float = option("AdamW beta2.", 0.999)
+    adam_weight_decay: float = option("AdamW weight decay.", 0.0)
+    adam_epsilon: float = option("AdamW epsilon.", 1e-8)
+    max_grad_norm: float = option("Maximum gradient norm (gradient clipping).", 1.0)
+    ema_decay: float = option("Decay of the exponential moving average (EMA) of the weights.", 0.9999)
+    mixed_precision: Precision = option(MODEL_PRECISION_HELP, "bf16")
+    allow_tf32: bool = option("Allow TF32 matrix products on GPUs.", True)
+    compile: bool | None = option("Run the model through torch.compile. Default: on GPUs.", None, affects_result=False)
+    checkpoint_blocks: bool = option("Recompute activations in the backward pass: less memory, slower.", False)
+    shuffle_window: int | None = option(
+        "Shuffle within windows of this many shards, for disks with slow random reads. Default: shuffle all samples.",
+        None,
+    )
+    direct: bool | None = option(
+        "Bypass the page cache (O_DIRECT). Default: when the store is larger than this machine's memory.",
+        None,
+        affects_result=False,
+    )
+    store_cache: str | None = option(
+        "Local folder that caches samples of a store behind a URL (docs/stores.md). Default: no cache.",
+        None,
+        affects_result=False,
+    )
+    reader_process: bool = option(
+        "Read the store in a separate process, for training loops that spend much time in Python.",
+        False,
+        affects_result=False,
+    )
+    flip: bool = option("Use the flipped views for half of the samples (requires `encode --flip`).", False)
+    seed: int = option("Seed for initial weights, sample order and noise.", 0)
+    checkpointing_steps: int = option("Steps between checkpoints.", 50_000, affects_result=False)
+    keep_checkpoints: int = option(
+        "Number of checkpoints to keep in addition to the last one; 0 keeps all.", 0, affects_result=False
+    )
+    milestone_steps: int = option(
+        "Steps between checkpoints that are kept permanently; 0 for none.", 0, affects_result=False
+    )
+    log_steps: int = option("Steps between rows of metrics.parquet.", 100, affects_result=False)
+    sampling_steps: int = option(
+        "Steps between grids of generated images (loads the store's VAE); 0 for none.", 0, affects_result=False
+    )
+    report_to: Literal["tensorboard", "wandb", "none"] | None = option(
+        "Experiment tracker. Default: tensorboard if installed, else none.", None, affects_result=False
+    )
+    device: str | None = option(DEVICE_HELP, None, affects_result=False)
+    fsdp: bool = option(
+        "Shard weights, gradients and optimizer state across ranks (FSDP2): less memory, more communication.",
+        False,
+        affects_result=False,
+    )
+    ray: bool = option(RAY_HELP, False, affects_result=False)
+    ray_workers: int | None = option(
+        "Number of ranks on Ray. Default: one per GPU in the cluster, else one.", None, affects_result=False
+    )
+    ray_address: str | None = option(RAY_ADDRESS_HELP, None, affects_result=False)
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        self.require_at_least_1("batch_size", "microbatches", "max_train_steps", "checkpointing_steps", "log_steps")
+        self.require_at_least_1("ray_workers")
+        for name in ("keep_checkpoints", "milestone_steps", "sampling_steps", "proj_coeff", "cls_coeff"):
+            self.require(getattr(self, name) >= 0, name, "must be 0 or more")
+        for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
+            self.require(getattr(self, name) > 0, name, "must be above 0")
+        for name in ("cfg_prob", "ema_decay", "adam_beta1", "adam_beta2"):
+            self.require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
+        self.require(not (self.fsdp and self.sampling_steps), "fsdp", "cannot be combined with --sampling-steps")
+        for name in ("proj_coeff_decay_steps", "alignment_steps"):
+            value = getattr(self, name)
+            self.require(
+                value is None or value >= 1, name, "must be at least 1; --proj-coeff 0 trains without alignment"
+            )
+        grid_only = self.projector == "conv" and self.cls_coeff > 0
+        self.require(
+            not grid_only, "projector", "--cls-coeff requires mlp, since a class token has no place in the grid"
+        )
+        gamma = self.spatial_norm
+        self.require(gamma is None or 0 <= gamma <= 1, "spatial_norm", "expected a fraction from 0 to 1")
+        self.require_no_repeats("enc_type")
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether the ranks run on Ray."""
+        return uses_ray(self.ray, self.ray_address)
+
+    @property
+    def aligned_steps(self) -> int | None:
+        """Number of steps with alignment; after them the coefficient is 0 and no tokens are read. None: all steps."""
+        if self.proj_coeff == 0:
+            return 0
+        given = [steps for steps in (self.alignment_steps, self.proj_coeff_decay_steps) if steps is not None]
+        return min(given, default=None)

@@ -1,0 +1,67 @@
+"""Files of metrics, of one set of images or of all checkpoints of a run: their names, contents and completeness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...config import EvaluateConfig, SampleConfig
+from ...converter import read_json, structure
+from ...errors import ConfigError, RepaPipeError
+from .run_folder import RunFolder
+from .sample_files import SampleFiles, settings_name
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRecord:
+    """The contents of `<name>.metrics.json`."""
+
+    metrics: dict[str, float]
+    num_samples: int | None
+    num_reference: int | None  # None when a statistics file does not record it
+    detectors: dict[str, dict[str, Any]]
+    warnings: tuple[str, ...]
+    config: EvaluateConfig
+    seconds: float = 0.0
+
+    def split(self, name: str) -> tuple[str, str]:
+        """Split the name of a metric: `fd_efficientnet-lite0` → `("fd", "efficientnet-lite0")`.
+
+        Metrics of Inception are named without a detector: `fid` → `("fid", "inception")`.
+        """
+        for detector in self.detectors:
+            if name.endswith(f"_{detector}"):
+                return name.removesuffix(f"_{detector}"), detector
+        return name, "inception"
+
+
+def metrics_file(config: EvaluateConfig) -> Path:
+    """Return the file that evaluating with `config` writes: `--out`, else next to the samples."""
+    return Path(config.out) if config.out else SampleFiles(Path(config.samples)).metrics
+
+
+def curve_file(sampling: SampleConfig, evaluation: EvaluateConfig) -> Path:
+    """Return the file of the metrics of every checkpoint: `--out`, else `by-step/<settings>.json` in the run folder."""
+    if not evaluation.out:
+        return RunFolder(Path(sampling.checkpoint)).curves / f"{settings_name(sampling)}.json"
+    if not evaluation.out.endswith(".json"):
+        raise ConfigError(f"--out is {evaluation.out!r}: expected a name that ends in .json")
+    return Path(evaluation.out)
+
+
+def read_metrics_file(path: Path) -> MetricRecord:
+    """Read a file of metrics; raise ConfigError when it is damaged or not from this version."""
+    return structure(read_json(path), MetricRecord, str(path))
+
+
+def finished_metrics(config: EvaluateConfig) -> MetricRecord | None:
+    """Return the metrics of an earlier, finished evaluation of the same samples with the same settings, if any."""
+    path, samples = metrics_file(config), Path(config.samples)
+    if not (path.exists() and samples.exists()) or path.stat().st_mtime_ns < samples.stat().st_mtime_ns:
+        return None
+    try:
+        record = read_metrics_file(path)
+    except RepaPipeError:  # damaged, or from another version: evaluate again
+        return None
+    return record if record.config.same_result_as(config) else None

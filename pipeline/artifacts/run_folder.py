@@ -1,0 +1,146 @@
+"""The folder of a training run. No other module contains the names of the files in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...config import TrainConfig
+from ...converter import read_json
+from ...errors import CheckpointError, ConfigError
+from ...stores.files import write_json
+
+CHECKPOINT_SUFFIX = ".pt"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder `<output_dir>/<exp_name>`, and every file in it."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        """`train.json`: the settings of the run."""
+        return self.path / "train.json"
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """`checkpoints/`."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_log(self) -> Path:
+        """`metrics.parquet`: one row per `--log-steps` steps."""
+        return self.path / "metrics.parquet"
+
+    @property
+    def samples(self) -> Path:
+        """`samples/`: generated images."""
+        return self.path / "samples"
+
+    @property
+    def curves(self) -> Path:
+        """`by-step/`: metrics of every checkpoint."""
+        return self.path / "by-step"
+
+    @property
+    def probes(self) -> Path:
+        """`probe.json`: linear probing and CKNNA of every checkpoint."""
+        return self.path / "probe.json"
+
+    @property
+    def machine_file(self) -> Path:
+        """`machine.json`: the number of GPUs that a sweep gave to the training."""
+        return self.path / "machine.json"
+
+    @property
+    def log(self) -> Path:
+        """`log.txt`: output of a sweep's commands."""
+        return self.path / "log.txt"
+
+    @property
+    def lock(self) -> Path:
+        """`.lock`: held while a sweep works on the run."""
+        return self.path / ".lock"
+
+    @property
+    def tensorboard(self) -> Path:
+        """`tensorboard/`: event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """`wandb_id`: ID of the run in Weights & Biases, which a resumed run continues."""
+        return self.path / "wandb_id"
+
+    def checkpoint(self, step: int) -> Path:
+        """`checkpoints/0050000.pt`: the state after this step, named as by REPA's trainer."""
+        return self.checkpoint_folder / f"{step:07d}{CHECKPOINT_SUFFIX}"
+
+    def nonfinite_checkpoint(self, step: int) -> Path:
+        """`checkpoints/nan-0050000.pt`: the state before a step that was not finite; runs do not resume from it."""
+        return self.checkpoint_folder / f"nan-{step:07d}{CHECKPOINT_SUFFIX}"
+
+    def nonfinite_report(self, step: int) -> Path:
+        """`nan-0050000.json`: losses and samples of a step that was not finite."""
+        return self.path / f"nan-{step:07d}.json"
+
+    def sample_grid(self, step: int) -> Path:
+        """`samples/step-0050000.png`: images generated during training."""
+        return self.samples / f"step-{step:07d}.png"
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoints, oldest first, without temporary files of killed writers."""
+        found = self.checkpoint_folder.glob(f"*{CHECKPOINT_SUFFIX}")
+        return sorted((path for path in found if path.stem.isdigit()), key=lambda path: int(path.stem))
+
+    def last_checkpoint(self) -> Path:
+        """Return the newest checkpoint; raise CheckpointError when there is none."""
+        found = self.checkpoints()
+        if not found:
+            raise CheckpointError(
+                f"no checkpoint in {self.checkpoint_folder}: expected a run folder of 'repa-pipe train'"
+            )
+        return found[-1]
+
+    def drop_old_checkpoints(self, keep: int, milestone_steps: int) -> None:
+        """Delete old checkpoints.
+
+        Args:
+            keep: number of checkpoints to keep in addition to the last one; 0 keeps all.
+            milestone_steps: checkpoints at multiples of this step are always kept; 0 for none.
+        """
+        for path in self.checkpoints()[: -(keep + 1)] if keep else ():
+            if not milestone_steps or int(path.stem) % milestone_steps:
+                path.unlink()
+
+    def read_config(self) -> TrainConfig:
+        """Read the settings of the run; raise ConfigError when the file is missing, damaged or from another version."""
+        return TrainConfig.from_json(read_json(self.config_file), str(self.config_file))
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Record the settings of the run."""
+        write_json(self.config_file, config.as_json())
+
+    def require_same_settings(self, config: TrainConfig) -> None:
+        """Raise ConfigError if the run has checkpoints that were trained with other settings."""
+        if not self.checkpoints():
+            return
+        different = self.read_config().differences(config)
+        if different:
+            raise ConfigError(
+                f"{self.path} was trained with other settings ({'; '.join(different)}): "
+                "use the same flags to resume, or another --exp-name"
+            )
+
+
+def run_of(checkpoint: Path) -> RunFolder | None:
+    """Return the run that a checkpoint file belongs to, or None if it is outside of a run folder."""
+    run = RunFolder(checkpoint.parent.parent)
+    return run if checkpoint.parent.name == run.checkpoint_folder.name else None

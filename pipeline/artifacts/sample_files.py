@@ -1,0 +1,149 @@
+"""Files of generated images: their names, the record of their settings, and their completeness.
+
+`<name>.npz` holds the images, `<name>.png` a grid of the first ones, `<name>.json` the settings, and `<name>.partial/`
+the blocks of an unfinished run.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ...config import SampleConfig
+from ...converter import read_json, structure
+from ...errors import ConfigError
+from ...stores.files import write_json
+from .checkpoints import resolve_checkpoint
+from .run_folder import RunFolder, run_of
+
+GRID_IMAGES = 64
+GRID_COLUMNS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """The output of `sample`."""
+
+    npz: str
+    grid: str
+    num_images: int
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRecord:
+    """The contents of `<name>.json`."""
+
+    config: SampleConfig
+    step: int
+    num_images: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFiles:
+    """The files of one set of generated images."""
+
+    npz: Path
+
+    @property
+    def grid(self) -> Path:
+        """The first images as one grid."""
+        return self.npz.with_suffix(".png")
+
+    @property
+    def record(self) -> Path:
+        """The settings as JSON."""
+        return self.npz.with_suffix(".json")
+
+    @property
+    def blocks(self) -> Path:
+        """Folder of finished blocks while the images are generated."""
+        return self.npz.with_suffix(".partial")
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics of the images as JSON (`metric_files`)."""
+        return self.npz.with_suffix(".metrics.json")
+
+    def write_record(self, config: SampleConfig, settings: dict[str, Any], result: SampleResult) -> None:
+        """Record the settings; the images are finished once this file exists."""
+        write_json(self.record, {"config": config.as_json(), "settings": settings, **asdict(result)})
+
+    def read_record(self) -> SampleRecord:
+        """Read the recorded settings; raise ConfigError when the file does not describe generated images."""
+        values = read_json(self.record)
+        try:
+            return SampleRecord(
+                config=SampleConfig.from_json(values["config"], str(self.record)),
+                step=int(values["step"]),
+                num_images=int(values["num_images"]),
+                seconds=float(values.get("seconds", 0.0)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{self.record} does not describe generated images ({error!r}): sample again") from error
+
+
+def files_of(config: SampleConfig, checkpoint: Path) -> SampleFiles:
+    """Return the files that sampling writes: `--out`, else `samples/<checkpoint>-<settings>.npz` in the run folder.
+
+    For a checkpoint outside of a run folder, `samples/` is in the current folder.
+
+    Raises:
+        ConfigError: `--out` does not end in .npz.
+    """
+    if config.out:
+        out = Path(config.out)
+        if out.suffix != ".npz":
+            raise ConfigError(f"--out is {config.out!r}: expected a name that ends in .npz")
+        return SampleFiles(out)
+    run = run_of(checkpoint) or RunFolder(Path())
+    return SampleFiles(run.samples / f"{checkpoint.stem}-{settings_name(config)}.npz")
+
+
+def sample_sets(run: RunFolder) -> list[SampleFiles]:
+    """Return the sets of generated images in a run folder."""
+    records = sorted(path for path in run.samples.glob("*.json") if not path.name.endswith(".metrics.json"))
+    return [SampleFiles(path.with_suffix(".npz")) for path in records]
+
+
+def settings_name(config: SampleConfig) -> str:
+    """Return the part of a file name that stands for the settings: `ode50-cfg1.5-seed0-50000`."""
+    solver = "sde" if config.mode == "sde" else ("heun" if config.heun else "ode")
+    words = [f"{solver}{config.num_steps}", f"cfg{config.cfg_scale:g}"]
+    if (config.guidance_low, config.guidance_high) != (0, 1):
+        words.append(f"from{config.guidance_low:g}to{config.guidance_high:g}")
+    if config.labels != "random":
+        words.append("balanced" if config.labels == "balanced" else f"labels{zlib.crc32(config.labels.encode()):08x}")
+    words += [Path(config.vae).name] if config.vae else []
+    words += [] if config.ema else ["no-ema"]
+    words += [] if config.precision == "fp32" else [config.precision]
+    words += ["compiled"] if config.compile else []
+    return "-".join([*words, f"seed{config.global_seed}", str(config.num_fid_samples)])
+
+
+def sample_settings(config: SampleConfig, checkpoint: Path) -> dict[str, Any]:
+    """Return all values that determine the images; a checkpoint file that was rewritten counts as another one."""
+    stat = checkpoint.stat()
+    file = {"path": str(checkpoint.resolve()), "bytes": stat.st_size, "written": stat.st_mtime_ns}
+    return config.result_settings() | {"checkpoint": file}
+
+
+def finished_samples(config: SampleConfig) -> SampleResult | None:
+    """Return the result of an earlier, finished run of `sample` with the same settings, if any.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    checkpoint = resolve_checkpoint(config.checkpoint)
+    files = files_of(config, checkpoint)
+    if not (files.npz.exists() and files.record.exists()):
+        return None
+    values = read_json(files.record)
+    if values.get("settings") != sample_settings(config, checkpoint):
+        return None
+    recorded = {item.name: values.get(item.name) for item in fields(SampleResult)}
+    return structure(recorded, SampleResult, str(files.record))

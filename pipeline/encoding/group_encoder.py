@@ -1,0 +1,45 @@
+"""The interface of the models in an encode run: crops in, arrays of one group out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+import torch
+
+from ...stores.layout import FLIPPED, GroupSpec
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """The arrays of one group for a batch, and how well its codec preserves tokens."""
+
+    arrays: dict[str, npt.NDArray[Any]]  # by array name: [B, *sample_shape]
+    token_cosine: npt.NDArray[Any] | None = None  # [n] float32: tokens compared with restored tokens
+
+
+class GroupEncoder(Protocol):
+    """A model that turns crops into the arrays of one group."""
+
+    spec: GroupSpec
+
+    def __call__(self, crops: torch.Tensor) -> EncodedBatch:
+        """Encode crops, uint8 `[B, 3, R, R]`."""
+
+
+class WithFlips:
+    """A group encoder that also encodes the mirror image of every crop, into arrays with the suffix `_flipped`."""
+
+    def __init__(self, encoder: GroupEncoder) -> None:
+        self._encoder = encoder
+        arrays = encoder.spec.arrays
+        flipped = tuple(dataclasses.replace(array, name=array.name + FLIPPED) for array in arrays)
+        self.spec = dataclasses.replace(encoder.spec, arrays=arrays + flipped)
+
+    def __call__(self, crops: torch.Tensor) -> EncodedBatch:
+        """Encode crops and their mirror images."""
+        flipped = {name + FLIPPED: array for name, array in self._encoder(crops.flip(-1)).arrays.items()}
+        plain = self._encoder(crops)
+        return dataclasses.replace(plain, arrays=plain.arrays | flipped)

@@ -1,0 +1,82 @@
+"""The HTML page of a report: the values of its template, and rendering.
+
+The page is self-contained: styles, images, bokeh's script and the data of the curves are embedded, and a content
+security policy forbids loading anything else.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...stores import Store
+from .comparison import comparison_table, headline, losses_table, shared_settings, timing_table
+from .curves import draw_curves
+from .distances import draw_distances
+from .gallery import make_gallery
+from .metrics import lowest_distance, metrics_table
+from .plots import line_style
+from .runs import Run, train_command
+from .samples import latest_samples, sample_groups
+from .store import describe_store, store_name
+from .tables import count_text
+
+ASSETS = "assets"
+
+
+def page_values(
+    runs: list[Run], store: Store | None, title: str | None, notes: Sequence[str], commands: Sequence[str]
+) -> dict[str, Any]:
+    """Return the values of the template; `report.run` documents the arguments."""
+    config = runs[0].config
+    shown = [latest_samples(run) for run in runs]
+    samples, samples_note = sample_groups(runs)
+    encoders = list(dict.fromkeys(encoder for run in runs for encoder in run.config.enc_type))
+    warnings = {
+        f"{run.name}: {warning}."
+        for run, sets in zip(runs, shown, strict=True)
+        for one in sets
+        if one.metrics
+        for warning in one.metrics.warnings
+    }
+    name = store_name(store.path) if store else Path(config.store).name
+    return {
+        "title": title or f"{name}: {count_text(len(runs), 'run', 'runs')}",
+        "headline": headline(runs, store),
+        "distance": lowest_distance(runs, shown),
+        "comparison": comparison_table(runs),
+        "metrics": metrics_table(runs, shown),
+        "shared": shared_settings(runs),
+        "curves": draw_curves(runs),
+        "losses": losses_table(runs),
+        "distances": draw_distances(runs),
+        "samples": samples,
+        "samples_note": samples_note,
+        "gallery": make_gallery(store, str(config.vae), encoders) if store else None,
+        "store": describe_store(store) if store else None,
+        "timing": timing_table(runs),
+        "commands": list(commands) or [train_command(run.config) for run in runs],
+        "commands_given": bool(commands),
+        "notes": [*notes, *sorted(warnings)],
+        "line_styles": [line_style(i) for i in range(len(runs))],
+        "created": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "version": __version__,
+    }
+
+
+def render(values: dict[str, Any]) -> str:
+    """Render the template to HTML."""
+    from bokeh.resources import Resources
+    from jinja2 import Environment, StrictUndefined
+
+    assets = files(__package__) / ASSETS
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    template = environment.from_string((assets / "report.html").read_text(encoding="utf-8"))
+    style, script = ((assets / f"report.{ending}").read_text(encoding="utf-8") for ending in ("css", "js"))
+    has_figures = values["curves"] or values["distances"]
+    bokeh = Resources(mode="inline", components=["bokeh"], log_level="error").render_js() if has_figures else ""
+    return template.render(values | {"style": style, "script": script, "bokeh": bokeh})

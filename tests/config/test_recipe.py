@@ -1,0 +1,104 @@
+"""Recipes: the shipped ones, files of users, and how they combine with flags."""
+
+import pytest
+
+from repa_pipe import cli
+from repa_pipe.config import TrainConfig, apply_recipe, read_recipe, recipe_names
+from repa_pipe.errors import ConfigError
+
+
+def parse(*args):
+    return cli.train_config(cli.train.make_context("train", ["--store", "s", *args]))
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(text):
+        path = tmp_path / "own.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_the_published_methods_are_shipped():
+    assert recipe_names() == ["irepa", "reg", "repa"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_a_valid_config(name):
+    settings = read_recipe(name)
+    config = TrainConfig(store="s", **settings)
+    assert {key: getattr(config, key) for key in settings} == settings
+    assert "store" not in settings
+    assert parse("--recipe", name) == config
+
+
+def test_shipped_recipes_have_the_published_coefficients():
+    repa, irepa, reg = (parse("--recipe", name) for name in ("repa", "irepa", "reg"))
+    assert (repa.proj_coeff, repa.projector, repa.spatial_norm, repa.legacy) == (0.5, "mlp", None, True)
+    assert (irepa.proj_coeff, irepa.projector, irepa.spatial_norm) == (1.0, "conv", 0.6)
+    assert (reg.proj_coeff, reg.cls_coeff) == (0.5, 0.03)
+
+
+def test_flags_override_the_recipe_and_the_recipe_overrides_defaults():
+    config = parse("--recipe", "irepa", "--spatial-norm", "0.8", "--model", "SiT-B/2")
+    assert (config.spatial_norm, config.model) == (0.8, "SiT-B/2")
+    assert (config.proj_coeff, config.projector) == (1.0, "conv")
+    assert config.enc_type == ()  # not in the recipe: the default
+
+
+def test_a_flag_with_its_default_value_also_overrides_the_recipe():
+    config = parse("--recipe", "irepa", "--proj-coeff", "0.5", "--projector", "mlp")
+    assert (config.proj_coeff, config.projector) == (0.5, "mlp")
+    assert not parse("--recipe", "repa", "--no-legacy").legacy
+
+
+def test_without_a_recipe_the_defaults_apply():
+    assert parse() == TrainConfig(store="s")
+
+
+def test_apply_recipe_changes_only_options_that_were_not_given():
+    options = {"model": "SiT-B/2", "legacy": False, "seed": 3}
+    applied = apply_recipe("repa", ["model"], options)
+    assert applied == read_recipe("repa") | {"model": "SiT-B/2", "seed": 3}
+    assert options == {"model": "SiT-B/2", "legacy": False, "seed": 3}
+
+
+def test_a_toml_file_of_a_user_is_a_recipe(recipe_file):
+    path = recipe_file('enc_type = ["dinov2-vit-b", "clip-vit-L"]\nproj_coeff = 1\nalignment_steps = 100\n')
+    config = parse("--recipe", path, "--seed", "3")
+    assert config == TrainConfig(
+        store="s", enc_type=("dinov2-vit-b", "clip-vit-L"), proj_coeff=1.0, alignment_steps=100, seed=3
+    )
+    assert isinstance(config.proj_coeff, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("proj_coef = 1.0", "unknown key 'proj_coef'; expected proj_coeff"),
+        ('batch_size = "256"', "batch_size: expected int, found str"),
+        ('enc_type = "dinov2-vit-b"', "enc_type: expected array, found str"),
+        ('projector = "linear"', "projector: invalid enum value 'linear'; expected mlp or conv"),
+        ("batch_size = 0", "--batch-size is 0: must be at least 1"),
+        ("batch_size = ", "cannot be read"),
+    ],
+)
+def test_an_error_in_a_recipe_is_one_line_that_names_the_file_and_the_key(recipe_file, text, message):
+    path = recipe_file(text)
+    with pytest.raises(ConfigError) as raised:
+        parse("--recipe", path)
+    assert message in str(raised.value)
+    assert f"recipe {path}" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_recipe_is_one_line_that_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"^--recipe is 'sit': expected one of irepa, reg, repa, or a \.toml file$"):
+        read_recipe("sit")
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"^--recipe .*none\.toml cannot be read \(.*No such file.*\)$"):
+        read_recipe(str(tmp_path / "none.toml"))

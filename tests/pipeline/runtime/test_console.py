@@ -1,0 +1,88 @@
+"""Log messages on stderr: their format, the levels of -v and -q, and the stream."""
+
+import io
+import logging
+import sys
+
+import pytest
+
+from repa_pipe import cli
+from repa_pipe.pipeline import demo
+from repa_pipe.pipeline.runtime.console import ROOT, log_to_stderr
+
+MODULE = "repa_pipe.pipeline.demo"
+
+
+@pytest.fixture(autouse=True)
+def package_logger():
+    """The package's logger, restored afterwards: the handler and the level are process-wide."""
+    logger = logging.getLogger(ROOT)
+    handlers, level = list(logger.handlers), logger.level
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def log_everything(*_):
+    logger = logging.getLogger(MODULE)
+    logger.debug("cache hit")
+    logger.info("10 shards to encode")
+    logger.warning("a shard is late")
+    logger.error("a shard failed")
+
+
+@pytest.fixture
+def stderr_of(monkeypatch, capsys):
+    """Return the lines on stderr of a command that logs a message of each level."""
+    monkeypatch.setattr(demo, "run", log_everything)
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["repa-pipe", "demo", *flags])
+        cli.main()
+        return capsys.readouterr().err.splitlines()
+
+    return run
+
+
+def test_by_default_information_is_plain_and_warnings_have_a_prefix(stderr_of):
+    assert stderr_of() == ["10 shards to encode", "warning: a shard is late", "error: a shard failed"]
+
+
+def test_quiet_shows_only_warnings_and_errors(stderr_of):
+    assert stderr_of("-q") == stderr_of("--quiet") == ["warning: a shard is late", "error: a shard failed"]
+
+
+def test_verbose_shows_debug_messages_and_the_names_of_loggers(stderr_of):
+    assert stderr_of("-v") == stderr_of("--verbose")
+    assert stderr_of("-v") == [
+        f"{MODULE}: cache hit",
+        f"{MODULE}: 10 shards to encode",
+        f"warning: {MODULE}: a shard is late",
+        f"error: {MODULE}: a shard failed",
+    ]
+
+
+def test_a_level_does_not_outlast_its_command(stderr_of):
+    assert len(stderr_of("-q")) == 2
+    assert len(stderr_of()) == 3
+
+
+def test_messages_go_to_the_current_stderr(monkeypatch):
+    log_to_stderr()
+    replaced = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", replaced)
+    log_everything()
+    assert replaced.getvalue().startswith("10 shards to encode\n")
+
+
+def test_messages_appear_once(package_logger, capsys):
+    log_to_stderr()
+    log_to_stderr()
+    log_everything()
+    assert capsys.readouterr().err.count("10 shards to encode") == 1
+
+
+def test_messages_of_other_packages_are_not_shown(capsys):
+    log_to_stderr()
+    logging.getLogger("other").warning("not ours")
+    assert capsys.readouterr().err == ""
