@@ -72,7 +72,7 @@ def train_losses(store_path: Path, steps: int, batch_size: int, online: bool = F
         )
         torch.manual_seed(config.seed)  # of the initial weights, as `repa-pipe train` does
         run_folder = RunFolder(Path("unused"))
-        trainer = Trainer(resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1, 0), run_folder)
+        trainer = Trainer(resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1), run_folder)
         transform = online_tokens(store) if online else lambda batch: batch
         columns = [trainer.nonfinite.names.index(name) for name in LOSSES]
         rows = []

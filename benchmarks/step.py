@@ -102,7 +102,7 @@ def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = resolve(config, store)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32  # as `train` does
-        trainer = Trainer(config, store, device, DistributedContext(0, 1, 0), RunFolder(Path(runs)))
+        trainer = Trainer(config, store, device, DistributedContext(0, 1), RunFolder(Path(runs)))
         sit = trainer.model.config
         flops = sit_flops(model, sit.input_size, sit.in_channels, sit.z_dims)
         encode = online_encoder(encoder, device)

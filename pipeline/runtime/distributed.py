@@ -17,7 +17,6 @@ class DistributedContext:
 
     rank: int
     world_size: int
-    local_rank: int
 
     @property
     def is_first(self) -> bool:
@@ -51,7 +50,7 @@ class DistributedContext:
 @contextmanager
 def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     """Join the process group that the environment describes; destroy it afterwards if it was created here."""
-    context = DistributedContext(*(int(os.environ.get(name, default)) for name, default in _VARIABLES))
+    context = DistributedContext(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     start = context.world_size > 1 and not distributed.is_initialized()
     if start:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -60,6 +59,3 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     finally:
         if start:
             distributed.destroy_process_group()
-
-
-_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

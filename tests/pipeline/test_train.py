@@ -64,7 +64,7 @@ def test_no_tokens_are_read_without_alignment(config_of, make_store, weights_of)
 def inputs_of_steps(config, steps):
     with open_store(config.store) as store:
         trainer = train.Trainer(
-            resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1, 0), RunFolder(Path("unused"))
+            resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1), RunFolder(Path("unused"))
         )
         batch = trainer.dataset.read(trainer.dataset.indices_of_step(0))
         return [trainer.objective.inputs(batch, step, trainer.ranks) for step in range(steps)], trainer.model.config

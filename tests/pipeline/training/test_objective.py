@@ -18,7 +18,7 @@ from repa_pipe.pipeline.training.terms.denoising import DenoisingTerm
 from repa_pipe.pipeline.training.terms.term import Term
 from repa_pipe.stores import open_store
 
-ALONE = DistributedContext(0, 1, 0)
+ALONE = DistributedContext(0, 1)
 
 
 class VelocityNorm(Term):
@@ -141,7 +141,7 @@ def test_the_rows_of_ranks_together_are_those_of_one_rank(trainer_of):
     whole = objective.inputs(batch, 3, ALONE)
     for rank in range(2):
         half = slice(4 * rank, 4 * rank + 4)
-        ranks = DistributedContext(rank, 2, rank)
+        ranks = DistributedContext(rank, 2)
         rows = trainer.dataset.read(trainer.dataset.indices_of_step(0)[half])
         own = objective.inputs(rows, 3, ranks)
         assert torch.equal(own.moments, whole.moments[half])

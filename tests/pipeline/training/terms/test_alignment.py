@@ -73,14 +73,14 @@ def test_targets_are_normalized_over_the_image_with_every_codec(codec_name, clos
     store = SimpleNamespace(group=lambda name: SimpleNamespace(attributes=attributes))
     config = TrainConfig(store="s", enc_type=("enc",), spatial_norm=0.6)
     batch = Batch(np.arange(3), torch.zeros(3), torch.zeros(3), [stored["tokens"]], [stored.get("token_scale")], [])
-    (target,) = AlignmentTerm(config, store).prepare(batch, 0, DistributedContext(0, 1, 0))["targets"]
+    (target,) = AlignmentTerm(config, store).prepare(batch, 0, DistributedContext(0, 1))["targets"]
     assert (target - spatial_zscore(tokens, 0.6)).square().mean().sqrt() < close
 
 
 def test_token_scales_are_only_read_for_spatial_normalization(config_of):
     with open_store(config_of().store) as store:
         for gamma, wanted in ((None, False), (1.0, True)):
-            dataset = open_dataset(resolve(config_of(spatial_norm=gamma), store), store, DistributedContext(0, 1, 0))
+            dataset = open_dataset(resolve(config_of(spatial_norm=gamma), store), store, DistributedContext(0, 1))
             assert ("token_scale" in dataset._wanted) == wanted
 
 

@@ -15,7 +15,7 @@ from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.stores import open_store
 
-ALONE = DistributedContext(0, 1, 0)
+ALONE = DistributedContext(0, 1)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_noise_of_class_tokens_is_drawn_for_the_global_batch(trainer_of):
     batch = first_batch(trainer)
     whole = trainer.objective.inputs(batch, 3, ALONE).terms[2]["cls_noise"]
     halves = [
-        trainer.objective.inputs(batch, 3, DistributedContext(rank, 2, rank)).terms[2]["cls_noise"] for rank in range(2)
+        trainer.objective.inputs(batch, 3, DistributedContext(rank, 2)).terms[2]["cls_noise"] for rank in range(2)
     ]
     assert torch.equal(torch.cat(halves), whole)
 
