@@ -11,9 +11,8 @@ import torch
 
 from ..config import EvaluateConfig
 from ..metrics import Detector, Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
-from ..stores.files import write_json
 from .artifacts.images import open_images
-from .artifacts.metric_files import metrics_file
+from .artifacts.metric_files import MetricRecord, metrics_file, write_metrics_file
 from .evaluation.features import INCEPTION, DetectorFeatures, extract, load_detector
 from .evaluation.reference_cache import load_reference
 from .runtime.device import choose_device, float64_device
@@ -52,21 +51,9 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         warnings += _warnings(detector, own.count, reference.count)
         detectors[name] = {"name": detector.name, "width": detector.width}
         counts = own.count, reference.count
-    out = metrics_file(config)
-    result = EvaluateResult(metrics, counts[0], counts[1], detectors, warnings, str(out))
-    write_json(
-        out,
-        {
-            "metrics": metrics,
-            "num_samples": result.num_samples,
-            "num_reference": result.num_reference,
-            "detectors": detectors,
-            "warnings": warnings,
-            "config": config.as_json(),
-            "seconds": round(time.monotonic() - start, 1),
-        },
-    )
-    return result
+    out, seconds = metrics_file(config), round(time.monotonic() - start, 1)
+    write_metrics_file(out, MetricRecord(metrics, *counts, detectors, tuple(warnings), config, seconds))
+    return EvaluateResult(metrics, *counts, detectors, warnings, str(out))
 
 
 def _compare(name: str, own: DetectorFeatures, reference: DetectorFeatures, device: torch.device) -> dict[str, float]:

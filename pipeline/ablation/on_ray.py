@@ -21,11 +21,12 @@ class JobActor:
     """Runs jobs in the current folder of the driver."""
 
     def __init__(self, folder: str) -> None:
-        os.chdir(folder)  # paths in the configs are relative to it
+        self._folder = folder
         self._stop = threading.Event()
 
     def ready(self) -> None:
-        """Return when the actor has started."""
+        """Change to the driver's folder: paths in the configs are relative to it."""
+        os.chdir(self._folder)
 
     def run(self, job: Job) -> Outcome:
         """Run one job."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...config import EvaluateConfig, SampleConfig
-from ...converter import read_json, structure
+from ...converter import read_json, structure, unstructure
 from ...errors import ConfigError, RepaPipeError
+from ...stores.files import write_json
 from .run_folder import RunFolder
 from .sample_files import SampleFiles, settings_name
 
@@ -48,6 +49,11 @@ def curve_file(sampling: SampleConfig, evaluation: EvaluateConfig) -> Path:
     if not evaluation.out.endswith(".json"):
         raise ConfigError(f"--out is {evaluation.out!r}: expected a name that ends in .json")
     return Path(evaluation.out)
+
+
+def write_metrics_file(path: Path, record: MetricRecord) -> None:
+    """Write a file of metrics."""
+    write_json(path, unstructure(record))
 
 
 def read_metrics_file(path: Path) -> MetricRecord:
