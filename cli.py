@@ -86,7 +86,7 @@ class VerbosityCommand(click.Command):
         super().__init__(*args, **kwargs)
         for names, help_text, level in (
             (["-v", "--verbose"], "Also show debug messages.", logging.DEBUG),
-            (["-q", "--quiet"], "Show only warnings and errors.", logging.WARNING),
+            (["-q", "--quiet"], "Hide progress; show only warnings and errors.", logging.WARNING),
         ):
             self.params.append(
                 click.Option(names, is_flag=True, expose_value=False, help=help_text, callback=_set_level(level))

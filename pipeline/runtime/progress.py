@@ -1,12 +1,15 @@
-"""Progress with rate and remaining time, on stderr: a bar on a terminal, plain lines elsewhere."""
+"""Progress with rate and remaining time, on stderr: a bar on a terminal, plain lines elsewhere, none with --quiet."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+from .console import ROOT
 
 LINE_EVERY_S = 10.0
 
@@ -22,6 +25,23 @@ class Progress(Protocol):
 
     def note(self, text: str) -> None:
         """Show a few words after the numbers."""
+
+
+class _Hidden:
+    def __init__(self, description: str, total: int, unit: str, initial: int) -> None:
+        pass
+
+    def update(self, count: int = 1) -> None:
+        pass
+
+    def reach(self, done: int, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class _Bar:
@@ -86,7 +106,9 @@ class _Lines:
 @contextmanager
 def progress(description: str, total: int, unit: str, initial: int = 0) -> Iterator[Progress]:
     """Show a counter of `total` units until the block ends."""
-    kind = _Bar if sys.stderr.isatty() else _Lines
+    kind: type[_Hidden | _Bar | _Lines] = _Bar if sys.stderr.isatty() else _Lines
+    if logging.getLogger(ROOT).level > logging.INFO:
+        kind = _Hidden
     shown = kind(description, total, unit, initial)
     try:
         yield shown

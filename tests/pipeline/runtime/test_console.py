@@ -9,6 +9,7 @@ import pytest
 from repa_pipe import cli
 from repa_pipe.pipeline import demo
 from repa_pipe.pipeline.runtime.console import ROOT, log_to_stderr
+from repa_pipe.pipeline.runtime.progress import progress
 
 MODULE = "repa_pipe.pipeline.demo"
 
@@ -50,6 +51,14 @@ def test_by_default_information_is_plain_and_warnings_have_a_prefix(stderr_of):
 
 def test_quiet_shows_only_warnings_and_errors(stderr_of):
     assert stderr_of("-q") == stderr_of("--quiet") == ["warning: a shard is late", "error: a shard failed"]
+
+
+def test_quiet_hides_progress(capsys):
+    for level, lines in ((logging.INFO, 1), (logging.WARNING, 0)):
+        log_to_stderr(level)
+        with progress("encode", 4, "images") as bar:
+            bar.update(4)
+        assert len(capsys.readouterr().err.splitlines()) == lines
 
 
 def test_verbose_shows_debug_messages_and_the_names_of_loggers(stderr_of):
