@@ -30,9 +30,10 @@ from .config import (
     TrainConfig,
     apply_recipe,
     flag,
+    no_flag,
     recipe_names,
 )
-from .converter import choices_of
+from .converter import choices_of, hints_of
 from .errors import RepaPipeError
 from .pipeline.runtime.console import log_to_stderr
 from .pipeline.runtime.memory import share_one_arena
@@ -136,7 +137,7 @@ def options_of(
     """
 
     def decorate(command: Command) -> Command:
-        hints = typing.get_type_hints(config)
+        hints = hints_of(config)
         for field in reversed(dataclasses.fields(config)):
             if field.name not in without and (not only or field.name in only):
                 command = _option(field, hints[field.name], hidden)(command)
@@ -154,7 +155,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, hidden: bool) -> Callable[
     if typing.get_origin(hint) is tuple:
         options |= {"multiple": True, "default": field.default, "type": kinds[0], "show_default": bool(field.default)}
     elif kinds[0] is bool:
-        name = f"{name}/--no-{name[2:]}"
+        name = f"{name}/{no_flag(field.name)}"
         options |= {"default": field.default, "show_default": field.default is not None}
     else:
         options |= {"type": click.Choice(choices) if choices else kinds[0]}

@@ -5,7 +5,7 @@ package; it imports only `converter` and `errors` of the project, and none of th
 """
 
 from .ablate import AblateConfig
-from .base import Config, flag
+from .base import Config, flag, no_flag
 from .encode import EncodeConfig
 from .evaluate import EvaluateConfig
 from .plan import PlanConfig
@@ -27,6 +27,7 @@ __all__ = [
     "TrainConfig",
     "apply_recipe",
     "flag",
+    "no_flag",
     "read_recipe",
     "recipe_names",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from ..converter import choices_of, structure, unstructure
+from ..converter import choices_of, hints_of, structure, unstructure
 from ..errors import ConfigError
 
 RESOLUTIONS = (256, 512)
@@ -58,7 +58,7 @@ class Config:
     kind: ClassVar[str]  # the command
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = hints_of(type(self))
         for item in fields(self):
             choices, value = choices_of(hints[item.name]), getattr(self, item.name)
             if choices and value is not None and value not in choices:
@@ -101,7 +101,7 @@ class Config:
     @classmethod
     def repeatable_fields(cls) -> tuple[str, ...]:
         """Return the names of the fields that hold several values, passed by repeating their flag."""
-        hints = typing.get_type_hints(cls)
+        hints = hints_of(cls)
         return tuple(item.name for item in fields(cls) if typing.get_origin(hints[item.name]) is tuple)
 
     def result_settings(self) -> dict[str, Any]:

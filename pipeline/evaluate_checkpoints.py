@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import EvaluateConfig, SampleConfig
-from ..errors import CheckpointError
 from ..stores.files import write_json
 from . import evaluate, sample
 from .artifacts.metric_files import MetricRecord, curve_file, finished_metrics, metrics_file, read_metrics_file
@@ -48,11 +47,7 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
         RepaPipeError: sampling or evaluation raised it.
     """
     run_folder = RunFolder(Path(sampling.checkpoint))
-    checkpoints = run_folder.checkpoints()
-    if not checkpoints:
-        raise CheckpointError(
-            f"no checkpoint in {run_folder.checkpoint_folder}: expected a run folder of 'repa-pipe train'"
-        )
+    checkpoints = run_folder.require_checkpoints()
     out = curve_file(sampling, evaluation)
     page = out.with_suffix(".html")
     rows: list[dict[str, Any]] = []

@@ -7,6 +7,7 @@ order is the same as on a disk: the files of a shard, then its commit record.
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +27,10 @@ def store_exists(location: str) -> bool:
     Raises:
         StoreError: the URL cannot be read.
     """
-    return bool(RemoteFiles(location).get([ROOT])) if is_url(location) else (Path(location) / ROOT).exists()
+    if not is_url(location):
+        return (Path(location) / ROOT).exists()
+    with closing(RemoteFiles(location)) as files:
+        return bool(files.get([ROOT]))
 
 
 def create_store_at(location: str, manifest: Manifest, samples: pa.Table) -> None:
@@ -37,8 +41,7 @@ def create_store_at(location: str, manifest: Manifest, samples: pa.Table) -> Non
     if not is_url(location):
         create_store(Path(location), manifest, samples)
         return
-    files = RemoteFiles(location)
-    with tempfile.TemporaryDirectory() as temporary:
+    with closing(RemoteFiles(location)) as files, tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "store"
         create_store(folder, manifest, samples)
         created = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}

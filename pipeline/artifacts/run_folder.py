@@ -100,14 +100,18 @@ class RunFolder:
         found = self.checkpoint_folder.glob(f"*{CHECKPOINT_SUFFIX}")
         return sorted((path for path in found if path.stem.isdigit()), key=lambda path: int(path.stem))
 
-    def last_checkpoint(self) -> Path:
-        """Return the newest checkpoint; raise CheckpointError when there is none."""
+    def require_checkpoints(self) -> list[Path]:
+        """Return the checkpoints, oldest first; raise CheckpointError when there is none."""
         found = self.checkpoints()
         if not found:
             raise CheckpointError(
                 f"no checkpoint in {self.checkpoint_folder}: expected a run folder of 'repa-pipe train'"
             )
-        return found[-1]
+        return found
+
+    def last_checkpoint(self) -> Path:
+        """Return the newest checkpoint; raise CheckpointError when there is none."""
+        return self.require_checkpoints()[-1]
 
     def drop_old_checkpoints(self, keep: int, milestone_steps: int) -> None:
         """Delete old checkpoints.

@@ -40,7 +40,7 @@ class SampleRecord:
     config: SampleConfig
     step: int
     num_images: int
-    seconds: float
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +75,12 @@ class SampleFiles:
 
     def read_record(self) -> SampleRecord:
         """Read the recorded settings; raise ConfigError when the file does not describe generated images."""
-        values = read_json(self.record)
         try:
-            return SampleRecord(
-                config=SampleConfig.from_json(values["config"], str(self.record)),
-                step=int(values["step"]),
-                num_images=int(values["num_images"]),
-                seconds=float(values.get("seconds", 0.0)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{self.record} does not describe generated images ({error!r}): sample again") from error
+            values = read_json(self.record)
+            recorded = {item.name: values[item.name] for item in fields(SampleRecord) if item.name in values}
+            return structure(recorded, SampleRecord, self.record.name)
+        except ConfigError as error:
+            raise ConfigError(f"{self.record} does not describe generated images ({error}): sample again") from error
 
 
 def files_of(config: SampleConfig, checkpoint: Path) -> SampleFiles:

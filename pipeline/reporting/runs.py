@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,8 +95,6 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
 
 def train_command(config: TrainConfig) -> str:
     """Return the command line that trains a run of this config, one flag per line."""
-    import shlex
-
     return " \\\n  ".join([f"repa-pipe {config.kind}", *map(shlex.join, config.flag_groups())])
 
 

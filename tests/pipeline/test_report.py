@@ -667,9 +667,12 @@ def test_damaged_files_of_a_run_are_stated_with_a_remedy(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ConfigError, match=r"cfg1\.5\.png cannot be read as an image .*: delete it"):
         report.run([str(run)], out)
-    path.with_suffix(".json").write_text('{"config": {}}')
-    with pytest.raises(ConfigError, match=r"cfg1\.5\.json does not describe generated images"):
-        report.run([str(run)], out)
+    for text, problem in (("{", "cannot be read"), ('{"config": {}}', "required key 'checkpoint' is missing")):
+        path.with_suffix(".json").write_text(text)
+        with pytest.raises(
+            ConfigError, match=rf"cfg1\.5\.json does not describe generated images \(.*{problem}.*\): sample again"
+        ):
+            report.run([str(run)], out)
     for text in ("[]", '{"store": "x", "of_another_version": 1}', "{"):
         (run / "train.json").write_text(text)
         with pytest.raises(ConfigError, match=r"train\.json.*: report this run with the version of repa-pipe that"):
