@@ -27,8 +27,8 @@ from repa_pipe.pipeline import encode
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.demo import ENCODER, MODEL, VAE
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
-from repa_pipe.pipeline.train import Trainer
 from repa_pipe.pipeline.training.setup import resolve
+from repa_pipe.pipeline.training.trainer import Trainer
 from repa_pipe.sources import decode_crop, open_source, records_of
 from repa_pipe.sources.demo_images import make_crops
 from repa_pipe.stores import Batch, Store, open_store

@@ -37,9 +37,9 @@ from repa_pipe.config import TrainConfig
 from repa_pipe.models.flops import sit_flops
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
-from repa_pipe.pipeline.train import Trainer
 from repa_pipe.pipeline.training.prefetch import prefetch_to_device
 from repa_pipe.pipeline.training.setup import resolve
+from repa_pipe.pipeline.training.trainer import Trainer
 from repa_pipe.stores import Batch, open_store
 
 

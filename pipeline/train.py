@@ -9,53 +9,23 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..models.ema import Ema
-from ..models.sit import load_sit_state
-from ..stores import Batch, Store, open_store
-from .artifacts.checkpoints import (
-    StoreMetadata,
-    TrainedModel,
-    load_checkpoint,
-    load_ema_weights,
-    save_checkpoint,
-)
+from ..stores import open_store
 from .artifacts.run_folder import RunFolder
-from .runtime.device import DTYPES, advice_when_out_of_memory, choose_device
-from .runtime.distributed import DistributedContext, init_distributed
-from .runtime.progress import progress
+from .runtime.device import choose_device
+from .runtime.distributed import init_distributed
 from .runtime.signals import collected_signals
 from .training.guards import full_disk_error
-from .training.monitor import TrainingMonitor
-from .training.nonfinite import NonFiniteGuard, stop_run
-from .training.objective import Inputs, make_objective
 from .training.on_ray import launch
-from .training.parallel import (
-    data_parallel,
-    full_tensor,
-    gather_state_dict,
-    gradient_sync,
-    shard_model,
-    shard_optimizer_state_dict,
-    shard_state_dict,
-)
-from .training.prefetch import prefetch_to_device
-from .training.setup import build_model, open_dataset, resolve, store_metadata
-
-if TYPE_CHECKING:
-    from .training.sample_grid import SampleGrid
+from .training.setup import resolve
+from .training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-MEMORY_ADVICE = "raise --microbatches (same result), or use --checkpoint-blocks, or lower --batch-size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,179 +90,3 @@ def train_rank(config: TrainConfig) -> TrainResult:
         last = str(run_folder.last_checkpoint())
         seconds = round(time.monotonic() - start, 1)
         return TrainResult(str(run_folder.path), trainer.step, last, seconds, bool(signals))
-
-
-class Trainer:
-    """A model, its EMA, its optimizer, and the step that they have reached."""
-
-    def __init__(
-        self, config: TrainConfig, store: Store, device: torch.device, ranks: DistributedContext, run_folder: RunFolder
-    ) -> None:
-        self.config, self.device, self.ranks, self.run_folder = config, device, ranks, run_folder
-        self.step = 0
-        self.dataset = open_dataset(config, store, ranks)
-        self.metadata = store_metadata(config, store)
-        self.model = build_model(config, store).to(device)
-        self.model.checkpoint_blocks = config.checkpoint_blocks
-        self.ema = Ema(self.model, config.ema_decay)
-        if config.fsdp and ranks.world_size > 1:
-            shard_model(self.model)
-            shard_model(self.ema.model)
-        self.optimizer = torch.optim.AdamW(
-            [weight for weight in self.model.parameters() if weight.requires_grad],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-            fused=True,
-        )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16")
-        self._monitor: TrainingMonitor | None = None  # on the first rank, while it trains
-        if device.type == "cuda" if config.compile is None else config.compile:
-            self.model.compile()
-        self.objective = make_objective(self.model, config, store, self.metadata).to(device)
-        self.nonfinite = NonFiniteGuard(device, self.objective.names, self.scaler.is_enabled())
-        self._call = data_parallel(self.objective, self.model, ranks.world_size)
-
-    def resume(self) -> None:
-        """Load the last checkpoint, or else --init-from; raise CheckpointError when it does not fit."""
-        checkpoints = self.run_folder.checkpoints()
-        if not checkpoints:
-            if self.config.init_from:
-                weights = load_ema_weights(self.config.init_from)
-                self._load(weights, weights)
-            return
-        path = checkpoints[-1]
-        values = load_checkpoint(path)
-        StoreMetadata.from_json(values["store"], f"{path}: store").require_same(self.metadata, path)
-        self._load(values["model"], values["ema"])
-        self.optimizer.load_state_dict(shard_optimizer_state_dict(values["opt"], self.optimizer))
-        self.scaler.load_state_dict(values["scaler"])
-        self.step = values["steps"]
-        if self.config.aligned_steps is not None and self.step > self.config.aligned_steps:
-            self._freeze_projectors()
-        logger.info("resuming from %s", path)
-
-    def _load(self, weights: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
-        for model, values in ((self.model, weights), (self.ema.model, averaged)):
-            load_sit_state(model, shard_state_dict(values, model))
-
-    def train(self, signals: list[int]) -> None:
-        """Take the remaining steps, with checkpoints, metrics and grids of images along the way."""
-        config = self.config
-        with ExitStack() as stack:
-            if self.ranks.is_first:
-                self._monitor = TrainingMonitor(config, self.run_folder, self.step, self.objective.names)
-                stack.enter_context(closing(self._monitor))
-                bar = stack.enter_context(progress("train", config.max_train_steps, "steps", self.step))
-            grid = self._sample_grid()
-            stack.callback(self.dataset.close)
-            batches = stack.enter_context(closing(prefetch_to_device(self.dataset, self.device, self.step)))
-            while self.step < config.max_train_steps and not self._is_stopped(signals):
-                waiting = time.perf_counter()
-                batch = next(batches)
-                waited = time.perf_counter() - waiting
-                with advice_when_out_of_memory(MEMORY_ADVICE):
-                    values = self.train_step(batch)
-                self.step += 1
-                if self._is_due(config.log_steps):
-                    self._require_finite()
-                if self._monitor:
-                    self._monitor.log_step(self.step, values, waited, bar)
-                if self._monitor and grid and self._is_due(config.sampling_steps):
-                    self._monitor.log_image(self.step, grid.draw(self.step))
-                if self._is_due(config.checkpointing_steps) or self._is_due(config.milestone_steps):
-                    self.save()
-            if self.step < config.max_train_steps:
-                self.save()
-
-    def _is_stopped(self, signals: list[int]) -> bool:
-        """Return whether to stop now. Several ranks must agree on the step; they do so when metrics are due."""
-        if self.ranks.world_size == 1:
-            return bool(signals)
-        return self._is_due(self.config.log_steps) and self.ranks.any(bool(signals), self.device)
-
-    def _is_due(self, every: int) -> bool:
-        return bool(every) and (self.step % every == 0 or self.step == self.config.max_train_steps)
-
-    def _sample_grid(self) -> SampleGrid | None:
-        if not self.config.sampling_steps or not self.ranks.is_first:
-            return None
-        from .training.sample_grid import SampleGrid  # imports a VAE, which training itself does not need
-
-        trained = TrainedModel(self.ema.model, self.metadata, self.config, self.step)
-        return SampleGrid(trained, self.run_folder, self.device)
-
-    def _require_finite(self) -> None:
-        """Stop the run, and leave a checkpoint and a report, if a step so far was not finite."""
-        bad = self.nonfinite.bad_step()
-        if bad is None:
-            return
-        path, state = self.run_folder.nonfinite_checkpoint(bad.step), self._state(bad.step - 1)
-        if self.ranks.is_first:
-            save_checkpoint(path, state)
-        stop_run(bad, self.dataset, self.run_folder, path)
-
-    def train_step(self, batch: Batch) -> Tensor:
-        """Take one optimizer step.
-
-        Args:
-            batch: this rank's batch of step `self.step`, on the device.
-
-        Returns:
-            The losses listed in `objective.names` and the gradient norm, float32 on the device.
-        """
-        if self.config.aligned_steps == self.step:
-            self._freeze_projectors()
-        losses = self.ranks.mean(self._accumulate_gradients(self.objective.inputs(batch, self.step, self.ranks)))
-        self.scaler.unscale_(self.optimizer)
-        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
-        values = torch.cat([losses, norm.detach().reshape(1)])
-        self.nonfinite.check(self.step + 1, values, self.optimizer)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
-        return values
-
-    def _accumulate_gradients(self, inputs: Inputs) -> Tensor:
-        """Accumulate the gradients of a step over its micro-batches; return the means of its losses."""
-        precision, parts = self.config.mixed_precision, self.config.microbatches
-        size = len(inputs.labels) // parts
-        means = torch.zeros(len(self.objective.names), device=self.device)
-        for part in range(parts):
-            with gradient_sync(self._call, self.model, enabled=part == parts - 1):
-                with torch.autocast(self.device.type, DTYPES[precision], precision != "fp32"):
-                    losses = self._call(inputs.rows(slice(part * size, (part + 1) * size)))
-                self.scaler.scale(losses[0] / parts).backward()
-            means += losses.detach() / parts
-        return means
-
-    def _freeze_projectors(self) -> None:
-        """Freeze the projectors once alignment has ended, since DDP must not wait for their gradients."""
-        self.model.projectors.requires_grad_(False)
-        self._call = self.objective  # drops the old wrapper first, and its hooks with it
-        self._call = data_parallel(self.objective, self.model, self.ranks.world_size)
-
-    def save(self) -> None:
-        """Write a checkpoint of this step, and the metrics up to it."""
-        self._require_finite()
-        path, state = self.run_folder.checkpoint(self.step), self._state(self.step)
-        if self._monitor is None or path.exists():
-            return
-        self._monitor.write()
-        save_checkpoint(path, state)
-        self.run_folder.drop_old_checkpoints(self.config.keep_checkpoints, self.config.milestone_steps)
-
-    def _state(self, step: int) -> dict[str, Any]:
-        keep = self.ranks.is_first
-        return {
-            "model": gather_state_dict(self.model.state_dict(), keep),
-            "ema": gather_state_dict(self.ema.model.state_dict(), keep),
-            "opt": gather_state_dict(self.optimizer.state_dict(), keep),
-            "scaler": self.scaler.state_dict(),
-            "steps": step,
-            "config": self.config.as_json(),
-            "sit": self.model.config.to_dict(),
-            "store": self.metadata.as_json(),
-        }

@@ -23,6 +23,7 @@ from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.training.objective import Objective
 from repa_pipe.pipeline.training.setup import resolve
+from repa_pipe.pipeline.training.trainer import Trainer
 from repa_pipe.stores import open_store
 
 
@@ -63,7 +64,7 @@ def test_no_tokens_are_read_without_alignment(config_of, make_store, weights_of)
 
 def inputs_of_steps(config, steps):
     with open_store(config.store) as store:
-        trainer = train.Trainer(
+        trainer = Trainer(
             resolve(config, store), store, torch.device("cpu"), DistributedContext(0, 1), RunFolder(Path("unused"))
         )
         batch = trainer.dataset.read(trainer.dataset.indices_of_step(0))

@@ -11,11 +11,13 @@ from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.runtime.seeds import step_generator
+from repa_pipe.pipeline.training import trainer as trainer_module
 from repa_pipe.pipeline.training.objective import Objective
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.pipeline.training.terms.alignment import AlignmentTerm
 from repa_pipe.pipeline.training.terms.denoising import DenoisingTerm
 from repa_pipe.pipeline.training.terms.term import Term
+from repa_pipe.pipeline.training.trainer import Trainer
 from repa_pipe.stores import open_store
 
 ALONE = DistributedContext(0, 1)
@@ -48,7 +50,7 @@ def trainer_of(config_of):
 
         def build(**options):
             config = resolve(config_of(**options), store)
-            trainer = train.Trainer(config, store, torch.device("cpu"), ALONE, RunFolder(Path("unused")))
+            trainer = Trainer(config, store, torch.device("cpu"), ALONE, RunFolder(Path("unused")))
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():
                 for weight in trainer.model.parameters():
@@ -154,7 +156,7 @@ def test_a_run_trains_with_a_term_of_a_user(config_of, monkeypatch):
         terms = [DenoisingTerm(model), AlignmentTerm(config, store), VelocityNorm(config.seed)]
         return Objective(model, config, metadata, terms)
 
-    monkeypatch.setattr(train, "make_objective", make_objective)
+    monkeypatch.setattr(trainer_module, "make_objective", make_objective)
     result = train.run(config_of(max_train_steps=3, log_steps=1, microbatches=2, learning_rate=1e-2))
     rows = read_metrics(RunFolder(Path(result.run)))
     assert [row["step"] for row in rows] == [1, 2, 3]

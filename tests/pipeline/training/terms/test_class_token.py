@@ -13,6 +13,7 @@ from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.training.setup import resolve
+from repa_pipe.pipeline.training.trainer import Trainer
 from repa_pipe.stores import open_store
 
 ALONE = DistributedContext(0, 1)
@@ -21,7 +22,7 @@ ALONE = DistributedContext(0, 1)
 @pytest.fixture
 def trainer_of(config_of):
     with open_store(config_of().store) as store:
-        yield lambda **options: train.Trainer(
+        yield lambda **options: Trainer(
             resolve(config_of(**options), store), store, torch.device("cpu"), ALONE, RunFolder(Path("unused"))
         )
 
