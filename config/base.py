@@ -17,6 +17,18 @@ from ..errors import ConfigError
 
 RESOLUTIONS = (256, 512)
 
+# Sections of the help of every command, in this order.
+SECTIONS = (
+    DATA := "Data",
+    MODEL := "Model",
+    OBJECTIVE := "Objective",
+    OPTIMIZATION := "Optimization",
+    SAMPLING := "Sampling",
+    STORAGE := "Storage",
+    OUTPUT := "Output",
+    HARDWARE := "Hardware",
+)
+
 Codec: TypeAlias = Literal["float16", "int8", "int4"]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
 
@@ -31,9 +43,9 @@ ACTORS_HELP = "Number of Ray actors. Default: one per GPU in the cluster, else o
 MODEL_PRECISION_HELP = "Autocast precision of the model."
 
 
-def option(text: str, default: Any = MISSING, *, affects_result: bool = True) -> Any:
-    """Declare a config field with its help text; a field without a default is required."""
-    metadata = {"help": text, "affects_result": affects_result}
+def option(section: str, text: str, default: Any = MISSING, *, affects_result: bool = True) -> Any:
+    """Declare a config field with its section of the help and its help text; without a default it is required."""
+    metadata = {"section": section, "help": text, "affects_result": affects_result}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 

@@ -7,10 +7,14 @@ from typing import ClassVar
 
 from .base import (
     ACTORS_HELP,
+    DATA,
     DEVICE_HELP,
+    HARDWARE,
+    MODEL,
     RAY_ADDRESS_HELP,
     RAY_HELP,
     RESOLUTIONS,
+    STORAGE,
     Codec,
     Config,
     Precision,
@@ -27,62 +31,72 @@ class EncodeConfig(Config):
     kind: ClassVar[str] = "encode"
 
     source: str = option(
-        "Images to encode: a folder of class folders, a zip file, tar files or parquet files (docs/sources.md)."
+        DATA, "Images to encode: a folder of class folders, a zip file, tar files or parquet files (docs/sources.md)."
     )
     source_kind: str | None = option(
+        DATA,
         "Kind of source: folder, zip, tar, parquet, or MODULE:CALLABLE for a plug-in. Default: inferred from --source.",
         None,
         affects_result=False,
     )
-    store: str = option("Store to create or extend: a folder, or a bucket URL such as s3://BUCKET/NAME.")
+    store: str = option(DATA, "Store to create or extend: a folder, or a bucket URL such as s3://BUCKET/NAME.")
     vae: str = option(
+        MODEL,
         "VAE whose moments are stored: a known name (docs/vae.md), a Hugging Face repository, or a folder in "
         "diffusers' format.",
         "sd-vae-ft-mse",
     )
     encoder: tuple[str, ...] = option(
+        MODEL,
         "Encoder whose patch tokens are stored (docs/encoders.md); repeatable. Default: none, only moments are stored.",
         (),
     )
     encoder_weights: tuple[str, ...] = option(
+        MODEL,
         "NAME=PATH: local file with the published weights of encoder NAME; repeatable. Default: download.",
         (),
         affects_result=False,
     )
-    resolution: int = option("Side of the square crops in pixels: 256 or 512.", 256)
-    flip: bool = option("Also encode the mirror image of every crop: twice the time, twice the disk space.", False)
-    codec: Codec = option("Storage format of patch tokens (docs/codecs.md).", "float16")
-    shard_size: int | None = option("Samples per shard. Default: 1024, fewer for small stores.", None)
+    resolution: int = option(DATA, "Side of the square crops in pixels: 256 or 512.", 256)
+    flip: bool = option(
+        DATA, "Also encode the mirror image of every crop: twice the time, twice the disk space.", False
+    )
+    codec: Codec = option(STORAGE, "Storage format of patch tokens (docs/codecs.md).", "float16")
+    shard_size: int | None = option(STORAGE, "Samples per shard. Default: 1024, fewer for small stores.", None)
     batch_size: int | None = option(
+        HARDWARE,
         "Images per forward pass. Default: the value recorded in the store, else the largest that fits in GPU memory, "
         "or 16 on a CPU.",
         None,
     )
     compile: bool = option(
+        HARDWARE,
         "Run the encoders through torch.compile. Tokens change by rounding, so all shards of a group must agree on it.",
         False,
     )
-    device: str | None = option(DEVICE_HELP, None, affects_result=False)
+    device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
     precision: Precision | None = option(
-        "Autocast precision of the models. Default: fp16 on a GPU (as published), fp32 on a CPU.", None
+        HARDWARE, "Autocast precision of the models. Default: fp16 on a GPU (as published), fp32 on a CPU.", None
     )
     decode_threads: int | None = option(
-        "Threads that decode images. Default: one per CPU core.", None, affects_result=False
+        HARDWARE, "Threads that decode images. Default: one per CPU core.", None, affects_result=False
     )
     max_bad: float = option(
+        DATA,
         "Abort when more than this fraction of images cannot be decoded (up to 10 are always tolerated).",
         0.001,
         affects_result=False,
     )
     shard_timeout: float | None = option(
+        HARDWARE,
         "Seconds after which a shard counts as hung; on Ray, its actor is killed and the shard is retried. "
         "Default: no limit.",
         None,
         affects_result=False,
     )
-    ray: bool = option(RAY_HELP, False, affects_result=False)
-    ray_address: str | None = option(RAY_ADDRESS_HELP, None, affects_result=False)
-    actors: int | None = option(ACTORS_HELP, None, affects_result=False)
+    ray: bool = option(HARDWARE, RAY_HELP, False, affects_result=False)
+    ray_address: str | None = option(HARDWARE, RAY_ADDRESS_HELP, None, affects_result=False)
+    actors: int | None = option(HARDWARE, ACTORS_HELP, None, affects_result=False)
 
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""

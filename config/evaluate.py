@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import DEVICE_HELP, Config, option, weights_by_name
+from .base import DATA, DEVICE_HELP, HARDWARE, MODEL, OUTPUT, Config, option, weights_by_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,23 +14,24 @@ class EvaluateConfig(Config):
 
     kind: ClassVar[str] = "evaluate"
 
-    samples: str = option("Images to evaluate: an .npz of uint8 [N, H, W, 3], or a folder of images.")
+    samples: str = option(DATA, "Images to evaluate: an .npz of uint8 [N, H, W, 3], or a folder of images.")
     reference: str = option(
-        "Reference to compare with: an .npz (images, or mu and sigma), a folder of images, or a store."
+        DATA, "Reference to compare with: an .npz (images, or mu and sigma), a folder of images, or a store."
     )
     detector: tuple[str, ...] = option(
+        MODEL,
         "Feature extractor: inception (FID), or the name of an encoder (FD of that encoder); repeatable.",
         ("inception",),
     )
     encoder_weights: tuple[str, ...] = option(
-        "NAME=PATH: local weights file of detector NAME; repeatable. Default: download.", ()
+        MODEL, "NAME=PATH: local weights file of detector NAME; repeatable. Default: download.", ()
     )
     source: str | None = option(
-        "Location of the images of a reference store. Default: where they were encoded from.", None
+        DATA, "Location of the images of a reference store. Default: where they were encoded from.", None
     )
-    batch_size: int = option("Images per forward pass of a detector.", 32, affects_result=False)
-    out: str | None = option("Output JSON file. Default: next to the samples.", None, affects_result=False)
-    device: str | None = option(DEVICE_HELP, None, affects_result=False)
+    batch_size: int = option(HARDWARE, "Images per forward pass of a detector.", 32, affects_result=False)
+    out: str | None = option(OUTPUT, "Output JSON file. Default: next to the samples.", None, affects_result=False)
+    device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
 
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""

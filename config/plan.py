@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import RESOLUTIONS, Codec, Config, option
+from .base import DATA, HARDWARE, MODEL, RESOLUTIONS, STORAGE, Codec, Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,26 +14,28 @@ class PlanConfig(Config):
 
     kind: ClassVar[str] = "plan"
 
-    source: str | None = option("Images to count, same as `encode --source`. Default: use --images.", None)
-    source_kind: str | None = option("Same as `encode --source-kind`. Default: inferred from --source.", None)
-    images: int | None = option("Number of images. Default: counted in --source, else 1,281,167 (ImageNet).", None)
-    vae: str = option("Same as `encode --vae`.", "sd-vae-ft-mse")
-    encoder: tuple[str, ...] = option("Same as `encode --encoder`; repeatable. Default: none.", ())
-    encoder_weights: tuple[str, ...] = option(
-        "Same as `encode --encoder-weights`; used by --probe only. Default: download.", ()
+    source: str | None = option(DATA, "Images to count, same as `encode --source`. Default: use --images.", None)
+    source_kind: str | None = option(DATA, "Same as `encode --source-kind`. Default: inferred from --source.", None)
+    images: int | None = option(
+        DATA, "Number of images. Default: counted in --source, else 1,281,167 (ImageNet).", None
     )
-    resolution: int = option("Side of the square crops in pixels: 256 or 512.", 256)
-    flip: bool = option("Also encode the mirror image of every crop.", False)
-    codec: Codec = option("Storage format of patch tokens (docs/codecs.md).", "float16")
-    gpus: int = option("Number of GPUs for encoding and training.", 1)
-    model: str = option("SiT model to train.", "SiT-XL/2")
+    vae: str = option(MODEL, "Same as `encode --vae`.", "sd-vae-ft-mse")
+    encoder: tuple[str, ...] = option(MODEL, "Same as `encode --encoder`; repeatable. Default: none.", ())
+    encoder_weights: tuple[str, ...] = option(
+        MODEL, "Same as `encode --encoder-weights`; used by --probe only. Default: download.", ()
+    )
+    resolution: int = option(DATA, "Side of the square crops in pixels: 256 or 512.", 256)
+    flip: bool = option(DATA, "Also encode the mirror image of every crop.", False)
+    codec: Codec = option(STORAGE, "Storage format of patch tokens (docs/codecs.md).", "float16")
+    gpus: int = option(HARDWARE, "Number of GPUs for encoding and training.", 1)
+    model: str = option(MODEL, "SiT model to train.", "SiT-XL/2")
     epochs: float = option(
-        "Total epochs of all training runs that will use the store; REPA's 400,000 steps are 80 epochs.", 80.0
+        MODEL, "Total epochs of all training runs that will use the store; REPA's 400,000 steps are 80 epochs.", 80.0
     )
     probe: bool = option(
-        "Time the models on this machine (a few seconds per model) instead of using recorded speeds.", False
+        HARDWARE, "Time the models on this machine (a few seconds per model) instead of using recorded speeds.", False
     )
-    device: str | None = option("Torch device for --probe. Default: cuda if available, else cpu.", None)
+    device: str | None = option(HARDWARE, "Torch device for --probe. Default: cuda if available, else cpu.", None)
 
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""

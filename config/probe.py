@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import DEVICE_HELP, MODEL_PRECISION_HELP, Config, Precision, option
+from .base import DATA, DEVICE_HELP, HARDWARE, MODEL, MODEL_PRECISION_HELP, OUTPUT, Config, Precision, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,22 +14,28 @@ class ProbeConfig(Config):
 
     kind: ClassVar[str] = "probe"
 
-    checkpoint: str = option("Run folder (all its checkpoints), or checkpoint file.")
-    store: str | None = option("Store whose images are probed. Default: the store that the run was trained from.", None)
-    vae: str | None = option("VAE whose latents are used. Default: the VAE of the checkpoint.", None)
-    encoder: tuple[str, ...] = option(
-        "Stored encoder to compare with; repeatable. Default: all encoders in the store.", ()
+    checkpoint: str = option(MODEL, "Run folder (all its checkpoints), or checkpoint file.")
+    store: str | None = option(
+        DATA, "Store whose images are probed. Default: the store that the run was trained from.", None
     )
-    block: tuple[int, ...] = option("Block to probe, counted from 1; repeatable. Default: all blocks.", ())
-    time: tuple[float, ...] = option("Time t (noise level) from 0, no noise, to 1, only noise; repeatable.", (0.5,))
-    num_images: int = option("Number of images drawn from the store.", 10_000)
-    test_share: float = option("Fraction of the images that the linear classifier is tested on.", 0.2)
-    ema: bool = option("Use the EMA weights.", True)
-    seed: int = option("Seed for the selection of images and for their noise.", 0)
-    precision: Precision = option(MODEL_PRECISION_HELP, "fp32")
-    batch_size: int = option("Batch size of the model.", 32, affects_result=False)
-    out: str | None = option("Output JSON file. Default: probe.json in the run folder.", None, affects_result=False)
-    device: str | None = option(DEVICE_HELP, None, affects_result=False)
+    vae: str | None = option(DATA, "VAE whose latents are used. Default: the VAE of the checkpoint.", None)
+    encoder: tuple[str, ...] = option(
+        DATA, "Stored encoder to compare with; repeatable. Default: all encoders in the store.", ()
+    )
+    block: tuple[int, ...] = option(MODEL, "Block to probe, counted from 1; repeatable. Default: all blocks.", ())
+    time: tuple[float, ...] = option(
+        MODEL, "Time t (noise level) from 0, no noise, to 1, only noise; repeatable.", (0.5,)
+    )
+    num_images: int = option(DATA, "Number of images drawn from the store.", 10_000)
+    test_share: float = option(DATA, "Fraction of the images that the linear classifier is tested on.", 0.2)
+    ema: bool = option(MODEL, "Use the EMA weights.", True)
+    seed: int = option(DATA, "Seed for the selection of images and for their noise.", 0)
+    precision: Precision = option(HARDWARE, MODEL_PRECISION_HELP, "fp32")
+    batch_size: int = option(HARDWARE, "Batch size of the model.", 32, affects_result=False)
+    out: str | None = option(
+        OUTPUT, "Output JSON file. Default: probe.json in the run folder.", None, affects_result=False
+    )
+    device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
 
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Config, option
+from .base import DATA, HARDWARE, OUTPUT, Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +14,13 @@ class RankConfig(Config):
 
     kind: ClassVar[str] = "rank"
 
-    store: str = option("Store whose encoders are ranked.")
-    num_samples: int = option("Number of samples drawn from those that all encoders have.", 1000)
-    seed: int = option("Seed for the selection of samples.", 0)
-    batch_size: int = option("Samples read at a time.", 16, affects_result=False)
-    out: str = option("Output JSON file; the figure is written next to it as .html.", "rank.json", affects_result=False)
+    store: str = option(DATA, "Store whose encoders are ranked.")
+    num_samples: int = option(DATA, "Number of samples drawn from those that all encoders have.", 1000)
+    seed: int = option(DATA, "Seed for the selection of samples.", 0)
+    batch_size: int = option(HARDWARE, "Samples read at a time.", 16, affects_result=False)
+    out: str = option(
+        OUTPUT, "Output JSON file; the figure is written next to it as .html.", "rank.json", affects_result=False
+    )
 
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""

@@ -8,9 +8,13 @@ from typing import ClassVar, Literal
 from .base import (
     ACTORS_HELP,
     DEVICE_HELP,
+    HARDWARE,
+    MODEL,
     MODEL_PRECISION_HELP,
+    OUTPUT,
     RAY_ADDRESS_HELP,
     RAY_HELP,
+    SAMPLING,
     Config,
     Precision,
     option,
@@ -25,38 +29,46 @@ class SampleConfig(Config):
     kind: ClassVar[str] = "sample"
 
     checkpoint: str = option(
-        "Run folder (its last checkpoint), checkpoint file of repa-pipe or REPA, or repa-sit-xl-2-256 (downloaded)."
+        MODEL,
+        "Run folder (its last checkpoint), checkpoint file of repa-pipe or REPA, or repa-sit-xl-2-256 (downloaded).",
     )
     out: str | None = option(
-        "Output .npz file. Default: samples/<step>-<settings>.npz in the run folder.", None, affects_result=False
+        OUTPUT,
+        "Output .npz file. Default: samples/<step>-<settings>.npz in the run folder.",
+        None,
+        affects_result=False,
     )
-    num_fid_samples: int = option("Number of images to generate.", 50_000)
-    per_proc_batch_size: int = option("Images per batch and process.", 32, affects_result=False)
-    mode: Literal["ode", "sde"] = option("Sampler: ode (probability flow) or sde (Euler-Maruyama).", "ode")
-    num_steps: int = option("Number of sampling steps.", 50)
-    heun: bool = option("Use Heun's second-order steps instead of Euler's; requires --mode ode.", False)
-    cfg_scale: float = option("Classifier-free guidance scale; 1 disables guidance.", 1.5)
-    guidance_low: float = option("Lowest time t (0: data) at which guidance is applied.", 0.0)
-    guidance_high: float = option("Highest time t (1: noise) at which guidance is applied.", 1.0)
+    num_fid_samples: int = option(SAMPLING, "Number of images to generate.", 50_000)
+    per_proc_batch_size: int = option(HARDWARE, "Images per batch and process.", 32, affects_result=False)
+    mode: Literal["ode", "sde"] = option(SAMPLING, "Sampler: ode (probability flow) or sde (Euler-Maruyama).", "ode")
+    num_steps: int = option(SAMPLING, "Number of sampling steps.", 50)
+    heun: bool = option(SAMPLING, "Use Heun's second-order steps instead of Euler's; requires --mode ode.", False)
+    cfg_scale: float = option(SAMPLING, "Classifier-free guidance scale; 1 disables guidance.", 1.5)
+    guidance_low: float = option(SAMPLING, "Lowest time t (0: data) at which guidance is applied.", 0.0)
+    guidance_high: float = option(SAMPLING, "Highest time t (1: noise) at which guidance is applied.", 1.0)
     labels: str = option(
+        SAMPLING,
         "Class labels: random, balanced (the same number of images per class), or a list of class numbers to cycle "
         "through, such as 207,360.",
         "random",
     )
-    vae: str | None = option("VAE that decodes the latents. Default: the VAE that encoded the store.", None)
-    global_seed: int = option("Random seed; image i depends only on the seed and on i.", 0)
-    ema: bool = option("Use the EMA weights.", True)
-    precision: Precision = option(MODEL_PRECISION_HELP, "fp32")
-    compile: bool = option("Run the model through torch.compile: slower to start, same images up to rounding.", False)
+    vae: str | None = option(MODEL, "VAE that decodes the latents. Default: the VAE that encoded the store.", None)
+    global_seed: int = option(SAMPLING, "Random seed; image i depends only on the seed and on i.", 0)
+    ema: bool = option(MODEL, "Use the EMA weights.", True)
+    precision: Precision = option(HARDWARE, MODEL_PRECISION_HELP, "fp32")
+    compile: bool = option(
+        HARDWARE, "Run the model through torch.compile: slower to start, same images up to rounding.", False
+    )
     png_folder: str | None = option(
+        OUTPUT,
         "Folder to which the images are also written as PNG files. Default: no PNG files.",
         None,
         affects_result=False,
     )
-    device: str | None = option(DEVICE_HELP, None, affects_result=False)
-    ray: bool = option(RAY_HELP, False, affects_result=False)
-    ray_address: str | None = option(RAY_ADDRESS_HELP, None, affects_result=False)
-    actors: int | None = option(ACTORS_HELP, None, affects_result=False)
+    device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
+    ray: bool = option(HARDWARE, RAY_HELP, False, affects_result=False)
+    ray_address: str | None = option(HARDWARE, RAY_ADDRESS_HELP, None, affects_result=False)
+    actors: int | None = option(HARDWARE, ACTORS_HELP, None, affects_result=False)
 
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""

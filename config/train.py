@@ -5,7 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .base import DEVICE_HELP, MODEL_PRECISION_HELP, RAY_ADDRESS_HELP, RAY_HELP, Config, Precision, option, uses_ray
+from .base import (
+    DATA,
+    DEVICE_HELP,
+    HARDWARE,
+    MODEL,
+    MODEL_PRECISION_HELP,
+    OBJECTIVE,
+    OPTIMIZATION,
+    OUTPUT,
+    RAY_ADDRESS_HELP,
+    RAY_HELP,
+    Config,
+    Precision,
+    option,
+    uses_ray,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,114 +29,140 @@ class TrainConfig(Config):
 
     kind: ClassVar[str] = "train"
 
-    store: str = option("Store to train from.", affects_result=False)
-    output_dir: str = option("Parent of all run folders.", "exps", affects_result=False)
+    store: str = option(DATA, "Store to train from.", affects_result=False)
+    output_dir: str = option(OUTPUT, "Parent of all run folders.", "exps", affects_result=False)
     exp_name: str | None = option(
+        OUTPUT,
         "Name of the run and of its folder in --output-dir. Default: built from model, encoders and --proj-coeff.",
         None,
         affects_result=False,
     )
-    model: str = option("Model size and patch size: SiT-{T,S,B,L,XL}/{2,4,8}.", "SiT-XL/2")
+    model: str = option(MODEL, "Model size and patch size: SiT-{T,S,B,L,XL}/{2,4,8}.", "SiT-XL/2")
     init_from: str | None = option(
+        MODEL,
         "Checkpoint whose EMA weights the run starts from, saved by repa-pipe or published by REPA. "
         "Default: random weights.",
         None,
     )
-    vae: str | None = option("VAE whose latents are used. Default: the only one in the store.", None)
-    enc_type: tuple[str, ...] = option("Encoder to align with; repeatable. Default: the only one in the store.", ())
-    proj_coeff: float = option("Weight of the alignment loss; 0 trains without alignment and reads no tokens.", 0.5)
+    vae: str | None = option(DATA, "VAE whose latents are used. Default: the only one in the store.", None)
+    enc_type: tuple[str, ...] = option(
+        DATA, "Encoder to align with; repeatable. Default: the only one in the store.", ()
+    )
+    proj_coeff: float = option(
+        OBJECTIVE, "Weight of the alignment loss; 0 trains without alignment and reads no tokens.", 0.5
+    )
     proj_coeff_decay_steps: int | None = option(
-        "Decay --proj-coeff linearly to 0 over this many steps. Default: constant.", None
+        OBJECTIVE, "Decay --proj-coeff linearly to 0 over this many steps. Default: constant.", None
     )
     alignment_steps: int | None = option(
-        "Stop alignment after this many steps; no tokens are read from then on (HASTE). Default: never.", None
+        OBJECTIVE,
+        "Stop alignment after this many steps; no tokens are read from then on (HASTE). Default: never.",
+        None,
     )
-    alignment_loss: Literal["cosine", "nt_xent"] = option("Loss between projected and stored tokens.", "cosine")
+    alignment_loss: Literal["cosine", "nt_xent"] = option(
+        OBJECTIVE, "Loss between projected and stored tokens.", "cosine"
+    )
     spatial_norm: float | None = option(
+        OBJECTIVE,
         "Normalize stored tokens over each image after subtracting this fraction (gamma) of their mean (iREPA). "
         "Default: no normalization.",
         None,
     )
     projector: Literal["mlp", "conv"] = option(
-        "Projector of the hidden tokens: mlp (REPA), or conv, one 3x3 convolution (iREPA).", "mlp"
+        MODEL, "Projector of the hidden tokens: mlp (REPA), or conv, one 3x3 convolution (iREPA).", "mlp"
     )
     cls_coeff: float = option(
-        "Weight of the denoising loss of the class token (REG; published: 0.03); 0 trains without class tokens.", 0.0
+        OBJECTIVE,
+        "Weight of the denoising loss of the class token (REG; published: 0.03); 0 trains without class tokens.",
+        0.0,
     )
     encoder_depth: int | None = option(
+        MODEL,
         "Block whose output is aligned, counted from 1. Default: 4 for SiT-S and SiT-B, 8 for larger models.",
         None,
     )
-    projector_embed_dims: int = option("Width of the projector's hidden layers.", 2048)
-    qk_norm: bool = option("Normalize queries and keys in attention.", False)
-    num_classes: int | None = option("Number of classes. Default: the number of classes in the store.", None)
-    cfg_prob: float = option("Probability of dropping a label, for classifier-free guidance.", 0.1)
+    projector_embed_dims: int = option(MODEL, "Width of the projector's hidden layers.", 2048)
+    qk_norm: bool = option(MODEL, "Normalize queries and keys in attention.", False)
+    num_classes: int | None = option(DATA, "Number of classes. Default: the number of classes in the store.", None)
+    cfg_prob: float = option(OBJECTIVE, "Probability of dropping a label, for classifier-free guidance.", 0.1)
     legacy: bool = option(
+        OBJECTIVE,
         "Drop labels a second time, with probability 0.1, as the published model does (19% are dropped in total).",
         False,
     )
-    path_type: Literal["linear", "cosine"] = option("Interpolant between data and noise.", "linear")
-    weighting: Literal["uniform", "lognormal"] = option("Distribution of the training times t.", "uniform")
-    batch_size: int = option("Global batch size: samples per step over all ranks.", 256)
-    microbatches: int = option("Micro-batches per step (gradient accumulation): less memory, same result.", 1)
-    max_train_steps: int = option("Number of training steps.", 400_000, affects_result=False)
-    learning_rate: float = option("AdamW learning rate.", 1e-4)
-    adam_beta1: float = option("AdamW beta1.", 0.9)
-    adam_beta2: float = option("AdamW beta2.", 0.999)
-    adam_weight_decay: float = option("AdamW weight decay.", 0.0)
-    adam_epsilon: float = option("AdamW epsilon.", 1e-8)
-    max_grad_norm: float = option("Maximum gradient norm (gradient clipping).", 1.0)
-    ema_decay: float = option("Decay of the exponential moving average (EMA) of the weights.", 0.9999)
-    mixed_precision: Precision = option(MODEL_PRECISION_HELP, "bf16")
-    allow_tf32: bool = option("Allow TF32 matrix products on GPUs.", True)
-    compile: bool | None = option("Run the model through torch.compile. Default: on GPUs.", None, affects_result=False)
-    checkpoint_blocks: bool = option("Recompute activations in the backward pass: less memory, slower.", False)
+    path_type: Literal["linear", "cosine"] = option(OBJECTIVE, "Interpolant between data and noise.", "linear")
+    weighting: Literal["uniform", "lognormal"] = option(OBJECTIVE, "Distribution of the training times t.", "uniform")
+    batch_size: int = option(OPTIMIZATION, "Global batch size: samples per step over all ranks.", 256)
+    microbatches: int = option(
+        OPTIMIZATION, "Micro-batches per step (gradient accumulation): less memory, same result.", 1
+    )
+    max_train_steps: int = option(OPTIMIZATION, "Number of training steps.", 400_000, affects_result=False)
+    learning_rate: float = option(OPTIMIZATION, "AdamW learning rate.", 1e-4)
+    adam_beta1: float = option(OPTIMIZATION, "AdamW beta1.", 0.9)
+    adam_beta2: float = option(OPTIMIZATION, "AdamW beta2.", 0.999)
+    adam_weight_decay: float = option(OPTIMIZATION, "AdamW weight decay.", 0.0)
+    adam_epsilon: float = option(OPTIMIZATION, "AdamW epsilon.", 1e-8)
+    max_grad_norm: float = option(OPTIMIZATION, "Maximum gradient norm (gradient clipping).", 1.0)
+    ema_decay: float = option(OPTIMIZATION, "Decay of the exponential moving average (EMA) of the weights.", 0.9999)
+    mixed_precision: Precision = option(HARDWARE, MODEL_PRECISION_HELP, "bf16")
+    allow_tf32: bool = option(HARDWARE, "Allow TF32 matrix products on GPUs.", True)
+    compile: bool | None = option(
+        HARDWARE, "Run the model through torch.compile. Default: on GPUs.", None, affects_result=False
+    )
+    checkpoint_blocks: bool = option(
+        HARDWARE, "Recompute activations in the backward pass: less memory, slower.", False
+    )
     shuffle_window: int | None = option(
+        DATA,
         "Shuffle within windows of this many shards, for disks with slow random reads. Default: shuffle all samples.",
         None,
     )
     direct: bool | None = option(
+        DATA,
         "Bypass the page cache (O_DIRECT). Default: when the store is larger than this machine's memory.",
         None,
         affects_result=False,
     )
     store_cache: str | None = option(
+        DATA,
         "Local folder that caches samples of a store behind a URL (docs/stores.md). Default: no cache.",
         None,
         affects_result=False,
     )
     reader_process: bool = option(
+        DATA,
         "Read the store in a separate process, for training loops that spend much time in Python.",
         False,
         affects_result=False,
     )
-    flip: bool = option("Use the flipped views for half of the samples (requires `encode --flip`).", False)
-    seed: int = option("Seed for initial weights, sample order and noise.", 0)
-    checkpointing_steps: int = option("Steps between checkpoints.", 50_000, affects_result=False)
+    flip: bool = option(DATA, "Use the flipped views for half of the samples (requires `encode --flip`).", False)
+    seed: int = option(OPTIMIZATION, "Seed for initial weights, sample order and noise.", 0)
+    checkpointing_steps: int = option(OUTPUT, "Steps between checkpoints.", 50_000, affects_result=False)
     keep_checkpoints: int = option(
-        "Number of checkpoints to keep in addition to the last one; 0 keeps all.", 0, affects_result=False
+        OUTPUT, "Number of checkpoints to keep in addition to the last one; 0 keeps all.", 0, affects_result=False
     )
     milestone_steps: int = option(
-        "Steps between checkpoints that are kept permanently; 0 for none.", 0, affects_result=False
+        OUTPUT, "Steps between checkpoints that are kept permanently; 0 for none.", 0, affects_result=False
     )
-    log_steps: int = option("Steps between rows of metrics.parquet.", 100, affects_result=False)
+    log_steps: int = option(OUTPUT, "Steps between rows of metrics.parquet.", 100, affects_result=False)
     sampling_steps: int = option(
-        "Steps between grids of generated images (loads the store's VAE); 0 for none.", 0, affects_result=False
+        OUTPUT, "Steps between grids of generated images (loads the store's VAE); 0 for none.", 0, affects_result=False
     )
     report_to: Literal["tensorboard", "wandb", "none"] | None = option(
-        "Experiment tracker. Default: tensorboard if installed, else none.", None, affects_result=False
+        OUTPUT, "Experiment tracker. Default: tensorboard if installed, else none.", None, affects_result=False
     )
-    device: str | None = option(DEVICE_HELP, None, affects_result=False)
+    device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
     fsdp: bool = option(
+        HARDWARE,
         "Shard weights, gradients and optimizer state across ranks (FSDP2): less memory, more communication.",
         False,
         affects_result=False,
     )
-    ray: bool = option(RAY_HELP, False, affects_result=False)
+    ray: bool = option(HARDWARE, RAY_HELP, False, affects_result=False)
     ray_workers: int | None = option(
-        "Number of ranks on Ray. Default: one per GPU in the cluster, else one.", None, affects_result=False
+        HARDWARE, "Number of ranks on Ray. Default: one per GPU in the cluster, else one.", None, affects_result=False
     )
-    ray_address: str | None = option(RAY_ADDRESS_HELP, None, affects_result=False)
+    ray_address: str | None = option(HARDWARE, RAY_ADDRESS_HELP, None, affects_result=False)
 
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""
