@@ -6,19 +6,16 @@ import dataclasses
 import json
 import logging
 import os
-import re
 import sys
-import typing
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from . import __version__
 from .config import (
+    OBJECTIVE,
     AblateConfig,
     Config,
     EncodeConfig,
@@ -28,154 +25,29 @@ from .config import (
     RankConfig,
     SampleConfig,
     TrainConfig,
-    apply_recipe,
     flag,
-    no_flag,
+    read_recipe,
     recipe_names,
 )
-from .converter import choices_of, hints_of
 from .errors import RepaPipeError
+from .options import (
+    OrderedGroup,
+    SectionOption,
+    config_file_options,
+    config_of,
+    defaults_from,
+    given,
+    options_of,
+)
 from .pipeline.runtime.console import log_to_stderr
 from .pipeline.runtime.memory import share_one_arena
 
 INTERRUPTED = 130
-Command = Callable[..., Any]
+logger = logging.getLogger(__name__)
 
 # Options of `sample` that `evaluate-checkpoints` also has; it sets the others itself.
 _NOT_SAMPLING = ("checkpoint", "out", "device", "png_folder")
 _SAMPLING = [field.name for field in dataclasses.fields(SampleConfig) if field.name not in _NOT_SAMPLING]
-# Options of `train` that are listed before --recipe.
-_STORE_AND_RUN = ("store", "output_dir", "exp_name")
-
-
-class HelpFormatter(click.HelpFormatter):
-    """Wraps lines without breaking words at hyphens, `[default: …]`, or commands in backticks."""
-
-    def write_text(self, text: str) -> None:
-        """Write a paragraph."""
-        super().write_text(_joined(text))
-
-    def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **kwargs: Any) -> None:
-        """Write a list of options or commands."""
-        super().write_dl([(name, _joined(text)) for name, text in rows], *args, **kwargs)
-
-    def getvalue(self) -> str:
-        """Return the text."""
-        return super().getvalue().replace(_HYPHEN, "-").replace(_SPACE, " ")
-
-
-_HYPHEN, _SPACE = "\u2011", "\u00a0"  # non-breaking; they stand for "-" and " " while click wraps lines
-
-
-def _joined(text: str) -> str:
-    text = re.sub(r"\[[^]]*]|`[^`]*`", lambda match: match[0].replace(" ", _SPACE), text)
-    return text.replace("-", _HYPHEN)
-
-
-class HelpContext(click.Context):
-    """The context of all commands."""
-
-    formatter_class = HelpFormatter
-
-
-class VerbosityCommand(click.Command):
-    """A command with `-v` and `-q`."""
-
-    context_class = HelpContext
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for names, help_text, level in (
-            (["-v", "--verbose"], "Also show debug messages.", logging.DEBUG),
-            (["-q", "--quiet"], "Hide progress; show only warnings and errors.", logging.WARNING),
-        ):
-            self.params.append(
-                click.Option(names, is_flag=True, expose_value=False, help=help_text, callback=_set_level(level))
-            )
-
-
-def _set_level(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
-    def callback(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-        if value:
-            log_to_stderr(level)
-
-    return callback
-
-
-class OrderedGroup(click.Group):
-    """Lists commands in the order in which they are defined, which is the order in which they are used."""
-
-    context_class = HelpContext
-    command_class = VerbosityCommand
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return all names, in order."""
-        return list(self.commands)
-
-
-OrderedGroup.group_class = OrderedGroup
-
-
-class HiddenArgument(click.Argument):
-    """An argument that the help does not show."""
-
-    def get_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Return nothing."""
-        return []
-
-
-def options_of(
-    config: type[Config], only: Collection[str] = (), without: Collection[str] = (), hidden: bool = False
-) -> Callable[[Command], Command]:
-    """Add an option for every field of a config: flag, type, default and help come from the field.
-
-    Args:
-        config: the class.
-        only: names of the fields; by default all of them.
-        without: names of fields to leave out.
-        hidden: whether the help omits the options.
-    """
-
-    def decorate(command: Command) -> Command:
-        hints = hints_of(config)
-        for field in reversed(dataclasses.fields(config)):
-            if field.name not in without and (not only or field.name in only):
-                command = _option(field, hints[field.name], hidden)(command)
-        return command
-
-    return decorate
-
-
-def _option(field: dataclasses.Field[Any], hint: Any, hidden: bool) -> Callable[[Command], Command]:
-    required = field.default is dataclasses.MISSING
-    kinds = [kind for kind in typing.get_args(hint) if kind is not NoneType] or [hint]
-    choices = choices_of(hint)
-    options: dict[str, Any] = {"help": field.metadata["help"], "required": required, "hidden": hidden}
-    name = flag(field.name)
-    if typing.get_origin(hint) is tuple:
-        options |= {"multiple": True, "default": field.default, "type": kinds[0], "show_default": bool(field.default)}
-    elif kinds[0] is bool:
-        name = f"{name}/{no_flag(field.name)}"
-        options |= {"default": field.default, "show_default": field.default is not None}
-    else:
-        options |= {"type": click.Choice(choices) if choices else kinds[0]}
-        if not required:
-            options |= {"default": field.default, "show_default": field.default is not None}
-    return click.option(name, field.name, **options)
-
-
-def _given(context: click.Context, names: Collection[str]) -> list[str]:
-    """Return the names of the options that the user passed."""
-    return [name for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
-
-
-def train_config(context: click.Context) -> TrainConfig:
-    """Return the config of a parsed `train` command: flags override the recipe, which overrides defaults."""
-    options = dict(context.params)
-    recipe = options.pop("recipe")
-    if recipe is not None:
-        options = apply_recipe(recipe, _given(context, options), options)
-    return TrainConfig(**options)
 
 
 @click.group(cls=OrderedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -184,9 +56,38 @@ def cli() -> None:
     """Encode images into a store once, then train SiT models with representation alignment (REPA) from it."""
 
 
-@cli.command()
-@options_of(PlanConfig)
-def plan(**options: Any) -> None:
+def stage_command(config: type[Config], *positional: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function of a config, and of the options declared below this decorator, a command of the group.
+
+    Args:
+        config: its fields become options.
+        positional: names of required fields that may also be given by position.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        def command(dry_run: bool, **options: Any) -> None:
+            values = config_of(config, options)
+            if dry_run:
+                _print_preview(values)
+            else:
+                function(values)
+
+        command.__doc__ = function.__doc__
+        command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        decorated = options_of(config, positional=positional)(config_file_options(config)(command))
+        return cli.command(function.__name__, positional=positional)(decorated)
+
+    return decorate
+
+
+def _print_preview(*configs: Config) -> None:
+    from .pipeline.dry_run.stages import preview
+
+    click.echo(preview(*configs).describe(), nl=False)
+
+
+@stage_command(PlanConfig)
+def plan(config: PlanConfig) -> None:
     """Estimate the cost of a store and when it pays off.
 
     Prints the size of the store, the hours of encoding, and the number of training epochs after which encoding has paid
@@ -194,12 +95,11 @@ def plan(**options: Any) -> None:
     """
     from .pipeline import plan as stage
 
-    click.echo(stage.run(PlanConfig(**options)).describe())
+    click.echo(stage.run(config).describe())
 
 
-@cli.command()
-@options_of(EncodeConfig)
-def encode(**options: Any) -> None:
+@stage_command(EncodeConfig, "source", "store")
+def encode(config: EncodeConfig) -> None:
     """Encode images into a store.
 
     Stores the moments of a VAE and the patch tokens of encoders. Every image is decoded once and passes through all
@@ -207,41 +107,47 @@ def encode(**options: Any) -> None:
     """
     from .pipeline import encode as stage
 
-    result = stage.run(EncodeConfig(**options))
+    result = stage.run(config)
     click.echo(json.dumps(result.as_json(), indent=1))
     for failed in result.failed:
-        click.echo(f"error: shard {failed.shard} failed in every attempt: {failed.cause}", err=True)
+        logger.error("shard %d failed in every attempt: %s", failed.shard, failed.cause)
     if result.failed:
-        click.echo("all other shards are complete; re-run the same command to retry the failed ones", err=True)
+        logger.error("all other shards are complete; re-run the same command to retry the failed ones")
         sys.exit(1)
 
 
-@cli.command()
-@options_of(TrainConfig, only=_STORE_AND_RUN)
+def _use_recipe(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        defaults_from(context, read_recipe(value).settings, override=False)
+
+
+@stage_command(TrainConfig, "store")
 @click.option(
     "--recipe",
-    default=None,
-    help=f"Settings of a method: {', '.join(recipe_names())}, or a .toml file; flags override them. Default: none.",
+    cls=SectionOption,
+    section=OBJECTIVE,
+    is_eager=True,
+    expose_value=False,
+    callback=_use_recipe,
+    help=f"Settings of a method: {', '.join(recipe_names())} (see `repa-pipe recipes`), or a .toml file; flags and "
+    "--config override it. Default: none.",
 )
-@options_of(TrainConfig, without=_STORE_AND_RUN)
-@click.pass_context
-def train(context: click.Context, /, **_options: Any) -> None:
+def train(config: TrainConfig) -> None:
     """Train SiT with REPA from a store.
 
     Encoders and the VAE do not run; their output is read from the store. Re-run the same command to resume.
     """
     from .pipeline import train as stage
 
-    result = stage.run(train_config(context))
+    result = stage.run(config)
     click.echo(json.dumps(dataclasses.asdict(result), indent=1))
     if result.interrupted:
-        click.echo("checkpoint saved; re-run the same command to resume", err=True)
+        logger.warning("checkpoint saved; re-run the same command to resume")
         sys.exit(INTERRUPTED)
 
 
-@cli.command()
-@options_of(SampleConfig)
-def sample(**options: Any) -> None:
+@stage_command(SampleConfig, "checkpoint")
+def sample(config: SampleConfig) -> None:
     """Generate images from a checkpoint.
 
     Writes an .npz file and a grid. Image i depends on the seed and on i, not on the batch size or the number of
@@ -249,37 +155,32 @@ def sample(**options: Any) -> None:
     """
     from .pipeline import sample as stage
 
-    click.echo(json.dumps(dataclasses.asdict(stage.run(SampleConfig(**options))), indent=1))
+    click.echo(json.dumps(dataclasses.asdict(stage.run(config)), indent=1))
 
 
-@cli.command()
-@click.argument("run", cls=HiddenArgument, required=False)
-@click.option(
-    "--samples",
-    default=None,
-    help="Images to evaluate: an .npz of uint8 [N, H, W, 3], or a folder of images.  [required]",
-)
-@options_of(EvaluateConfig, without=("samples",))
-@click.option("--every-checkpoint", is_flag=True, hidden=True)
+@cli.command(positional=("samples",))
+@options_of(EvaluateConfig, positional=("samples",))
+@click.option("--every-checkpoint", is_flag=True, hidden=True)  # the spelling of version 0.1
 @options_of(SampleConfig, without=_NOT_SAMPLING, hidden=True)
+@config_file_options(EvaluateConfig)
 @click.pass_context
-def evaluate(
-    context: click.Context, /, run: str | None, samples: str | None, every_checkpoint: bool, **options: Any
-) -> None:
+def evaluate(context: click.Context, /, every_checkpoint: bool, dry_run: bool, **options: Any) -> None:
     """Compute FID, precision, recall and other metrics.
 
-    Compares generated images with a reference. To evaluate every checkpoint of a run, use `evaluate-checkpoints`.
+    Compares generated images with a reference. For a run folder, evaluates the images that were generated from its last
+    checkpoint. To evaluate every checkpoint, use `evaluate-checkpoints`.
     """
-    sampling = {name: options.pop(name) for name in _SAMPLING}
-    if every_checkpoint != bool(run) or bool(run) == bool(samples):
-        raise click.UsageError("Pass --samples IMAGES, or use 'repa-pipe evaluate-checkpoints RUN'.")
-    if run:  # the spelling of version 0.1
-        _evaluate_checkpoints(run, options, sampling)
+    if every_checkpoint:
+        context.invoke(evaluate_checkpoints, checkpoint=options.pop("samples"), dry_run=dry_run, **options)
         return
-    given = _given(context, _SAMPLING)
-    if given:
-        raise click.UsageError(f"{flag(given[0])} is an option of 'repa-pipe evaluate-checkpoints'.")
-    _evaluate_images(EvaluateConfig(samples=str(samples), **options))
+    foreign = given(context, _SAMPLING)
+    if foreign:
+        raise click.UsageError(f"{flag(foreign[0])} is an option of 'repa-pipe evaluate-checkpoints'.")
+    config = config_of(EvaluateConfig, options)
+    if dry_run:
+        _print_preview(config)
+    else:
+        _evaluate_images(config)
 
 
 def _evaluate_images(config: EvaluateConfig) -> None:
@@ -292,30 +193,33 @@ def _evaluate_images(config: EvaluateConfig) -> None:
     reference = f"{result.num_reference:,} reference images" if result.num_reference else "reference statistics"
     click.echo(f"{result.num_samples:,} images compared with {reference}; saved to {result.out}")
     for warning in result.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        logger.warning(warning)
 
 
-@cli.command("evaluate-checkpoints")
-@click.argument("run")
+@cli.command("evaluate-checkpoints", positional=("checkpoint",))
+@click.option("--checkpoint", cls=SectionOption, section="Model", help="Run folder.  [required]")
 @options_of(EvaluateConfig, without=("samples", "out"))
-@click.option("--out", default=None, help="Output JSON file. Default: by-step/<settings>.json in RUN.")
+@click.option(
+    "--out", cls=SectionOption, section="Output", help="Output JSON file. Default: by-step/<settings>.json in RUN."
+)
 @options_of(SampleConfig, without=_NOT_SAMPLING)
-def evaluate_checkpoints(run: str, **options: Any) -> None:
+@config_file_options(EvaluateConfig, SampleConfig, without=("samples", "png_folder"))
+def evaluate_checkpoints(checkpoint: str, dry_run: bool, **options: Any) -> None:
     """Sample and evaluate every checkpoint of a run.
 
     RUN is a run folder. Writes a table and a figure of metrics over steps. Re-run the same command to resume, or to add
     newer checkpoints.
     """
-    sampling = {name: options.pop(name) for name in _SAMPLING}
-    _evaluate_checkpoints(run, options, sampling)
-
-
-def _evaluate_checkpoints(run: str, evaluation: dict[str, Any], sampling: dict[str, Any]) -> None:
     from .pipeline import evaluate_checkpoints as stage
 
-    result = stage.run(
-        SampleConfig(checkpoint=run, device=evaluation["device"], **sampling), EvaluateConfig(samples=run, **evaluation)
+    sampling = SampleConfig(
+        checkpoint=checkpoint, device=options["device"], **{name: options[name] for name in _SAMPLING}
     )
+    evaluation = config_of(EvaluateConfig, {**options, "samples": checkpoint})
+    if dry_run:
+        _print_preview(sampling, evaluation)
+        return
+    result = stage.run(sampling, evaluation)
     names = list(result.rows[-1]["metrics"])
     click.echo("  ".join([f"{'step':>9}", *names]))
     for row in result.rows:
@@ -323,12 +227,11 @@ def _evaluate_checkpoints(run: str, evaluation: dict[str, Any], sampling: dict[s
         click.echo("  ".join([f"{row['step']:>9,}", *values]))
     click.echo(f"saved to {result.json} and {result.page}")
     for warning in dict.fromkeys(warning for row in result.rows for warning in row["warnings"]):
-        click.echo(f"warning: {warning}", err=True)
+        logger.warning(warning)
 
 
-@cli.command()
-@options_of(ProbeConfig)
-def probe(**options: Any) -> None:
+@stage_command(ProbeConfig, "checkpoint")
+def probe(config: ProbeConfig) -> None:
     """Run linear probing and CKNNA on the blocks of a run.
 
     Compares checkpoints, depths and noise levels with the encoders of a store, as a table and a figure. Re-run the same
@@ -336,14 +239,13 @@ def probe(**options: Any) -> None:
     """
     from .pipeline import probe as stage
 
-    result = stage.run(ProbeConfig(**options))
+    result = stage.run(config)
     click.echo(result.table)
     click.echo(f"saved to {result.json}, {result.parquet} and {result.page}")
 
 
-@cli.command()
-@options_of(RankConfig)
-def rank(**options: Any) -> None:
+@stage_command(RankConfig, "store")
+def rank(config: RankConfig) -> None:
     """Rank the encoders of a store before any training.
 
     Computes LDS, CDS and RMSC, which measure the spatial structure of stored tokens (iREPA, arXiv 2512.10794), as a
@@ -351,16 +253,14 @@ def rank(**options: Any) -> None:
     """
     from .pipeline import rank as stage
 
-    result = stage.run(RankConfig(**options))
+    result = stage.run(config)
     click.echo(result.table)
     click.echo(stage.PREDICTION)
     click.echo(f"saved to {result.json} and {result.page}")
 
 
-@cli.command()
-@click.argument("sweep")
-@options_of(AblateConfig, without=("sweep",))
-def ablate(**options: Any) -> None:
+@stage_command(AblateConfig, "sweep", "store")
+def ablate(config: AblateConfig) -> None:
     """Train, sample, evaluate and compare many runs.
 
     SWEEP is a TOML file: options of `train` that all runs share, options that differ, and how to sample and evaluate
@@ -369,28 +269,55 @@ def ablate(**options: Any) -> None:
     """
     from .pipeline import ablate as stage
 
-    result = stage.run(AblateConfig(**options))
+    result = stage.run(config)
     click.echo(result.table)
     click.echo(f"saved to {result.out}: results.json, results.parquet{', report.html' if result.page else ''}")
     for failed in result.failed:
-        click.echo(f"error: {failed.name} failed in {failed.stage}: {failed.error}", err=True)
+        logger.error("%s failed in %s: %s", failed.name, failed.stage, failed.error)
     if result.failed:
-        click.echo("all other runs are finished; re-run the same command to retry the failed ones", err=True)
+        logger.error("all other runs are finished; re-run the same command to retry the failed ones")
         sys.exit(1)
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True)
+@click.argument("runs", nargs=-1)
+@click.option("--run", "more", multiple=True, help="Run folder, same as RUNS; repeatable.")
 @click.option("--out", default="report.html", show_default=True, help="Output HTML file.")
 @click.option("--store", default=None, help="Location of the store. Default: as recorded in the first run.")
-def report(runs: tuple[str, ...], out: str, store: str | None) -> None:
+def report(runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | None) -> None:
     """Write an HTML report that compares runs.
 
     RUNS are run folders of `train`. The report is one self-contained file.
     """
     from .pipeline import report as stage
 
-    click.echo(stage.run(runs, out, store))
+    if not runs and not more:
+        raise click.UsageError("Missing RUNS: pass at least one run folder.")
+    click.echo(stage.run((*runs, *more), out, store))
+
+
+@cli.command()
+def recipes() -> None:
+    """List the published methods for `train --recipe`.
+
+    Prints name, method, paper and published result.
+    """
+    from .pipeline import recipes as stage
+
+    click.echo(stage.run())
+
+
+@cli.command()
+@click.argument("pattern", default="*")
+def encoders(pattern: str) -> None:
+    """List the encoders that are known by name.
+
+    Prints size, token grid, license, and where weights come from. PATTERN selects names, such as 'dino*'. Any other
+    network of timm with a grid of tokens is available as timm:MODEL.
+    """
+    from .pipeline import encoders as stage
+
+    click.echo(stage.run(pattern))
 
 
 @cli.command()
@@ -411,61 +338,64 @@ def store() -> None:
     """Inspect, verify, export and import stores."""
 
 
-@store.command("info")
-@click.argument("path")
-def store_info(path: str) -> None:
+_store_option = click.option("--store", help="Location of the store.  [required]")
+
+
+@store.command("info", positional=("store",))
+@_store_option
+def store_info(store: str) -> None:
     """Show the contents of a store.
 
     Lists images, groups with their weights, and how complete each group is.
     """
     from .pipeline.store_tools import inspection
 
-    click.echo(inspection.info(path))
+    click.echo(inspection.info(store))
 
 
-@store.command("ls")
-@click.argument("path")
+@store.command("ls", positional=("store",))
+@_store_option
 @click.option("--class", "class_name", default=None, help="Only list samples of the class with this name.")
 @click.option("--quarantined", is_flag=True, help="Only list images that could not be encoded, with the reason.")
 @click.option(
     "--limit", default=20, show_default=True, type=click.IntRange(min=0), help="Maximum number of samples; 0 for all."
 )
-def store_ls(path: str, class_name: str | None, quarantined: bool, limit: int) -> None:
+def store_ls(store: str, class_name: str | None, quarantined: bool, limit: int) -> None:
     """List samples: index, class, size in bytes, key."""
     from .pipeline.store_tools import inspection
 
-    click.echo(inspection.list_samples(path, class_name, quarantined, limit))
+    click.echo(inspection.list_samples(store, class_name, quarantined, limit))
 
 
-@store.command("stats")
-@click.argument("path")
+@store.command("stats", positional=("store",))
+@_store_option
 @click.option("--vae", required=True, help="VAE whose latents are measured.")
 @click.option(
     "--write",
     is_flag=True,
     help="Record the measured values in the store. Runs started before can then no longer be resumed.",
 )
-def store_stats(path: str, vae: str, write: bool) -> None:
+def store_stats(store: str, vae: str, write: bool) -> None:
     """Measure scale and bias of the latents per channel."""
     from .pipeline.store_tools import inspection
 
-    click.echo(inspection.stats(path, vae, write))
+    click.echo(inspection.stats(store, vae, write))
 
 
-@store.command("verify")
-@click.argument("path")
+@store.command("verify", positional=("store",))
+@_store_option
 @click.option("--repair", is_flag=True, help="Delete damaged shards, so that `encode` encodes them again.")
-def store_verify(path: str, repair: bool) -> None:
+def store_verify(store: str, repair: bool) -> None:
     """Compare every committed shard with its checksums."""
     from .pipeline.store_tools import inspection
 
-    text, healthy = inspection.verify(path, repair)
+    text, healthy = inspection.verify(store, repair)
     click.echo(text)
     sys.exit(0 if healthy else 1)
 
 
-@store.command("export")
-@click.argument("path")
+@store.command("export", positional=("store",))
+@_store_option
 @click.option("--out", required=True, help="Output folder.")
 @click.option(
     "--format",
@@ -483,28 +413,28 @@ def store_verify(path: str, repair: bool) -> None:
     default=None,
     help="Location of the images (only for --format repa). Default: where they were encoded from.",
 )
-def store_export(path: str, out: str, layout: str, groups: tuple[str, ...], source: str | None) -> None:
+def store_export(store: str, out: str, layout: str, groups: tuple[str, ...], source: str | None) -> None:
     """Copy the samples of a store into another layout.
 
     Re-run the same command to resume.
     """
     from .pipeline.store_tools import export
 
-    click.echo(export.export(path, out, layout, groups, source))
+    click.echo(export.export(store, out, layout, groups, source))
 
 
-@store.command("import-repa")
-@click.argument("folder")
-@click.option("--store", "path", required=True, help="Store to create or extend.")
+@store.command("import-repa", positional=("folder", "store"))
+@click.option("--folder", help="Folder with images/ and vae-sd/.  [required]")
+@click.option("--store", help="Store to create or extend.  [required]")
 @click.option("--vae", default="sd-vae-ft-mse", show_default=True, help="VAE that encoded the moments.")
-def store_import_repa(folder: str, path: str, vae: str) -> None:
+def store_import_repa(folder: str, store: str, vae: str) -> None:
     """Import the output of REPA's preprocessing.
 
     FOLDER holds images/ and vae-sd/. Re-run the same command to resume.
     """
     from .pipeline.store_tools import import_repa
 
-    click.echo(import_repa.import_repa(folder, path, vae))
+    click.echo(import_repa.import_repa(folder, store, vae))
 
 
 def main() -> None:
@@ -517,13 +447,13 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except RepaPipeError as error:
-        click.echo(f"error: {error}", err=True)
+        logger.error("%s", error)
         sys.exit(2)
     except OSError as error:  # such as a full disk, or a folder without write permission
-        click.echo(f"error: {error}", err=True)
+        logger.error("%s", error)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; re-run the same command to resume", err=True)
+        logger.warning("interrupted; re-run the same command to resume")
         sys.stdout.flush()
         os._exit(INTERRUPTED)  # threads in the middle of a long batch would delay sys.exit
 

@@ -12,12 +12,13 @@ import functools
 import json
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar
 
 import msgspec
+import tomli_w
 
 from .errors import ConfigError, RepaPipeError
 
@@ -74,15 +75,27 @@ def choices_of(hint: object) -> tuple[Any, ...]:
     return ()
 
 
+def require_known_keys(
+    values: Mapping[str, Any], known: Sequence[str], where: str, error: type[RepaPipeError] = ConfigError
+) -> None:
+    """Raise `error`, with the nearest known keys, for a key that is not in `known`."""
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=3) or known
+            raise error(f"{where}: unknown key {key!r}; expected {' or '.join(near)}")
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Return plain values as TOML, without those that are None, which TOML cannot hold."""
+    return tomli_w.dumps({name: value for name, value in values.items() if value is not None})
+
+
 def _require_known_keys(values: object, kind: Any, where: str, error: type[RepaPipeError]) -> None:
     """Refuse keys that are no field, at any depth: msgspec ignores them for dataclasses."""
     if isinstance(values, Mapping) and dataclasses.is_dataclass(kind):
         hints = hints_of(kind)
-        known = [field.name for field in dataclasses.fields(kind)]
+        require_known_keys(values, [field.name for field in dataclasses.fields(kind)], where, error)
         for key, value in values.items():
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=3) or known
-                raise error(f"{where}: unknown key {key!r}; expected {' or '.join(near)}")
             _require_known_keys(value, hints[key], f"{where}: {key}", error)
     elif isinstance(values, list | tuple):
         for value in values:

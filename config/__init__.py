@@ -5,17 +5,20 @@ package; it imports only `converter` and `errors` of the project, and none of th
 """
 
 from .ablate import AblateConfig
-from .base import Config, flag, no_flag
+from .base import OBJECTIVE, SECTIONS, Config, flag, no_flag
 from .encode import EncodeConfig
 from .evaluate import EvaluateConfig
 from .plan import PlanConfig
 from .probe import ProbeConfig
 from .rank import RankConfig
-from .recipe import apply_recipe, read_recipe, recipe_names
+from .recipe import Recipe, read_recipe, recipe_names
 from .sample import SampleConfig
+from .settings_file import read_settings
 from .train import TrainConfig
 
 __all__ = [
+    "OBJECTIVE",
+    "SECTIONS",
     "AblateConfig",
     "Config",
     "EncodeConfig",
@@ -23,11 +26,12 @@ __all__ = [
     "PlanConfig",
     "ProbeConfig",
     "RankConfig",
+    "Recipe",
     "SampleConfig",
     "TrainConfig",
-    "apply_recipe",
     "flag",
     "no_flag",
     "read_recipe",
+    "read_settings",
     "recipe_names",
 ]

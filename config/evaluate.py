@@ -14,7 +14,9 @@ class EvaluateConfig(Config):
 
     kind: ClassVar[str] = "evaluate"
 
-    samples: str = option(DATA, "Images to evaluate: an .npz of uint8 [N, H, W, 3], or a folder of images.")
+    samples: str = option(
+        DATA, "Images to evaluate: an .npz of uint8 [N, H, W, 3], a folder of images, or a run folder."
+    )
     reference: str = option(
         DATA, "Reference to compare with: an .npz (images, or mu and sigma), a folder of images, or a store."
     )

@@ -1,22 +1,46 @@
 """Recipes: a published method as a TOML file of settings of `repa-pipe train`.
 
 A method is data, not a branch in the training loop. `recipes/NAME.toml` ships with the package; the path of any other
-TOML file works, too. Flags on the command line override a recipe.
+TOML file works, too. Flags and `--config` override a recipe.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..converter import structure, unstructure
+from ..converter import structure
 from ..errors import ConfigError
+from .settings_file import check_settings
 from .train import TrainConfig
 
 SUFFIX = ".toml"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """The table `[about]` of a recipe.
+
+    Attributes:
+        summary: the method in one line.
+        source: the paper.
+        published: the result that the authors published, or that they published none.
+    """
+
+    summary: str
+    source: str
+    published: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe: the values of some fields of TrainConfig; `about` is None if a user's recipe does not have it."""
+
+    settings: dict[str, Any]
+    about: About | None
 
 
 def recipe_names() -> list[str]:
@@ -24,8 +48,8 @@ def recipe_names() -> list[str]:
     return sorted(item.name.removesuffix(SUFFIX) for item in _folder().iterdir() if item.name.endswith(SUFFIX))
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """Return the settings of a recipe: values of fields of TrainConfig.
+def read_recipe(name: str) -> Recipe:
+    """Read a recipe.
 
     Args:
         name: a name among `recipe_names()`, or the path of a TOML file.
@@ -42,24 +66,11 @@ def read_recipe(name: str) -> dict[str, Any]:
         values = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"--recipe {name} cannot be read ({error})") from error
-    config = structure({"store": "", **values}, TrainConfig, f"recipe {name}")
-    settings = unstructure(config)
-    return {key: tuple(settings[key]) if isinstance(settings[key], list) else settings[key] for key in values}
-
-
-def apply_recipe(name: str, given: Collection[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `train` with the settings of a recipe in place of defaults.
-
-    Args:
-        name: as for `read_recipe`.
-        given: names of the options that the user passed; they override the recipe.
-        options: the values of all options, including defaults.
-
-    Raises:
-        ConfigError: as `read_recipe`.
-    """
-    settings = {key: value for key, value in read_recipe(name).items() if key not in given}
-    return {**options, **settings}
+    about = values.pop("about", None)
+    return Recipe(
+        check_settings(values, (TrainConfig,), f"recipe {name}"),
+        None if about is None else structure(about, About, f"recipe {name}: about"),
+    )
 
 
 def _folder() -> Any:

@@ -67,7 +67,7 @@ def run(
     Raises:
         ConfigError, StoreError: the sweep or the store is unusable; raised before any run starts.
     """
-    out = Path(config.out or Path("exps") / Path(config.sweep).stem)
+    out = out_folder(config)
     sweep = read_sweep(Path(config.sweep), config.store, out)
     jobs = plan(sweep, config.store)
     out.mkdir(parents=True, exist_ok=True)
@@ -90,6 +90,11 @@ def run(
         made = [*commands, shlex.join(command), *commands_of(jobs)]
         page = str(report.run(started, str(out / PAGE), config.store, title, [*remarks, *notes(started)], made))
     return AblateResult(rows, means, failed, str(out), page)
+
+
+def out_folder(config: AblateConfig) -> Path:
+    """Return the folder of the runs and their comparison."""
+    return Path(config.out or Path("exps") / Path(config.sweep).stem)
 
 
 def plan(sweep: Sweep, store: str) -> list[Job]:

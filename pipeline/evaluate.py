@@ -12,7 +12,7 @@ import torch
 from ..config import EvaluateConfig
 from ..metrics import Detector, Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
 from .artifacts.images import open_images
-from .artifacts.metric_files import MetricRecord, metrics_file, write_metrics_file
+from .artifacts.metric_files import MetricRecord, metrics_file, resolve_samples, write_metrics_file
 from .evaluation.features import INCEPTION, DetectorFeatures, extract, load_detector
 from .evaluation.reference_cache import load_reference
 from .runtime.device import choose_device, float64_device
@@ -37,6 +37,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         ConfigError, SourceError, StoreError, WeightsError: the images, the reference or a detector are unusable.
     """
     start = time.monotonic()
+    config = resolve_samples(config)
     device = choose_device(config.device)
     metrics: dict[str, float] = {}
     warnings: list[str] = []

@@ -1,6 +1,7 @@
-"""Small stores, written by the real writer, and a bucket."""
+"""Small stores, written by the real writer, a bucket, and the command line."""
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,3 +149,26 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     stores.objects.delete()  # the server keeps them in the memory of this process
     stores.delete()
     server.stop()
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """Run a command in this process; return its exit code, output and errors."""
+
+    from repa_pipe import cli
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["repa-pipe", *map(str, words)])
+        capsys.readouterr()  # of what ran before
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        out, errors = capsys.readouterr()
+        return code, out, errors
+
+    logger = logging.getLogger("repa_pipe")
+    before = logger.handlers[:], logger.level
+    yield run
+    logger.handlers[:], logger.level = before

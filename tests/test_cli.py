@@ -1,8 +1,6 @@
 """Help of every command, verbosity, recipes, and errors: one line and exit code 2 for anything a user can get wrong."""
 
-import logging
 import re
-import sys
 from types import SimpleNamespace
 
 import click
@@ -13,29 +11,25 @@ from repa_pipe.config import TrainConfig
 from repa_pipe.pipeline import evaluate_checkpoints, train
 
 COMMANDS = ["plan", "encode", "train", "sample", "evaluate", "evaluate-checkpoints", "probe", "rank", "ablate"]
-COMMANDS += ["report", "demo", "store", "store info", "store ls", "store stats", "store verify", "store export"]
+COMMANDS += [
+    "report",
+    "recipes",
+    "encoders",
+    "demo",
+    "store",
+    "store info",
+    "store ls",
+    "store stats",
+    "store verify",
+    "store export",
+]
 COMMANDS += ["store import-repa"]
 STAGES = COMMANDS[: COMMANDS.index("report")]  # their options come from a config
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command in this process; return its exit code, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["repa-pipe", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        out, errors = capsys.readouterr()
-        return code, out, errors
-
-    logger = logging.getLogger("repa_pipe")
-    before = logger.handlers[:], logger.level
-    yield run
-    logger.handlers[:], logger.level = before
+def call(run_cli):
+    return run_cli
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -77,10 +71,32 @@ def test_no_line_of_help_breaks_at_a_hyphen_or_inside_a_default(call, monkeypatc
 def test_every_option_states_its_default(call, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = call(command, "--help")
-    options = re.split(r"\n  (?=--)", out.split("Options:")[1].split("\n  -v, --verbose")[0])[1:]
+    options = re.split(r"\n  (?=--)", out.split("\n  -v, --verbose")[0])[1:]
     assert len(options) > 3
+    options = [option for option in options if not option.startswith("--dry-run")]
     for option in options:
         assert re.search(r"\[default: .+\]|Default: .+\.|\[required\]", " ".join(option.split())), option
+
+
+def test_recipes_and_encoders_are_listed(call):
+    code, out, _ = call("recipes")
+    assert code == 0
+    assert re.search(r"^repa .*arXiv 2410.06940 .*FID 7.9", out, re.MULTILINE)
+    code, out, _ = call("encoders", "DINOV2-vit-[sb]")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["dinov2-vit-s", "dinov2-vit-b"]
+    assert re.search(r"dinov2-vit-b +86.6 M +16 x 16 x 768 +yes +apache-2.0 +https://", out)
+    assert_one_line(call("encoders", "nothing*"), "no encoder matches 'nothing*'", "dinov2-vit-b")
+
+
+def test_shell_completion_completes_commands_and_options(monkeypatch, call):
+    monkeypatch.setenv("_REPA_PIPE_COMPLETE", "bash_complete")
+    for line, expected in (("repa-pipe tra", "plain,train"), ("repa-pipe train --proj-co", "plain,--proj-coeff")):
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+        code, out, _ = call()
+        assert code == 0
+        assert expected in out.splitlines()
 
 
 # --- verbosity ---------------------------------------------------------------------------------------------------
@@ -182,17 +198,15 @@ def test_evaluate_checkpoints_and_its_old_spelling_do_the_same(call, evaluated):
 
 def test_the_help_of_evaluate_does_not_show_the_old_spelling(call):
     _, out, _ = call("evaluate", "--help")
-    assert "Usage: repa-pipe evaluate [OPTIONS]\n" in out
+    assert "Usage: repa-pipe evaluate [OPTIONS] [IMAGES or RUN]\n" in out
     assert "use `evaluate-checkpoints`" in out
-    for word in ("RUN", "--every-checkpoint", "--num-steps", "--cfg-scale", "--ray"):
+    for word in ("--every-checkpoint", "--num-steps", "--cfg-scale", "--ray"):
         assert word not in out
 
 
 def test_evaluate_refers_to_evaluate_checkpoints(call, evaluated):
-    for words in (["runs/a"], ["--every-checkpoint"], [], ["runs/a", "--samples", "a.npz", "--every-checkpoint"]):
-        code, _, errors = call("evaluate", *words, "--reference", "ref")
-        assert code == 2
-        assert "Pass --samples IMAGES, or use 'repa-pipe evaluate-checkpoints RUN'." in errors
+    for words in (["--every-checkpoint"], [], ["runs/a", "--samples", "a.npz"]):
+        assert call("evaluate", *words, "--reference", "ref")[0] == 2
     code, _, errors = call("evaluate", "--samples", "a.npz", "--reference", "ref", "--num-steps", "7")
     assert code == 2
     assert "--num-steps is an option of 'repa-pipe evaluate-checkpoints'." in errors

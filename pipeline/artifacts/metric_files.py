@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ...converter import read_json, structure, unstructure
 from ...errors import ConfigError, RepaPipeError
 from ...stores.files import write_json
 from .run_folder import RunFolder
-from .sample_files import SampleFiles, settings_name
+from .sample_files import SampleFiles, sample_sets, settings_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,27 @@ class MetricRecord:
             if name.endswith(f"_{detector}"):
                 return name.removesuffix(f"_{detector}"), detector
         return name, "inception"
+
+
+def resolve_samples(config: EvaluateConfig) -> EvaluateConfig:
+    """Return the config with a run folder replaced by the images that were generated from its last checkpoint.
+
+    Raises:
+        ConfigError: no images were generated from it, or several sets of images.
+    """
+    run = RunFolder(Path(config.samples))
+    if not run.config_file.exists():
+        return config
+    last = run.last_checkpoint().stem
+    found = [files.npz for files in sample_sets(run) if files.npz.name.startswith(f"{last}-") and files.npz.exists()]
+    if not found:
+        raise ConfigError(
+            f"{run.path} has no images of its last checkpoint, {last}: run 'repa-pipe sample --checkpoint {run.path}'"
+        )
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        raise ConfigError(f"{run.path} has {len(found)} sets of images of its last checkpoint: specify one of {listed}")
+    return dataclasses.replace(config, samples=str(found[0]))
 
 
 def metrics_file(config: EvaluateConfig) -> Path:

@@ -1,21 +1,37 @@
-"""Log messages on stderr: plain lines for information, prefixed with the level for warnings and errors.
+"""Log messages on stderr: plain lines, prefixed with the level for warnings and errors, or JSON objects.
 
 Only the command line installs this handler. A program that imports repa_pipe configures logging itself.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import TextIO
 
 ROOT = "repa_pipe"
+LOG_FORMATS = ("text", "json")
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+class _JsonFormatter(logging.Formatter):
+    """One object per line: time (UTC), level, logger, message, and the numbers of a progress message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        values = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        return json.dumps(values | getattr(record, "progress", {}))
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -26,12 +42,23 @@ class _Stderr(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Write the package's log messages of at least `level` to stderr. At DEBUG, they include the logger's name."""
+def log_to_stderr(level: int = logging.INFO, log_format: str = "text") -> None:
+    """Write the package's log messages of at least `level` to stderr.
+
+    Args:
+        level: the lowest level. At DEBUG, messages in text include the logger's name.
+        log_format: one of LOG_FORMATS.
+    """
     logger = logging.getLogger(ROOT)
     for handler in [handler for handler in logger.handlers if isinstance(handler, _Stderr)]:
         logger.removeHandler(handler)
     handler = _Stderr(sys.stderr)
-    handler.setFormatter(_Formatter("%(name)s: %(message)s" if level <= logging.DEBUG else "%(message)s"))
+    text = _Formatter("%(name)s: %(message)s" if level <= logging.DEBUG else "%(message)s")
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
     logger.addHandler(handler)
     logger.setLevel(level)
+
+
+def logs_json() -> bool:
+    """Return whether messages on stderr are JSON objects."""
+    return any(isinstance(handler.formatter, _JsonFormatter) for handler in logging.getLogger(ROOT).handlers)

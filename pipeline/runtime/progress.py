@@ -1,4 +1,4 @@
-"""Progress with rate and remaining time, on stderr: a bar on a terminal, plain lines elsewhere, none with --quiet."""
+"""Progress with rate and remaining time, on stderr: a bar on a terminal, lines elsewhere, none with --quiet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from .console import ROOT
+from .console import ROOT, logs_json
+
+logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 
@@ -98,15 +100,39 @@ class _Lines:
         self._printed = time.monotonic()
         elapsed = self._printed - self._start
         rate = (self._count - self._initial) / elapsed if elapsed else 0.0
-        left = f"{(self._total - self._count) / rate:.0f} s left" if rate else "no rate yet"
-        numbers = f"{self._count:,} of {self._total:,} {self._unit}, {rate:.2f} {self._unit}/s, {left}"
-        print(f"{self._description}: {numbers}{', ' + self._note if self._note else ''}", file=sys.stderr, flush=True)
+        left = (self._total - self._count) / rate if rate else None
+        shown = f"{rate_text(rate, self._unit)}, {time_text(left)} left" if left is not None else "no rate yet"
+        text = f"{self._description}: {self._count:,} of {self._total:,} {self._unit}, {shown}"
+        text += f", {self._note}" if self._note else ""
+        if not logs_json():
+            print(text, file=sys.stderr, flush=True)
+            return
+        values = {"done": self._count, "total": self._total, "unit": self._unit, "per_second": rate}
+        logger.info(text, extra={"progress": values | {"seconds_left": left}})
+
+
+def rate_text(per_second: float, unit: str) -> str:
+    """Return a rate for people: `2,815 images/s`, `3.52 steps/s`, or `74.9 s per step` below one per second."""
+    if per_second >= 1:
+        return f"{per_second:,.0f} {unit}/s" if per_second >= 100 else f"{per_second:.3g} {unit}/s"
+    return f"{time_text(1 / per_second)} per {unit.removesuffix('s')}"
+
+
+def time_text(seconds: float) -> str:
+    """Return a duration for people: `4.2 s`, `45 s`, `3 min 20 s`, `1 h 12 min`, `2 d 5 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole} s"
 
 
 @contextmanager
 def progress(description: str, total: int, unit: str, initial: int = 0) -> Iterator[Progress]:
     """Show a counter of `total` units until the block ends."""
-    kind: type[_Hidden | _Bar | _Lines] = _Bar if sys.stderr.isatty() else _Lines
+    kind: type[_Hidden | _Bar | _Lines] = _Bar if sys.stderr.isatty() and not logs_json() else _Lines
     if logging.getLogger(ROOT).level > logging.INFO:
         kind = _Hidden
     shown = kind(description, total, unit, initial)

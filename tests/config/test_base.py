@@ -21,6 +21,7 @@ from repa_pipe.config import (
 from repa_pipe.config.base import weights_by_name
 from repa_pipe.converter import choices_of
 from repa_pipe.errors import ConfigError
+from repa_pipe.options import config_of
 
 # one config per command, with the required settings alone
 MINIMAL = [
@@ -50,14 +51,8 @@ VALID = {
 
 def parse(config):
     """Return the config that the command line parses from the flags of `config`."""
-    args = config.flags()
-    if config.kind == "ablate":  # the sweep is an argument
-        args = [config.sweep, *config.flags(without=("sweep",))]
-    context = cli.cli.commands[config.kind].make_context(config.kind, args)
-    if config.kind == "train":
-        return cli.train_config(context)
-    names = [field.name for field in dataclasses.fields(config)]
-    return type(config)(**{name: context.params[name] for name in names})
+    context = cli.cli.commands[config.kind].make_context(config.kind, config.flags())
+    return config_of(type(config), context.params)
 
 
 def other_value(config, name):

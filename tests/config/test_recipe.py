@@ -3,12 +3,13 @@
 import pytest
 
 from repa_pipe import cli
-from repa_pipe.config import TrainConfig, apply_recipe, read_recipe, recipe_names
+from repa_pipe.config import TrainConfig, read_recipe, recipe_names
 from repa_pipe.errors import ConfigError
+from repa_pipe.options import config_of
 
 
 def parse(*args):
-    return cli.train_config(cli.train.make_context("train", ["--store", "s", *args]))
+    return config_of(TrainConfig, cli.train.make_context("train", ["--store", "s", *args]).params)
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_the_published_methods_are_shipped():
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_is_a_valid_config(name):
-    settings = read_recipe(name)
+    settings = read_recipe(name).settings
     config = TrainConfig(store="s", **settings)
     assert {key: getattr(config, key) for key in settings} == settings
     assert "store" not in settings
@@ -58,11 +59,12 @@ def test_without_a_recipe_the_defaults_apply():
     assert parse() == TrainConfig(store="s")
 
 
-def test_apply_recipe_changes_only_options_that_were_not_given():
-    options = {"model": "SiT-B/2", "legacy": False, "seed": 3}
-    applied = apply_recipe("repa", ["model"], options)
-    assert applied == read_recipe("repa") | {"model": "SiT-B/2", "seed": 3}
-    assert options == {"model": "SiT-B/2", "legacy": False, "seed": 3}
+def test_shipped_recipes_state_method_paper_and_result():
+    for name in recipe_names():
+        about = read_recipe(name).about
+        assert about.summary
+        assert about.source.startswith("arXiv ")
+        assert about.published
 
 
 def test_a_toml_file_of_a_user_is_a_recipe(recipe_file):
@@ -83,6 +85,7 @@ def test_a_toml_file_of_a_user_is_a_recipe(recipe_file):
         ('projector = "linear"', "projector: invalid enum value 'linear'; expected mlp or conv"),
         ("batch_size = 0", "--batch-size is 0: must be at least 1"),
         ("batch_size = ", "cannot be read"),
+        ('[about]\nsummary = "mine"', "about: required key 'source' is missing"),
     ],
 )
 def test_an_error_in_a_recipe_is_one_line_that_names_the_file_and_the_key(recipe_file, text, message):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from repa_pipe import cli
+from repa_pipe import cli, options
+from repa_pipe.config import TrainConfig
 from repa_pipe.models.encoders import describe_encoder
 from repa_pipe.models.sit import sit_config
 from repa_pipe.pipeline.ablation.sweep import read_sweep
@@ -24,7 +25,8 @@ def config_of(script, tmp_path, **variables):
     done = subprocess.run([script, "--seed", "7"], env=environment, capture_output=True, text=True, check=True)
     *launcher, module = (args := done.stdout.splitlines())[: args.index("train")]
     assert (launcher, module) == (["--nproc-per-node", variables.get("GPUS", "8"), "-m"], "repa_pipe.cli")
-    return cli.train_config(cli.train.make_context("train", args[args.index("train") + 1 :]))
+    context = cli.train.make_context("train", args[args.index("train") + 1 :])
+    return options.config_of(TrainConfig, context.params)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -1,0 +1,48 @@
+"""Settings in TOML files: the files of `--config`, and the recipes of `train --recipe`."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..converter import require_known_keys, structure, unstructure
+from ..errors import ConfigError
+from .base import Config
+
+
+def read_settings(path: str, configs: Sequence[type[Config]], without: Collection[str] = ()) -> dict[str, Any]:
+    """Return the settings in the file of `--config`: values of fields of `configs`, except `without`.
+
+    Raises:
+        ConfigError: the file cannot be read, is not valid TOML, or holds an unknown key or a wrong value.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read ({error})") from error
+    return check_settings(values, configs, f"--config {path}", without)
+
+
+def check_settings(
+    values: Mapping[str, Any], configs: Sequence[type[Config]], where: str, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return settings with lists as tuples, if they are valid on their own; errors name `where`.
+
+    Raises:
+        ConfigError: a key is no field of `configs` or among `without`, or a value has a wrong type or is not allowed.
+    """
+    fields = {field.name: field for config in configs for field in dataclasses.fields(config)}
+    require_known_keys(values, [name for name in fields if name not in without], where)
+    checked: dict[str, Any] = {}
+    for config in configs:
+        own = [field for field in dataclasses.fields(config) if field.name in values]
+        # Fields that must be given, on the command line or in the file, are all text.
+        required = {field.name: "" for field in dataclasses.fields(config) if field.default is dataclasses.MISSING}
+        settings = unstructure(
+            structure({**required, **{field.name: values[field.name] for field in own}}, config, where)
+        )
+        checked |= {field.name: settings[field.name] for field in own}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in checked.items()}
