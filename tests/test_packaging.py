@@ -70,6 +70,18 @@ def test_the_command_line_starts_without_heavy_libraries():
     assert heavy_modules_after("import repa_pipe.cli") == []
 
 
+def test_the_help_of_every_command_needs_no_heavy_library():
+    code = """from contextlib import redirect_stdout; import io, click; from repa_pipe.cli import cli
+def show(group):
+    for command in group.commands.values():
+        with redirect_stdout(io.StringIO()) as out: command.main(["--help"], standalone_mode=False)
+        assert "Usage:" in out.getvalue()
+        if isinstance(command, click.Group): show(command)
+show(cli)
+"""
+    assert heavy_modules_after(f"exec({code!r})") == []
+
+
 def test_packages_import_no_heavy_library_by_themselves():
     names = [".".join(["repa_pipe", *folder.parts]) for folder in PACKAGES if folder.parts[0] not in EAGER]
     assert heavy_modules_after(f"import {', '.join(names)}") == []
