@@ -30,6 +30,10 @@ class StoreError(RepaPipeError, RuntimeError):
     """A store that is missing, incomplete, damaged, or made from something other than what was requested."""
 
 
+class SampleIndexError(RepaPipeError, IndexError):
+    """Indices that are malformed, or refer to samples that do not exist."""
+
+
 class RemoteError(StoreError):
     """A store behind a URL whose server cannot be reached or refuses access; it may recover."""
 

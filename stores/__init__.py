@@ -11,15 +11,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .store import Group, Store, open_store
+from .store import Group, Selection, Store, open_store
 
 if TYPE_CHECKING:
-    from .dataset import AlignmentDataset, Batch
+    from .batch import Batch
+    from .dataset import AlignmentDataset
     from .map_style_dataset import MapStyleDataset
 
-__all__ = ["AlignmentDataset", "Batch", "Group", "MapStyleDataset", "Store", "open_store"]
+__all__ = ["AlignmentDataset", "Batch", "Group", "MapStyleDataset", "Selection", "Store", "open_store"]
 
-_MODULE_OF = {"AlignmentDataset": "dataset", "Batch": "dataset", "MapStyleDataset": "map_style_dataset"}
+_MODULE_OF = {"AlignmentDataset": "dataset", "Batch": "batch", "MapStyleDataset": "map_style_dataset"}
 _FORMER_NAMES = {"Samples": "MapStyleDataset"}  # as in version 0.1
 
 

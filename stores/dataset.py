@@ -1,7 +1,6 @@
 """Shuffled, resumable, rank-aware batches for a REPA trainer, prefetched while the model trains.
 
-store = open_store("imagenet256")
-dataset = AlignmentDataset(store, latents="sd-vae-ft-mse", encoders=["dinov2-vit-b"], batch_size=256)
+dataset = AlignmentDataset("imagenet256", latents="sd-vae-ft-mse", encoders=["dinov2-vit-b"], batch_size=256)
 for batch in dataset: ...
 """
 
@@ -9,66 +8,47 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
-from typing import Any, NamedTuple
+from functools import cached_property
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ConfigError, StoreError
+from ..errors import ConfigError, SampleIndexError, StoreError
+from .batch import Batch
 from .buffers import BufferPool, shared_tensor
+from .indexing import Indices, as_names, as_rows
 from .layout import features_group, latents_group
 from .order import epoch_flips, epoch_order
 from .reading_process import ReadingProcess
-from .store import Store
+from .selection import digest_of_rows
+from .store import Selection, Store, open_store
+
+if TYPE_CHECKING:
+    Base = torch.utils.data.IterableDataset[Batch]
+else:
+    Base = torch.utils.data.IterableDataset
 
 
-class Batch(NamedTuple):
-    """One rank's part of a global batch, with the store's dtypes: B samples. Lists have one entry per encoder."""
-
-    indices: npt.NDArray[np.int64]  # [B]
-    labels: torch.Tensor  # [B] int64
-    moments: torch.Tensor  # [B, 2C, h, w]: posterior mean and std, unscaled
-    patch_tokens: list[torch.Tensor]  # [B, N, D] float16, or codes as the group's codec stores them
-    token_scales: list[torch.Tensor | None]  # [B, N] float16, if requested and the codec has scales
-    cls_tokens: list[torch.Tensor | None]  # [B, D] float16, if requested and the encoder has class tokens
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch with every tensor on `device`. `indices` stay on the host.
-
-        Args:
-            device: target of the copies.
-            non_blocking: do not wait for copies from page-locked memory.
-        """
-
-        def move(tensor: torch.Tensor | None) -> Any:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-
-        return Batch(
-            indices=self.indices,
-            labels=move(self.labels),
-            moments=move(self.moments),
-            patch_tokens=[move(tokens) for tokens in self.patch_tokens],
-            token_scales=[move(scales) for scales in self.token_scales],
-            cls_tokens=[move(token) for token in self.cls_tokens],
-        )
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Return all tensors of the batch."""
-        lists = (self.patch_tokens, self.token_scales, self.cls_tokens)
-        return [self.labels, self.moments, *(tensor for found in lists for tensor in found if tensor is not None)]
-
-
-class AlignmentDataset:
+class AlignmentDataset(Base):
     """Batches from a store. Step s of a run holds the same samples for any number of ranks.
 
+    Iterating yields the batches of one epoch; the next iteration is the next epoch. An epoch is shuffled again every
+    time, and omits the samples that do not fill a batch. `dataset[s]` is the batch of step s, and
+    `DataLoader(dataset, batch_size=None)` yields the same batches as the dataset itself. `state_dict` and
+    `load_state_dict` resume in the middle of an epoch, also within torchdata's StatefulDataLoader.
+
     Args:
-        store: an open store; its groups must be complete.
-        latents: name of the VAE.
-        encoders: names of the encoders, in the order in which tokens are returned. May be empty.
+        store: an open store, its location, or a selection of its samples (`Store.select`). The groups that are read
+            must be complete.
+        latents: name of the VAE. None: the only one in the store.
+        encoders: names of the encoders, in the order in which tokens are returned; a single one may be passed as a
+            string. May be empty.
         batch_size: samples per global batch, over all ranks.
         seed: seed of the order and of the flips.
         rank: the part of every global batch that this process reads.
@@ -82,18 +62,23 @@ class AlignmentDataset:
         process: read in a separate process, for training loops that keep Python itself busy (Linux).
         prefetch: number of batches to read ahead.
 
+    Attributes:
+        indices: the samples that batches are drawn from, ascending int64 `[n]`: those of the store or the selection,
+            without quarantined ones.
+
     Raises:
-        ConfigError: the batch size is not divisible by the number of ranks, or is larger than the store.
+        ConfigError: the batch size is not divisible by the number of ranks, or is larger than the store, or `latents`
+            is not given and the store does not have exactly one VAE.
         StoreError: a group is missing or incomplete, or has no flipped views although `flip` is set.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: Store | Selection | str | Path,
         *,
-        latents: str,
-        encoders: Sequence[str] = (),
-        batch_size: int,
+        latents: str | None = None,
+        encoders: str | Sequence[str] = (),
+        batch_size: int = 256,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -106,28 +91,44 @@ class AlignmentDataset:
         process: bool = False,
         prefetch: int = 4,
     ) -> None:
-        self.store, self.seed, self.window, self.prefetch = store, seed, window, prefetch
+        self._owns_store = isinstance(store, str | Path)
+        chosen = open_store(store) if isinstance(store, str | Path) else store
+        self.store = chosen.store if isinstance(chosen, Selection) else chosen
+        self.seed, self.window, self.prefetch = seed, window, prefetch
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.flip, self.alignment_steps = flip, alignment_steps
-        self.latents = latents_group(latents)
-        self.features = [features_group(encoder) for encoder in encoders]
+        self.latents = latents_group(latents or _only_vae(self.store))
+        self.features = [features_group(encoder) for encoder in as_names(encoders)]
         self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
-        self.indices = store.valid_indices([self.latents, *self.features])
+        self.indices = self.store.valid_indices([self.latents, *self.features])
+        if isinstance(chosen, Selection):
+            self.indices = np.intersect1d(self.indices, chosen.indices)
         if flip:
             self._require_flips()
         if batch_size % world_size:
             raise ConfigError(f"batch size {batch_size} is not divisible by the number of ranks ({world_size})")
         if batch_size > len(self.indices):
+            selected = "selected " if isinstance(chosen, Selection) else ""
             raise ConfigError(
-                f"batch size {batch_size} is larger than the {len(self.indices)} samples of {store.location}: "
-                "lower --batch-size"
+                f"batch size {batch_size} is larger than the {len(self.indices)} {selected}samples of "
+                f"{self.store.location}: lower --batch-size"
             )
-        self.direct = store.outgrows_memory([self.latents, *self.features]) if direct is None else direct
+        groups = [self.latents, *self.features]
+        self.direct = self.store.outgrows_memory(groups) if direct is None else direct
         self._pool = BufferPool(pin_memory=torch.cuda.is_available(), shared=process)
-        self._process = ReadingProcess(store) if process else None
-        self._epoch = 0
+        self._process = ReadingProcess(self.store) if process else None
+        self._next_start = 0  # first step of the next iteration
+        self._position = 0  # step after the last batch that was yielded
         self._ordered: tuple[int, npt.NDArray[np.int64]] | None = None
         self._flips: tuple[int, npt.NDArray[np.bool_]] | None = None
+
+    def __repr__(self) -> str:
+        left_out = len(self.indices) - self.steps_per_epoch * self.batch_size
+        return (
+            f"<AlignmentDataset of {self.store.location}: {', '.join([self.latents, *self.features])}; "
+            f"{self.steps_per_epoch} batches of {self.batch_size} per epoch ({left_out} of {len(self.indices)} samples "
+            f"left out of each), seed {self.seed}, rank {self.rank} of {self.world_size}>"
+        )
 
     def _require_flips(self) -> None:
         for name in (self.latents, *self.features):
@@ -171,33 +172,49 @@ class AlignmentDataset:
             self._ordered = ordered
         return ordered[1]
 
-    def read(
-        self, indices: npt.NDArray[np.int64], tokens: bool = True, flipped: npt.NDArray[np.bool_] | None = None
-    ) -> Batch:
+    def __getitem__(self, step: int) -> Batch:
+        """Return this rank's batch of a step, counted from 0 over all epochs.
+
+        Raises:
+            SampleIndexError: this is not a step.
+        """
+        if not isinstance(step, int | np.integer) or step < 0:
+            raise SampleIndexError(
+                f"dataset[{step!r}]: expected a step, an integer from 0 on; the {self.steps_per_epoch} steps of an "
+                "epoch are followed by those of the next. For samples, use MapStyleDataset(dataset) or the store"
+            )
+        return self._read_step(int(step))
+
+    def _read_step(self, step: int) -> Batch:
+        tokens = self.alignment_steps is None or step < self.alignment_steps
+        return self.read(self.indices_of_step(step), tokens, self.flipped_of_step(step))
+
+    def read(self, indices: Indices, tokens: bool = True, flipped: npt.NDArray[np.bool_] | None = None) -> Batch:
         """Read a batch in the calling thread.
 
         Args:
-            indices: samples of the batch, `[B]`.
+            indices: samples of the batch, as for `Store.read`.
             tokens: read patch tokens and their scales.
             flipped: `[B]`, samples to take from the flipped views.
         """
+        rows = as_rows(indices, len(self.store))
         wanted = self._wanted if tokens else [array for array in self._wanted if array == "cls_token"]
         features = self.features if wanted else []
         names = self._array_names(features, wanted)
-        buffers = {name: self._take(name, len(indices)) for name in names}
+        buffers = {name: self._take(name, len(rows)) for name in names}
         arrays = {name: buffer.numpy() for name, buffer in buffers.items()}
         if self._process is None:
-            self.store.read(names, indices, out=arrays, direct=self.direct, flipped=flipped)
+            self.store.read(names, rows, out=arrays, direct=self.direct, flipped=flipped)
         else:
             out = {name: self._pool.shared_buffer(array) for name, array in arrays.items()}
-            self._process.read(names, indices, out, self.direct, flipped)
+            self._process.read(names, rows, out, self.direct, flipped)
 
         def tensors(array: str) -> list[Any]:
             return [buffers.get(f"{group}/{array}") for group in features]
 
         return Batch(
-            indices=indices,
-            labels=torch.from_numpy(self.store.labels[indices].astype(np.int64)),
+            indices=rows,
+            labels=torch.from_numpy(self.store.labels[rows].astype(np.int64)),
             moments=buffers[f"{self.latents}/moments"],
             patch_tokens=tensors("tokens") if tokens else [],
             token_scales=tensors("token_scale") if tokens else [],
@@ -205,9 +222,11 @@ class AlignmentDataset:
         )
 
     def close(self) -> None:
-        """End the reading process, if any. The store stays open."""
+        """End the reading process, if any. Close the store if the dataset has opened it."""
         if self._process is not None:
             self._process.close()
+        if self._owns_store:
+            self.store.close()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the dataset without its buffers; a DataLoader worker allocates its own."""
@@ -228,42 +247,109 @@ class AlignmentDataset:
             return shared_tensor(shape, layout.dtype)
         return torch.from_numpy(self._pool.take(shape, layout.dtype))
 
-    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches of steps `start_step`, `start_step + 1`, … without end, prefetched by a thread."""
+    def batches(self, start_step: int | None = None) -> Generator[Batch, None, None]:
+        """Yield the batches of steps `start_step`, `start_step + 1`, … without end, prefetched by a thread.
+
+        Args:
+            start_step: the first step. None: the step after the last batch that was yielded, or the step of the state
+                that was loaded; 0 for a new dataset.
+        """
+        first = self._position if start_step is None else start_step
         ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=self.prefetch)
         stop = threading.Event()
 
         def produce() -> None:
-            step = start_step
             try:
-                while not stop.is_set():
-                    tokens = self.alignment_steps is None or step < self.alignment_steps
-                    batch = self.read(self.indices_of_step(step), tokens, self.flipped_of_step(step))
-                    _put(ready, batch, stop)
-                    step += 1
+                for step in count(first):
+                    if stop.is_set():
+                        return
+                    _put(ready, self._read_step(step), stop)
             except BaseException as error:
                 _put(ready, error, stop)
 
         thread = threading.Thread(target=produce, name="read-ahead", daemon=True)
         thread.start()
         try:
-            while True:
+            for step in count(first):
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
+                self._position = step + 1
                 yield item
         finally:
             stop.set()
             thread.join()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of one epoch. The next iteration is the next epoch."""
-        start, self._epoch = self._epoch * self.steps_per_epoch, self._epoch + 1
+        """Yield the batches of one epoch, or of its rest after `load_state_dict`. The next iteration is the next epoch.
+
+        Raises:
+            ConfigError: a worker of a DataLoader iterates over the dataset. It would not know the epoch.
+        """
+        if torch.utils.data.get_worker_info() is not None:
+            raise ConfigError(
+                "an AlignmentDataset reads ahead by itself and cannot be divided among workers: use "
+                "DataLoader(dataset, batch_size=None, num_workers=0) or the dataset alone (process=True reads in a "
+                "separate process). To read samples in workers, use "
+                "DataLoader(MapStyleDataset(dataset), batch_size=…, shuffle=True, num_workers=…)"
+            )
+        return self._epoch()
+
+    def _epoch(self) -> Generator[Batch, None, None]:
+        start = self._next_start
+        stop = self._next_start = (start // self.steps_per_epoch + 1) * self.steps_per_epoch
         with closing(self.batches(start)) as batches:
-            yield from islice(batches, self.steps_per_epoch)
+            yield from islice(batches, stop - start)
 
     def __len__(self) -> int:
         return self.steps_per_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position after the last batch that was yielded, and what the order of samples depends on."""
+        return {"step": self._position, **self._order_settings()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a position: the next iteration yields the rest of its epoch. The number of ranks may differ.
+
+        Args:
+            state: the result of `state_dict`.
+
+        Raises:
+            ConfigError: the dataset would yield other batches than the one that returned the state.
+        """
+        settings = self._order_settings()
+        different = [
+            f"{name}: recorded {state.get(name)!r}, found {found!r}"
+            for name, found in settings.items()
+            if state.get(name) != found
+        ]
+        if different or not isinstance(state.get("step"), int):
+            raise ConfigError(
+                f"the state belongs to a dataset with other batches ({'; '.join(different) or 'it has no step'}): "
+                "create the dataset with the same arguments to resume"
+            )
+        self._next_start = self._position = state["step"]
+
+    def _order_settings(self) -> dict[str, Any]:
+        return {
+            "images": self.store.manifest.index_digest,
+            "samples": self._digest,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "window": self.window,
+            "flip": self.flip,
+        }
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of_rows(self.indices)
+
+
+def _only_vae(store: Store) -> str:
+    if len(store.vaes) != 1:
+        found = f"has {', '.join(store.vaes)}: pass one of them" if store.vaes else "has no latents: encode some first"
+        raise ConfigError(f"latents is not given and {store.location} {found}")
+    return store.vaes[0]
 
 
 def _put(ready: queue.Queue[Batch | BaseException], item: Batch | BaseException, stop: threading.Event) -> None:

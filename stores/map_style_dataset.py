@@ -6,11 +6,14 @@ Slower than `AlignmentDataset`, because every batch is passed between processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from .dataset import AlignmentDataset, Batch
+from .batch import Batch, collate
+from .dataset import AlignmentDataset
+from .indexing import Indices, as_rows
 
 if TYPE_CHECKING:
     Base = torch.utils.data.Dataset[Batch]
@@ -19,11 +22,12 @@ else:
 
 
 class MapStyleDataset(Base):
-    """The valid samples of a store; item i is the i-th of them.
+    """The valid samples of a store; item i is the i-th of them, as a batch of one sample.
 
-    DataLoader(MapStyleDataset(dataset), batch_size=64, shuffle=True, num_workers=4, collate_fn=MapStyleDataset.collate)
+    DataLoader(MapStyleDataset(dataset), batch_size=64, shuffle=True, num_workers=4)
 
-    Each batch of the DataLoader is one read of the store and is returned as a `Batch`.
+    Each batch of the DataLoader is one read of the store and is returned as a `Batch`. Slices and arrays of positions
+    return a batch as well.
 
     Args:
         dataset: defines the latents and encoders to read. Its order, ranks and prefetching are not used.
@@ -32,17 +36,22 @@ class MapStyleDataset(Base):
     def __init__(self, dataset: AlignmentDataset) -> None:
         self._dataset = dataset
 
+    def __repr__(self) -> str:
+        groups = ", ".join([self._dataset.latents, *self._dataset.features])
+        return f"<MapStyleDataset of {self._dataset.store.location}: {len(self)} samples of {groups}>"
+
     def __len__(self) -> int:
         return len(self._dataset.indices)
 
-    def __getitem__(self, position: int) -> Batch:
-        return self.__getitems__([position])
+    def __getitem__(self, position: int | Indices) -> Batch:
+        chosen = [int(position)] if isinstance(position, int | np.integer) else position
+        return self._dataset.read(self._dataset.indices[as_rows(chosen, len(self))])
 
-    def __getitems__(self, positions: Sequence[int]) -> Batch:
+    def __getitems__(self, positions: Sequence[int]) -> list[Batch]:
         """Read all samples of a batch at once; DataLoader prefers this method over `__getitem__`."""
-        return self._dataset.read(self._dataset.indices[list(positions)])
+        return [self[list(positions)]]
 
     @staticmethod
-    def collate(batch: Any) -> Any:
-        """Return the batch unchanged: it is already collated."""
-        return batch
+    def collate(batches: Sequence[Batch]) -> Batch:
+        """Return the batch that `__getitems__` has read. The default collation of DataLoader does the same."""
+        return collate(batches)

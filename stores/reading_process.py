@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -39,6 +40,7 @@ class ReadingProcess:
 
     def __init__(self, store: Store) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy CUDA's state and locks held by other threads
+        self._lock = threading.Lock()  # prefetching and the caller may read at the same time
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(store, theirs), name="store-read", daemon=True)
         self._process.start()
@@ -54,8 +56,9 @@ class ReadingProcess:
     ) -> None:
         """Fill the buffers of `out`. Arguments and errors are those of `Store.read`."""
         try:
-            self._connection.send((names, indices, out, direct, flipped))
-            error = self._connection.recv()
+            with self._lock:
+                self._connection.send((names, indices, out, direct, flipped))
+                error = self._connection.recv()
         except (EOFError, OSError) as gone:
             raise StoreError(f"the process that reads the store has ended ({self._process.exitcode})") from gone
         if error is not None:

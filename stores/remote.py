@@ -33,6 +33,11 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def local_folder(path: str | Path) -> Path:
+    """Return the folder that a path without a URL scheme means; `~` is the home folder, also where no shell sees it."""
+    return Path(path).expanduser()
+
+
 class RemoteFiles:
     """Reads and writes the files below a URL, many at a time. Thread-safe.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,20 @@ import pyarrow as pa
 
 from ..errors import StoreError
 from .files import TEMPORARY
+from .indexing import Indices, as_names, as_rows
 from .layout import CRC32C, FLIPPED, LABEL, SAMPLES_FILE, ArraySpec, GroupSpec, is_flipped, num_shards
 from .manifest import Commit, Manifest, Quarantined, committed_shards, read_commit, read_samples
 from .mirror import Mirror, RemoteReader
 from .reader import BatchReader, ReadRequest, ShardIndex, read_layout
-from .remote import is_url
+from .remote import is_url, local_folder
+from .selection import Class, digest_of_rows, rows_at, rows_of_classes, rows_where
 from .upload import put_group, put_shard
 from .zarr_path import read_through_zarr
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
+
+Sample: TypeAlias = dict[str, Any]
 
 
 class Group:
@@ -41,6 +49,17 @@ class Group:
         self.attributes: dict[str, Any] = meta["attributes"]
         names = json.loads((store / path / CRC32C / "zarr.json").read_bytes())["attributes"]["arrays"]
         self.shard_indexes = {name: ShardIndex(read_layout(store / path / name)) for name in names}
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{array.name} {array.dtype} {list(array.sample_shape)}" for array in self.arrays)
+        return f"<Group {self.path} of {self._location}: {arrays} per sample; {self.completeness}>"
+
+    @property
+    def completeness(self) -> str:
+        """`complete`, or the number of committed shards, such as `3 of 16 shards`."""
+        total = num_shards(self._manifest.num_samples, self._manifest.shard_size)
+        missing = len(self.missing_shards())
+        return f"{total - missing} of {total} shards" if missing else "complete"
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
@@ -92,13 +111,11 @@ class Group:
 
     def require_complete(self) -> None:
         """Raise StoreError unless every shard is committed: zarr reads missing shards as zeros."""
-        missing = self.missing_shards()
-        if missing:
-            total = num_shards(self._manifest.num_samples, self._manifest.shard_size)
+        if self.missing_shards():
             kind, name = self.path.split("/", 1)
             option = "--vae" if kind == "latents" else "--encoder"
             raise StoreError(
-                f"{self._location}: {self.path} has {total - len(missing)} of {total} shards: "
+                f"{self._location}: {self.path} has {self.completeness}: "
                 f"re-run 'repa-pipe encode … {option} {name}' to complete it"
             )
 
@@ -107,6 +124,11 @@ class Store:
     """A store opened for reading. Opening is fast: arrays and commit records are read on first use.
 
     Created by `open_store`. A context manager that closes files and threads.
+
+    `store["features/dinov2-vit-b"]` is a group. `store[5]` is a sample: a dictionary of its `index`, `key` and `label`,
+    and of every array of the complete groups, such as `latents/sd-vae-ft-mse/moments`. `store[-1]`, `store[:8]`,
+    `store[[3, 1]]` and `store[mask]` work as in numpy; for several samples, the values are arrays `[B, …]`. Iterating
+    over a store yields one sample after the other, without images that could not be encoded.
 
     Attributes:
         path: the local folder; for a store behind a URL, the folder that mirrors it.
@@ -137,6 +159,94 @@ class Store:
 
     def __len__(self) -> int:
         return self.manifest.num_samples
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        groups = ", ".join(map(self._describe, self.group_names())) or "no groups"
+        classes = len(manifest.class_names)
+        return f"<Store {self.location}: {len(self)} samples, {classes} classes, {manifest.resolution} px; {groups}>"
+
+    def _describe(self, name: str) -> str:
+        if self._mirror is not None and name not in self._groups:
+            return name  # whether it is complete would take one request per shard
+        return f"{name} ({self.group(name).completeness})"
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a group of this name."""
+        return name in self.group_names()
+
+    @overload
+    def __getitem__(self, item: str) -> Group: ...
+
+    @overload
+    def __getitem__(self, item: int | Indices) -> Sample: ...
+
+    def __getitem__(self, item: str | int | Indices) -> Group | Sample:
+        """Return a group by its path, or samples by their indices.
+
+        Raises:
+            StoreError: there is no such group, or a sample is quarantined.
+            SampleIndexError: there is no such sample, or the index has another type.
+        """
+        if isinstance(item, str):
+            if item == LABEL or item.count("/") == 2:
+                raise StoreError(f"{item} is an array, not a group: read it with store.read([{item!r}], indices)")
+            return self.group(item)
+        if not isinstance(item, int | np.integer):
+            return self._samples_at(as_rows(item, len(self)))
+        sample = {name: values[0] for name, values in self._samples_at(as_rows([int(item)], len(self))).items()}
+        return sample | {"index": int(sample["index"]), "label": int(sample["label"])}
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield the samples that are not quarantined in a complete group."""
+        return self._valid_samples(np.arange(len(self)))
+
+    def _valid_samples(self, rows: npt.NDArray[np.int64]) -> Iterator[Sample]:
+        for row in np.intersect1d(rows, self.valid_indices(self._readable_groups())).tolist():
+            yield self[row]
+
+    def _readable_groups(self) -> list[str]:
+        total = num_shards(len(self), self.manifest.shard_size)
+        return [name for name in self.group_names() if len(self.group(name).commits) == total]
+
+    def _samples_at(self, rows: npt.NDArray[np.int64]) -> Sample:
+        keys = self.samples.column("key").take(pa.array(rows)).to_numpy()
+        arrays = self.read(self._readable_groups(), rows)
+        return {"index": rows, "key": keys, LABEL: self.labels[rows], **arrays}
+
+    def select(
+        self,
+        classes: Class | Sequence[Class] | None = None,
+        indices: Indices | None = None,
+        where: pc.Expression | None = None,
+    ) -> Selection:
+        """Select the samples that meet all of the given conditions. Labels and the number of classes stay the same.
+
+        Args:
+            classes: names or numbers of classes, or one of them.
+            indices: a slice, integers, or one boolean per sample.
+            where: a pyarrow expression over the columns of `samples`, and `index`, such as
+                `pyarrow.compute.field("num_bytes") > 10_000`.
+
+        Returns:
+            A view of the store, with samples in ascending order. It may contain quarantined samples, which
+            `AlignmentDataset` skips.
+
+        Raises:
+            ConfigError: there is no such class or column, or a sample is listed twice.
+            SampleIndexError: the indices are not those of samples.
+        """
+        chosen = np.ones(len(self), dtype=bool)
+        for rows in (
+            None if classes is None else rows_of_classes(classes, self.manifest.class_names, self.labels),
+            None if indices is None else rows_at(indices, len(self)),
+            None if where is None else rows_where(where, self.samples),
+        ):
+            if rows is not None:
+                meets = np.zeros(len(self), dtype=bool)
+                meets[rows] = True
+                chosen &= meets
+        return Selection(self, np.flatnonzero(chosen).astype(np.int64))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the location: another process opens the store itself, since files and threads cannot be copied."""
@@ -176,13 +286,13 @@ class Store:
         names = [f"{kind}/{name}" for name in self._names_of(kind)]
         return [name for name in names if not self.group(name).missing_shards()]
 
-    def quarantined(self, group_names: Sequence[str] | None = None) -> dict[int, Quarantined]:
+    def quarantined(self, group_names: str | Sequence[str] | None = None) -> dict[int, Quarantined]:
         """Return the images that could not be encoded, by sample index.
 
         Args:
             group_names: groups to consider. None: all groups.
         """
-        names = self.group_names() if group_names is None else group_names
+        names = self.group_names() if group_names is None else as_names(group_names)
         return {entry.index: entry for name in names for entry in self.group(name).quarantined}
 
     def group(self, name: str) -> Group:
@@ -243,16 +353,17 @@ class Store:
             self._mirror.fetch([name])
         return self.path / name
 
-    def valid_indices(self, group_names: Sequence[str]) -> npt.NDArray[np.int64]:
+    def valid_indices(self, group_names: str | Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the samples that are not quarantined in any of the groups, `[n]` int64 in ascending order.
 
         Raises:
             StoreError: a group is missing or incomplete.
         """
-        for name in group_names:
+        names = as_names(group_names)
+        for name in names:
             self.group(name).require_complete()
         valid = np.ones(len(self), dtype=bool)
-        valid[list(self.quarantined(group_names))] = False
+        valid[list(self.quarantined(names))] = False
         return np.flatnonzero(valid).astype(np.int64)
 
     def outgrows_memory(self, group_names: Sequence[str]) -> bool:
@@ -262,8 +373,8 @@ class Store:
 
     def read(
         self,
-        group_names: Sequence[str],
-        indices: Sequence[int] | npt.NDArray[np.integer[Any]],
+        group_names: str | Sequence[str],
+        indices: Indices,
         out: dict[str, npt.NDArray[Any]] | None = None,
         direct: bool = False,
         flipped: npt.NDArray[np.bool_] | None = None,
@@ -272,8 +383,9 @@ class Store:
 
         Args:
             group_names: groups (`features/dinov2-vit-b`: all its arrays), single arrays
-                (`features/dinov2-vit-b/tokens`), or `label`.
-            indices: samples to read, `[B]`.
+                (`features/dinov2-vit-b/tokens`), or `label`; a single one may be passed as a string.
+            indices: samples to read: a slice, integers `[B]` (negative ones count from the end), or one boolean per
+                sample.
             out: buffers to fill, by the same keys as the result.
             direct: bypass the page cache, for arrays whose samples are multiples of 4,096 bytes and whose buffers in
                 `out` are aligned to 4,096 bytes.
@@ -284,13 +396,13 @@ class Store:
 
         Raises:
             StoreError: a group is missing, a shard is not committed, a sample is quarantined, or the store is damaged.
-            IndexError: an index is outside [0, N).
+            SampleIndexError: the indices are not those of samples. It is an IndexError.
         """
-        rows = self._checked(indices)
+        rows = as_rows(indices, len(self))
         arrays: dict[str, npt.NDArray[Any]] = {}
         requests: list[ReadRequest] = []
         views = [(np.ones(len(rows), dtype=bool), "")] if flipped is None else [(~flipped, ""), (flipped, FLIPPED)]
-        for name in group_names:
+        for name in as_names(group_names):
             if name == LABEL:
                 arrays[LABEL] = self.labels[rows]
                 continue
@@ -329,14 +441,6 @@ class Store:
         group = self.group(name)
         return group, group.shard_indexes
 
-    def _checked(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        rows = np.asarray(indices)
-        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
-            raise IndexError(f"indices must be one-dimensional integers, found shape {rows.shape} {rows.dtype}")
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"indices must be in [0, {len(self)}), found {rows.min()} to {rows.max()}")
-        return rows.astype(np.int64)
-
     def _require_committed(self, group: Group, rows: npt.NDArray[np.int64]) -> None:
         for shard in np.unique(rows // self.manifest.shard_size).tolist():
             if shard not in group.commits:
@@ -352,17 +456,58 @@ class Store:
                 )
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Selection:
+    """A view of some samples of a store, made by `Store.select`. `AlignmentDataset` accepts it in place of a store.
+
+    `selection[0]` is its first sample, in the form that `store[i]` has; `selection[:8]` and other indices count within
+    the selection. `store.read(group_names, selection)` reads all of its samples.
+
+    Attributes:
+        store: the store.
+        indices: the samples, ascending int64 `[n]`.
+    """
+
+    store: Store
+    indices: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"<Selection: {len(self)} of {self.store!r}>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """Return `indices`, so that a selection can be used where indices are expected."""
+        return np.array(self.indices, dtype=dtype, copy=copy)
+
+    def __getitem__(self, item: int | Indices) -> Sample:
+        """Return samples by their positions in the selection; see `Store.__getitem__`."""
+        if isinstance(item, int | np.integer):
+            return self.store[int(self.indices[as_rows([int(item)], len(self))[0]])]
+        return self.store[self.indices[as_rows(item, len(self))]]
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield the samples of the selection that are not quarantined in a complete group."""
+        return self.store._valid_samples(self.indices)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `indices`: equal selections of equal stores have equal digests."""
+        return digest_of_rows(self.indices)
+
+
 def open_store(path: str | Path, cache: str | Path | None = None) -> Store:
     """Open a store for reading.
 
     Args:
-        path: a folder, or a URL (s3://, gs://, az://, http://, https://; see `stores.remote`).
+        path: a folder, which may start with `~`, or a URL (s3://, gs://, az://, http://, https://).
         cache: folder that keeps the samples read from a URL. None: samples are fetched every time.
 
     Raises:
         StoreError: there is no store at `path`.
     """
     if not is_url(str(path)):
-        return Store(Path(path))
+        return Store(local_folder(path))
     mirror = Mirror(str(path), None if cache is None else Path(cache))
     return Store(mirror.folder, mirror)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from .layout import commit_file
 from .manifest import Commit, Manifest
 from .mirror import Mirror
-from .remote import RemoteFiles, is_url
+from .remote import RemoteFiles, is_url, local_folder
 from .writer import create_store
 
 ROOT = "zarr.json"
@@ -28,7 +28,7 @@ def store_exists(location: str) -> bool:
         StoreError: the URL cannot be read.
     """
     if not is_url(location):
-        return (Path(location) / ROOT).exists()
+        return (local_folder(location) / ROOT).exists()
     with closing(RemoteFiles(location)) as files:
         return bool(files.get([ROOT]))
 
@@ -39,7 +39,7 @@ def create_store_at(location: str, manifest: Manifest, samples: pa.Table) -> Non
     At a URL the root's zarr.json is uploaded last, since a store exists if and only if that file does.
     """
     if not is_url(location):
-        create_store(Path(location), manifest, samples)
+        create_store(local_folder(location), manifest, samples)
         return
     with closing(RemoteFiles(location)) as files, tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "store"

@@ -21,7 +21,7 @@ from ..errors import StoreError
 from .files import fsync_directory
 from .layout import COMMITS, LABEL, SAMPLES_FILE, commit_file, num_shards
 from .manifest import committed_shards
-from .remote import is_url
+from .remote import is_url, local_folder
 from .store import Store, open_store
 from .verify_shard import DAMAGE, Problem, ShardVerifier
 
@@ -93,7 +93,7 @@ def drop_bad_shards(store_path: str | Path, report: VerifyReport) -> int:
 
     The commit record is deleted first: a kill in between leaves an incomplete shard, never one with wrong samples.
     """
-    store = Path(store_path)
+    store = local_folder(store_path)
     try:
         for group, shard in report.bad_shards:
             record = store / commit_file(group, shard)

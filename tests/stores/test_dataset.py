@@ -1,5 +1,6 @@
 import dataclasses
 import gc
+import json
 import os
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from repa_pipe.errors import ConfigError, StoreError
-from repa_pipe.stores import AlignmentDataset, open_store
+from repa_pipe.stores import AlignmentDataset, MapStyleDataset, open_store
 from repa_pipe.stores.buffers import BufferPool
 from repa_pipe.stores.manifest import Quarantined
 from repa_pipe.stores.order import epoch_flips, epoch_order
@@ -221,6 +222,116 @@ def test_flips_match_the_recorded_ones():
 
 
 FIRST_FLIPS = [True, False, False, False, False, False, False, True]
+
+
+def test_the_dataset_opens_the_store_and_closes_it(dataset_of):
+    dataset = AlignmentDataset(str(dataset_of.path), encoders="enc", batch_size=8)
+    assert (dataset.latents, dataset.features) == ("latents/tiny", ["features/enc"])
+    assert dataset[0].patch_tokens[0].shape == (8, 16, 24)
+    closed = []
+    dataset.store._reader.close = lambda: closed.append(True)
+    dataset.close()
+    dataset_of().close()
+    assert closed == [True]
+
+
+def test_the_vae_must_be_given_if_the_store_does_not_have_exactly_one(dataset_of, helpers, tmp_path):
+    manifest = helpers.new_store(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"latents is not given and .*other has no latents"):
+        AlignmentDataset(tmp_path / "other")
+    for name in ("latents/a", "latents/b"):
+        helpers.write_group(tmp_path / "other", manifest, dataclasses.replace(helpers.LATENTS, path=name))
+    with pytest.raises(ConfigError, match=r"latents is not given and .*other has a, b: pass one of them"):
+        AlignmentDataset(tmp_path / "other")
+
+
+def test_a_step_can_be_subscripted(dataset_of):
+    dataset = dataset_of(alignment_steps=7)
+    batches = dataset.batches()
+    for step, expected in zip(range(9), batches, strict=False):
+        batch = dataset[step]
+        assert batch.indices.tolist() == expected.indices.tolist()
+        assert len(batch.patch_tokens) == len(expected.patch_tokens) == (step < 7)
+        assert torch.equal(batch.moments, expected.moments)
+    batches.close()
+    for item in (-1, 0.5, slice(2), "label"):
+        with pytest.raises(IndexError, match="expected a step, an integer from 0 on; the 6 steps of an epoch"):
+            dataset[item]
+
+
+def test_batches_of_any_indices_can_be_read(dataset_of):
+    batch = dataset_of().read(slice(-2, None))
+    assert batch.indices.tolist() == [48, 49]
+    np.testing.assert_array_equal(batch.moments, dataset_of.contents["latents/tiny/moments"][-2:])
+
+
+def test_descriptions_state_groups_sizes_and_the_samples_left_out(dataset_of):
+    dataset = dataset_of(rank=1, world_size=2, cls_tokens=True)
+    assert repr(dataset) == (
+        f"<AlignmentDataset of {dataset_of.path}: latents/tiny, features/enc; 6 batches of 8 per epoch (1 of 49 "
+        "samples left out of each), seed 0, rank 1 of 2>"
+    )
+    assert repr(dataset[0]) == (
+        "<Batch of 4 samples: labels int64 [4], moments float32 [4, 8, 8, 8], patch_tokens [float16 [4, 16, 24]], "
+        "token_scales [None], cls_tokens [float16 [4, 24]]>"
+    )
+    assert repr(MapStyleDataset(dataset)) == (
+        f"<MapStyleDataset of {dataset_of.path}: 49 samples of latents/tiny, features/enc>"
+    )
+
+
+def assert_same_batches(found, expected):
+    assert len(found) == len(expected) > 0
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.indices.tolist() == other.indices.tolist()
+        for tensor, same in zip(mine.tensors(), other.tensors(), strict=True):
+            assert torch.equal(tensor, same)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 6, 9, 12])
+def test_a_dataset_resumes_at_the_batch_after_the_last_one(dataset_of, stop):
+    whole = run_epochs(dataset_of(), 3)
+    interrupted = dataset_of()
+    taken = []
+    while len(taken) < stop:
+        for batch in interrupted:
+            taken.append(batch)
+            if len(taken) == stop:
+                break
+    state = json.loads(json.dumps(interrupted.state_dict()))
+    resumed = dataset_of()
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert_same_batches(run_epochs(resumed, 3)[: 18 - stop], whole[stop:])
+
+
+def run_epochs(dataset, count):
+    return [batch for _ in range(count) for batch in dataset]
+
+
+def test_an_endless_iteration_resumes_as_well(dataset_of):
+    dataset = dataset_of()
+    batches = dataset.batches(3)
+    for _ in range(5):
+        next(batches)
+    batches.close()
+    resumed = dataset_of(rank=1, world_size=2)
+    resumed.load_state_dict(dataset.state_dict())
+    continued = resumed.batches()
+    assert next(continued).indices.tolist() == dataset.indices_of_step(8)[4:].tolist()
+    continued.close()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 4}, {"window": 2}])
+def test_a_state_of_other_batches_is_refused(dataset_of, change):
+    (name, value), state = next(iter(change.items())), dataset_of().state_dict()
+    with pytest.raises(ConfigError, match=rf"other batches \({name}: recorded {state[name]}, found {value}\)"):
+        dataset_of(**change).load_state_dict(state)
+    selected = AlignmentDataset(dataset_of().store.select(classes=[0, 1]), encoders="enc", batch_size=8)
+    with pytest.raises(ConfigError, match=r"other batches \(samples: recorded"):
+        selected.load_state_dict(state)
+    with pytest.raises(ConfigError, match=r"other batches \(it has no step\)"):
+        dataset_of().load_state_dict({key: value for key, value in state.items() if key != "step"})
 
 
 def test_impossible_batch_sizes_are_refused(dataset_of):

@@ -6,9 +6,14 @@ import signal
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from repa_pipe.errors import ConfigError, StoreError
 from repa_pipe.stores import AlignmentDataset, MapStyleDataset, open_store
+
+# torchdata 0.11 calls a function that newer versions of torch deprecate
+TORCHDATA = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 
 
 @pytest.fixture
@@ -35,16 +40,18 @@ def assert_holds(batch, contents):
     assert batch.labels.tolist() == (batch.indices % 3).tolist()
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize(
+    ("start", "collate"), [("fork", {"collate_fn": MapStyleDataset.collate}), ("fork", {}), ("spawn", {})]
+)
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_data_loader_receives_batches_from_its_workers(dataset_of, start):
+def test_a_data_loader_receives_batches_from_its_workers(dataset_of, start, collate):
     loader = torch.utils.data.DataLoader(
         MapStyleDataset(dataset_of()),
         batch_size=8,
         shuffle=True,
         num_workers=2,
-        collate_fn=MapStyleDataset.collate,
         multiprocessing_context=start,
+        **collate,
     )
     batches = list(loader)
     for batch in batches:
@@ -57,6 +64,93 @@ def test_the_map_style_dataset_returns_single_samples(dataset_of):
     samples = MapStyleDataset(dataset_of())
     assert len(samples) == 50
     assert_holds(samples[7], dataset_of.contents)
+
+
+def test_positions_of_the_map_style_dataset_are_those_of_numpy(dataset_of):
+    samples = MapStyleDataset(dataset_of())
+    assert_holds(samples[-1], dataset_of.contents)
+    assert samples[-1].indices.tolist() == [49]
+    assert samples[3:7].indices.tolist() == [3, 4, 5, 6]
+    with pytest.raises(IndexError, match=r"in \[-50, 50\)"):
+        samples[50]
+
+
+def test_parts_of_a_map_style_dataset_are_collated(dataset_of):
+    samples = MapStyleDataset(dataset_of())
+    first, second = torch.utils.data.random_split(samples, [20, 30], torch.Generator().manual_seed(0))
+    for part in (first, torch.utils.data.ConcatDataset([first, second])):
+        batches = list(DataLoader(part, batch_size=8))
+        assert sum(len(batch.labels) for batch in batches) == len(part)
+        for batch in batches:
+            assert_holds(batch, dataset_of.contents)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": None}, {}], ids=["none", "default"])
+def test_a_data_loader_yields_the_batches_of_the_dataset(dataset_of, options):
+    loader, dataset = DataLoader(dataset_of(), **options), dataset_of()
+    for _ in range(2):
+        for mine, other in zip(loader, dataset, strict=True):
+            assert np.asarray(mine.indices).tolist() == other.indices.tolist()
+            assert_holds(mine, dataset_of.contents)
+    assert len(loader) == 6
+
+
+def test_a_data_loader_that_joins_batches_is_told_how_to_call_the_dataset(dataset_of):
+    with pytest.raises(ConfigError, match=r"joins 4 batches of 8 .* pass batch_size=None .* DataLoader\(MapStyle"):
+        next(iter(DataLoader(dataset_of(), batch_size=4)))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_are_refused_with_the_right_call(dataset_of):
+    with pytest.raises(ConfigError, match=r"cannot be divided among workers: use DataLoader\(dataset, batch_size=None"):
+        next(iter(DataLoader(dataset_of(), batch_size=None, num_workers=2)))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_data_loader_reads_samples_of_the_store_itself(dataset_of):
+    with open_store(dataset_of.path) as store:
+        batches = list(DataLoader(store, batch_size=8, num_workers=2))
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(50))
+    assert batches[0]["key"][:2] == ["0000.png", "0001.png"]
+    tokens = torch.cat([batch["features/enc/tokens"] for batch in batches])
+    np.testing.assert_array_equal(tokens, dataset_of.contents["features/enc/tokens"])
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 8])
+@TORCHDATA
+def test_a_stateful_data_loader_resumes_the_dataset(dataset_of, stop):
+    def loader():
+        return StatefulDataLoader(dataset_of(), batch_size=None)
+
+    assert_resumes(loader, stop)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@TORCHDATA
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_stateful_data_loader_resumes_the_map_style_dataset(dataset_of, workers):
+    def loader():
+        samples, generator = MapStyleDataset(dataset_of()), torch.Generator().manual_seed(3)
+        return StatefulDataLoader(samples, batch_size=8, shuffle=True, num_workers=workers, generator=generator)
+
+    assert_resumes(loader, 4, rest=3)  # torchdata resumes the order of the current epoch
+
+
+def assert_resumes(make_loader, stop, rest=5):
+    def take(loader, count):
+        taken = []
+        while len(taken) < count:
+            for batch in loader:
+                taken.append(np.asarray(batch.indices).tolist())
+                if len(taken) == count:
+                    break
+        return taken
+
+    whole, interrupted, resumed = make_loader(), make_loader(), make_loader()
+    expected = take(whole, stop + rest)
+    assert take(interrupted, stop) == expected[:stop]
+    resumed.load_state_dict(interrupted.state_dict())
+    assert take(resumed, rest) == expected[stop:]
 
 
 def test_a_reading_process_returns_the_same_batches(dataset_of):

@@ -12,6 +12,7 @@ from repa_pipe.errors import StoreError
 from repa_pipe.stores import open_store
 from repa_pipe.stores.layout import default_shard_size, num_shards, shard_range
 from repa_pipe.stores.manifest import Quarantined, record_checksum
+from repa_pipe.stores.upload import create_store_at, store_exists
 
 
 def test_zarr_python_reads_the_same_values_as_our_reader(make_store):
@@ -91,11 +92,108 @@ def test_quarantined_images_of_all_or_some_groups_are_listed(helpers, tmp_path):
         assert store.quarantined(["latents/tiny"]) == {17: first}
 
 
-@pytest.mark.parametrize("indices", [[-1], [50], [0, 3, 99], [[1, 2]], [0.5]])
+@pytest.mark.parametrize("indices", [[-51], [50], [0, 3, 99], [[1, 2]], [0.5], 3])
 def test_indices_outside_the_store_are_refused(read_store, indices):
     store, _ = read_store
     with pytest.raises(IndexError, match="indices must"):
         store.read(["features/enc"], indices)
+
+
+@pytest.mark.parametrize(
+    "indices", [slice(5, 40, 7), [-1, 0, -50], np.arange(50) % 4 == 0], ids=["slice", "negative", "mask"]
+)
+def test_slices_negative_and_boolean_indices_are_those_of_numpy(read_store, indices):
+    store, contents = read_store
+    got = store.read("features/enc", indices)["features/enc/tokens"]
+    np.testing.assert_array_equal(got, contents["features/enc/tokens"][indices])
+    np.testing.assert_array_equal(store[indices]["features/enc/tokens"], contents["features/enc/tokens"][indices])
+
+
+@pytest.mark.parametrize("index", [0, 49, -1, np.int32(7)])
+def test_a_sample_is_a_dictionary_of_its_arrays(read_store, index):
+    store, contents = read_store
+    sample, row = store[index], index % 50
+    assert list(sample) == ["index", "key", "label", *contents]
+    assert (sample["index"], sample["key"], sample["label"]) == (row, f"{row:04d}.png", row % 3)
+    for name, array in contents.items():
+        np.testing.assert_array_equal(sample[name], array[row])
+
+
+def test_several_samples_are_a_dictionary_of_stacked_arrays(read_store):
+    store, contents = read_store
+    samples = store[[4, 1]]
+    assert samples["index"].tolist() == [4, 1]
+    assert samples["key"].tolist() == ["0004.png", "0001.png"]
+    assert samples["label"].tolist() == [1, 1]
+    np.testing.assert_array_equal(samples["latents/tiny/moments"], contents["latents/tiny/moments"][[4, 1]])
+
+
+def test_iterating_yields_all_samples_but_quarantined_ones(make_store):
+    path, _ = make_store(quarantined=(Quarantined(index=17, key="0017.png", reason="truncated"),))
+    with open_store(path) as store:
+        assert [sample["index"] for sample in store] == [i for i in range(50) if i != 17]
+        with pytest.raises(StoreError, match=r"sample 17 \(0017.png\) is quarantined"):
+            store[17]
+
+
+def test_samples_hold_only_the_complete_groups(make_store):
+    path, _ = make_store()
+    (path / "commits/features/enc/00001.json").unlink()
+    with open_store(path) as store:
+        assert list(store[0]) == ["index", "key", "label", "latents/tiny/moments"]
+        assert repr(store) == (
+            f"<Store {path}: 50 samples, 3 classes, 32 px; latents/tiny (complete), features/enc (3 of 4 shards)>"
+        )
+
+
+def test_a_store_without_groups_has_samples(helpers, tmp_path):
+    helpers.new_store(tmp_path / "store", num_samples=3)
+    with open_store(tmp_path / "store") as store:
+        assert [sample["key"] for sample in store] == ["0000.png", "0001.png", "0002.png"]
+        assert repr(store).endswith("no groups>")
+
+
+def test_groups_are_found_by_their_path(read_store):
+    store, _ = read_store
+    group = store["features/enc"]
+    assert group is store.group("features/enc")
+    assert repr(group) == (
+        f"<Group features/enc of {store.location}: tokens float16 [16, 24], cls_token float16 [24] per "
+        "sample; complete>"
+    )
+    assert "features/enc" in store
+    assert "features/other" not in store
+    with pytest.raises(StoreError, match=r"has no 'features/other' \(it has latents/tiny, features/enc\)"):
+        store["features/other"]
+
+
+@pytest.mark.parametrize("name", ["label", "features/enc/tokens"])
+def test_the_path_of_an_array_says_how_to_read_it(read_store, name):
+    with pytest.raises(StoreError, match=rf"{name} is an array, not a group: read it with store.read\(\['{name}'\]"):
+        read_store[0][name]
+
+
+@pytest.mark.parametrize("item", [50, -51, 0.5, None, (1, "label"), [[1]]])
+def test_other_items_are_refused(read_store, item):
+    with pytest.raises(IndexError, match="indices must"):
+        read_store[0][item]
+
+
+def test_a_home_folder_is_expanded(helpers, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    helpers.new_store(tmp_path / "store", num_samples=1)
+    with open_store("~/store") as store:
+        assert store.path == tmp_path / "store"
+    assert store_exists("~/store")
+    create_store_at("~/other", store.manifest, helpers.samples_of(1))
+    assert (tmp_path / "other/zarr.json").exists()
+
+
+def test_one_name_may_be_passed_as_a_string(read_store):
+    store, _ = read_store
+    assert list(store.read("label", [1])) == ["label"]
+    assert len(store.valid_indices("features/enc")) == 50
+    assert store.quarantined("features/enc") == {}
 
 
 def test_a_single_array_of_a_group_can_be_read(read_store):
