@@ -70,6 +70,8 @@ class Config:
     kind: ClassVar[str]  # the command
 
     def __post_init__(self) -> None:
+        for name in self.repeatable_fields():  # a string would be a sequence of letters
+            object.__setattr__(self, name, tuple(_as_list(getattr(self, name))))
         hints = hints_of(type(self))
         for item in fields(self):
             choices, value = choices_of(hints[item.name]), getattr(self, item.name)
@@ -104,6 +106,17 @@ class Config:
     def from_json(cls, values: Mapping[str, Any], where: str = "config") -> Self:
         """Build a config from the values of `as_json`; raise ConfigError, naming `where`, for anything else."""
         return structure(values, cls, where)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], where: str) -> Self:
+        """Build a config from settings as people write them, where a single value may stand for a list of one.
+
+        Raises:
+            ConfigError: a key is unknown or missing, or a value has another type than its field. The message names
+                `where`.
+        """
+        lists = {name: _as_list(settings[name]) for name in cls.repeatable_fields() if name in settings}
+        return structure({**settings, **lists}, cls, where)
 
     @classmethod
     def result_fields(cls) -> tuple[str, ...]:
@@ -156,6 +169,10 @@ class Config:
                 else:
                     groups.append([flag(item.name), str(each)])
         return groups
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | int | float) else value
 
 
 def uses_ray(ray: bool | None, ray_address: str | None) -> bool:

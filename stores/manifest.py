@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ..converter import structure, unstructure
 from ..errors import StoreError
+from ..version import __version__
 from .checksum import crc32c_bytes
 from .files import atomic_write_bytes, write_json
 from .layout import FORMAT_VERSION, QUARANTINE_FILE, ROOT_ATTRIBUTE, SAMPLES_FILE, commit_file
@@ -132,8 +133,6 @@ def new_commit(
         quarantined: images of the shard that could not be decoded.
         token_cosines: `[n]`, of the tokens on which the codec was measured.
     """
-    from .. import __version__
-
     return Commit(
         group=group,
         shard=shard,

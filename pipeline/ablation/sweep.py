@@ -130,8 +130,4 @@ def _config(kind: type[C], values: Values, where: str, excluded: Collection[str]
     for name in values:
         if name in excluded:
             raise ConfigError(f"{where}: {name} cannot be set in a sweep: remove it")
-    as_lists = {
-        name: [value] if isinstance(value, str | int | float) and name in kind.repeatable_fields() else value
-        for name, value in values.items()
-    }
-    return structure(as_lists | given, kind, where)
+    return kind.from_settings(values | given, where)

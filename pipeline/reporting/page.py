@@ -12,8 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
 from ...stores import Store
+from ...version import __version__
 from .comparison import comparison_table, headline, losses_table, shared_settings, timing_table
 from .curves import draw_curves
 from .distances import draw_distances
