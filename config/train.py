@@ -135,6 +135,17 @@ class TrainConfig(Config):
         False,
         affects_result=False,
     )
+    classes: tuple[str, ...] = option(
+        DATA,
+        "Class to train on, by name or number; repeatable. Labels and --num-classes stay those of the store. "
+        "Default: all classes.",
+        (),
+    )
+    indices: str | None = option(
+        DATA,
+        "File with the indices of the samples to train on: .npy, or text with one per line. Default: all samples.",
+        None,
+    )
     flip: bool = option(DATA, "Use the flipped views for half of the samples (requires `encode --flip`).", False)
     seed: int = option(OPTIMIZATION, "Seed for initial weights, sample order and noise.", 0)
     checkpointing_steps: int = option(OUTPUT, "Steps between checkpoints.", 50_000, affects_result=False)
@@ -187,6 +198,7 @@ class TrainConfig(Config):
         gamma = self.spatial_norm
         self.require(gamma is None or 0 <= gamma <= 1, "spatial_norm", "expected a fraction from 0 to 1")
         self.require_no_repeats("enc_type")
+        self.require_no_repeats("classes")
 
     @property
     def uses_ray(self) -> bool:

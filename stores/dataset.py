@@ -108,7 +108,7 @@ class AlignmentDataset(Base):
         if batch_size % world_size:
             raise ConfigError(f"batch size {batch_size} is not divisible by the number of ranks ({world_size})")
         if batch_size > len(self.indices):
-            selected = "selected " if isinstance(chosen, Selection) else ""
+            selected = "selected " if len(chosen) < len(self.store) else ""
             raise ConfigError(
                 f"batch size {batch_size} is larger than the {len(self.indices)} {selected}samples of "
                 f"{self.store.location}: lower --batch-size"

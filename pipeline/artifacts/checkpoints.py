@@ -35,6 +35,7 @@ class StoreMetadata:
     class_names: tuple[str, ...]
     index_digest: str
     fingerprints: dict[str, dict[str, Any]]  # group → fingerprint
+    samples: str | None = None  # digest of the samples trained on, if they were selected; None: all
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -58,6 +59,15 @@ class StoreMetadata:
         different = [f"{name}: recorded {old!r}, found {new!r}" for name, (old, new) in pairs.items() if old != new]
         if different:
             raise CheckpointError(f"{path} was trained from another store ({'; '.join(different)}): use that store")
+        if self.samples != other.samples:
+            raise CheckpointError(
+                f"{path} was trained on other samples than --classes and --indices now select (digest: recorded "
+                f"{_short(self.samples)}, found {_short(other.samples)}): restore the file, or use another --exp-name"
+            )
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[:12]
 
 
 def save_checkpoint(path: Path, values: dict[str, Any]) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from ...config import TrainConfig
-from ...errors import ConfigError, StoreError
+from ...errors import ConfigError, RepaPipeError, StoreError
 from ...models.sit import SiT, make_sit, sit_config
 from ...stores import AlignmentDataset, Store
 from ...stores.layout import features_group, latents_group
+from ...stores.selection import digest_of_rows, read_indices
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.distributed import DistributedContext
 from .objective import LEGACY_DROPOUT
@@ -46,10 +51,29 @@ def _only(store: Store, kind: str, names: tuple[str, ...], option: str) -> str:
     return names[0]
 
 
+def training_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]:
+    """Return the samples that the run trains on, ascending int64 `[n]`: those of --classes and of --indices.
+
+    Quarantined samples may be among them; the dataset skips those.
+
+    Raises:
+        ConfigError: a class, the file or a sample in it does not exist, or no sample is left.
+    """
+    flags = [f"--classes {each}" for each in config.classes] + [f"--indices {config.indices}"] * bool(config.indices)
+    try:
+        listed = read_indices(Path(config.indices)) if config.indices else None
+        found = store.select(config.classes or None, listed).indices
+    except RepaPipeError as error:
+        raise ConfigError(f"{' '.join(flags)}: {error}") from error
+    if not len(found):
+        raise ConfigError(f"{' '.join(flags)}: no sample of {store.location} is left")
+    return found
+
+
 def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -> AlignmentDataset:
     """Open the batches of a run; raise ConfigError if they cannot be divided among ranks and micro-batches."""
     dataset = AlignmentDataset(
-        store,
+        store.select(indices=training_indices(config, store)),
         latents=str(config.vae),
         encoders=config.enc_type,
         batch_size=config.batch_size,
@@ -112,4 +136,5 @@ def store_metadata(config: TrainConfig, store: Store) -> StoreMetadata:
         class_names=store.manifest.class_names,
         index_digest=store.manifest.index_digest,
         fingerprints={path: store.group(path).fingerprint for path in groups},
+        samples=digest_of_rows(training_indices(config, store)) if config.classes or config.indices else None,
     )
