@@ -18,6 +18,15 @@ LABEL = "label"
 CRC32C = "crc32c"
 FLIPPED = "_flipped"  # suffix of the arrays of the mirrored images
 
+# Names of the dimensions after "sample", for readers such as xarray. `byte`: two 4-bit codes each.
+_DIMENSIONS = {
+    "moments": ("channel", "y", "x"),
+    "tokens": ("token", "width"),
+    "token_scale": ("token",),
+    "cls_token": ("width",),
+}
+_PACKED_TOKENS = ("token", "byte")
+
 MAX_SHARD_SIZE = 1024
 MIN_SHARD_SIZE = 16
 TARGET_NUM_SHARDS = 16  # in small stores: enough to distribute over workers and to resume from
@@ -41,6 +50,19 @@ class ArraySpec:
 def is_flipped(array: str) -> bool:
     """Return whether an array of this name holds mirrored images."""
     return array.endswith(FLIPPED)
+
+
+def dimension_names(array: ArraySpec) -> tuple[str, ...]:
+    """Return the names of an array's dimensions, such as `("sample", "token", "width")`.
+
+    Arrays of a group that share a name have the same size along that dimension.
+    """
+    name = array.name.removesuffix(FLIPPED)
+    packed = name == "tokens" and array.dtype == "uint8"
+    own = _PACKED_TOKENS if packed else _DIMENSIONS.get(name, ())
+    if len(own) != len(array.sample_shape):  # an array of a kind that this module does not know
+        own = tuple(f"{name}_{axis}" for axis in range(len(array.sample_shape)))
+    return ("sample", *own)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

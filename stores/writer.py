@@ -24,7 +24,7 @@ import pyarrow as pa
 from ..errors import StoreError
 from .checksum import crc32c, crc32c_rows
 from .files import TEMPORARY, atomic_replace, atomic_write_bytes, fsync_directory, temporary_path, write_json
-from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, shard_file, shard_range
+from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, dimension_names, shard_file, shard_range
 from .manifest import Commit, FileRecord, Manifest, Quarantined, new_commit, read_commit, write_commit, write_samples
 
 MISSING_CHUNK = 2**64 - 1  # marks a missing chunk in zarr's shard index
@@ -56,6 +56,7 @@ def create_store(path: Path, manifest: Manifest, samples: pa.Table) -> None:
             dtype="int32",
             chunks=labels.shape,
             compressors=None,
+            dimension_names=("sample",),
             config={"write_empty_chunks": True},  # otherwise zarr omits a chunk in which all labels are 0
         )
         array[:] = labels
@@ -94,6 +95,7 @@ def create_group(store: Path, manifest: Manifest, spec: GroupSpec) -> None:
                 compressors=None,
                 filters=None,
                 fill_value=0,
+                dimension_names=dimension_names(array),
             )
         group.create_array(
             CRC32C,
@@ -103,6 +105,7 @@ def create_group(store: Path, manifest: Manifest, spec: GroupSpec) -> None:
             compressors=None,
             filters=None,
             fill_value=0,
+            dimension_names=("sample", "array"),
         ).attrs["arrays"] = [array.name for array in spec.arrays]
         _rename_group(building, target)
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray
 
 from repa_pipe import cli
 from repa_pipe.config import AblateConfig, EncodeConfig, EvaluateConfig, ProbeConfig, SampleConfig, TrainConfig
@@ -25,6 +26,8 @@ from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.stores import open_store
+from repa_pipe.stores.verify import verify_store
+from repa_pipe.stores.writer import ShardWriter
 
 ARCHIVE = Path(__file__).parent / "data/made-by-0.1.0.tar.xz"
 RUN = Path("exps/run")
@@ -120,6 +123,38 @@ def test_a_shard_that_is_gone_is_encoded_again():
             assert store.group(group).fingerprint == fingerprints[group]
         assert fingerprints[group]["weights_sha256"]
         assert len(Path("store", group, file).read_bytes()) == len(before[group])
+
+
+def arrays_without_names():
+    metas = {path: json.loads(path.read_text()) for path in Path("store").rglob("zarr.json")}
+    return {path for path, meta in metas.items() if meta["node_type"] == "array" and "dimension_names" not in meta}
+
+
+def test_shards_and_groups_can_be_added_to_a_store_without_dimension_names(helpers):
+    old = arrays_without_names()
+    assert len(old) == 5
+    before = {path: path.read_bytes() for path in old}
+    with open_store("store") as store:
+        rows, names = store.valid_indices(store.group_names()), store.group_names()
+        manifest, expected = store.manifest, store.read(names, rows)
+        specs = [store.group(name).spec for name in names]
+        contents = {spec.path: store.read(spec.path, range(4, 8)) for spec in specs}
+    for spec in specs:  # encode the second shard again, as a resumed run would
+        Path("store/commits", spec.path, "00001.json").unlink()
+        with ShardWriter(Path("store"), manifest, spec, 1) as writer:
+            writer.append({array.name: contents[spec.path][f"{spec.path}/{array.name}"] for array in spec.arrays})
+            writer.commit(np.zeros(4, np.uint32), ())
+    written = helpers.write_group(Path("store"), manifest, helpers.FEATURES)
+    assert arrays_without_names() == old
+    assert {path: path.read_bytes() for path in old} == before
+    with open_store("store") as store:
+        found = store.read([*names, "features/enc"], rows)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(found["features/enc/tokens"], written["tokens"][rows])
+    with xarray.open_zarr("store", group="features/enc") as group:
+        assert group["tokens"].dims == ("sample", "token", "width")
+    assert verify_store("store").ok
 
 
 def test_a_finished_run_is_not_trained_again():
