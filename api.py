@@ -137,7 +137,8 @@ def _config_of(kind: type[C], config: C | None, settings: Mapping[str, Any]) -> 
 
 
 def _plain(value: Any) -> Any:
-    """Return paths as strings, also within lists."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+    """Return paths as strings, also within lists, with the home folder in place of `~/`, as a shell would."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value

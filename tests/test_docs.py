@@ -27,6 +27,9 @@ def test_the_site_builds(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "repa-pipe rank" in (tmp_path / "site" / "ablations.html").read_text()
+    reference = (tmp_path / "site" / "python-api.html").read_text()
+    assert "Global batch size: samples per step over all ranks." in reference  # the help of an option
+    assert "option(" not in reference
 
 
 def test_every_page_is_in_the_navigation():
