@@ -102,7 +102,7 @@ class AlignmentDataset(Base):
         self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
         self.indices = self.store.valid_indices([self.latents, *self.features])
         if isinstance(chosen, Selection):
-            self.indices = np.intersect1d(self.indices, chosen.indices)
+            self.indices = self.indices[np.isin(self.indices, chosen.indices)]
         if flip:
             self._require_flips()
         if batch_size % world_size:

@@ -202,7 +202,7 @@ class Store:
         return self._valid_samples(np.arange(len(self)))
 
     def _valid_samples(self, rows: npt.NDArray[np.int64]) -> Iterator[Sample]:
-        for row in np.intersect1d(rows, self.valid_indices(self._readable_groups())).tolist():
+        for row in rows[np.isin(rows, self.valid_indices(self._readable_groups()))].tolist():
             yield self[row]
 
     def _readable_groups(self) -> list[str]:
