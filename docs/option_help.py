@@ -20,6 +20,6 @@ class OptionHelp(griffe.Extension):
         kind = getattr(importlib.import_module(cls.module.path), cls.name)
         for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
             member = cls.members.get(field.name)
-            if isinstance(member, griffe.Attribute):
+            if isinstance(member, griffe.Attribute) and "help" in field.metadata:
                 member.docstring = griffe.Docstring(field.metadata["help"], parent=member)
                 member.value = None if field.default is dataclasses.MISSING else repr(field.default)

@@ -69,7 +69,7 @@ def _train(config: TrainConfig) -> Preview:
     import torch
 
     from ..artifacts.run_folder import RunFolder
-    from ..training.setup import build_model, resolve
+    from ..training.setup import build_model, resolve, training_indices
 
     with open_store(config.store, config.store_cache) as store:
         config = resolve(config, store)
@@ -81,10 +81,11 @@ def _train(config: TrainConfig) -> Preview:
         steps = max(0, config.max_train_steps - done)
         groups = [latents_group(str(config.vae)), *map(features_group, config.enc_type)]
         size = sum(_view_bytes(store.group(group).spec) for group in groups)
+        samples = len(training_indices(config, store))
         reads = [
-            f"{config.store}: {', '.join(groups)}, {count_text(len(store), 'sample', 'samples')}",
+            f"{config.store}: {', '.join(groups)}, {count_text(samples, 'sample', 'samples')}",
             f"{count_text(steps, 'step', 'steps')} of {config.batch_size:,} samples, "
-            f"{steps * config.batch_size / len(store):.1f} epochs, {_total(steps * config.batch_size, 'sample', size)}",
+            f"{steps * config.batch_size / samples:.1f} epochs, {_total(steps * config.batch_size, 'sample', size)}",
         ]
         writes = (
             f"{folder.path}: a model of {weights / 1e6:,.1f} M weights, checkpoints of about "

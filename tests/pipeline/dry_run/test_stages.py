@@ -55,6 +55,8 @@ def test_train_states_steps_bytes_and_checkpoints(dry_run, config_of):
     ]
     assert comments[2].startswith(f"writes: {config.output_dir}/run: a model of ")
     assert (settings["vae"], settings["enc_type"], settings["num_classes"]) == ("tiny", ["enc"], 7)
+    part, _ = dry_run(*config_of(classes=("dog",)).command().split()[1:])
+    assert part[0] == f"reads:  {config.store}: latents/tiny, features/enc, 17 samples"
 
 
 def test_a_started_run_has_fewer_steps_left_and_other_settings_are_refused(dry_run, config_of, run_cli):
