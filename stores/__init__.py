@@ -1,9 +1,10 @@
 """The store: plain zarr arrays of moments and patch tokens, written in committed shards, read in random batches.
 
 `layout` defines every name on disk, `creation` creates stores and groups, `writer` writes and commits shards, `reader`
-reads batches, `store` opens a store, `dataset` feeds a trainer, `verify` checks checksums, and `remote`, `mirror` and
-`upload` handle stores behind URLs. The pipeline and the CLI may import this package. From the rest of the project it
-imports only `converter` and `errors`, and importing it does not load torch.
+reads batches, `store` opens a store, `indexing` and `selection` interpret which samples are meant, `dataset` feeds a
+trainer, `verify` checks checksums, and `remote`, `mirror` and `upload` handle stores behind URLs. The pipeline and the
+CLI may import this package. From the rest of the project it imports only `converter`, `errors` and `version`, and
+importing it does not load torch.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import torch
 from ..errors import ConfigError, SampleIndexError, StoreError
 from .batch import Batch
 from .buffers import BufferPool, shared_tensor
-from .indexing import Indices, as_names, as_rows
+from .indexing import Indices, as_names, as_rows, as_single
 from .layout import features_group, latents_group
 from .order import epoch_flips, epoch_order
 from .reading_process import ReadingProcess
@@ -178,12 +178,13 @@ class AlignmentDataset(Base):
         Raises:
             SampleIndexError: this is not a step.
         """
-        if not isinstance(step, int | np.integer) or step < 0:
+        single = as_single(step)
+        if single is None or single < 0:
             raise SampleIndexError(
                 f"dataset[{step!r}]: expected a step, an integer from 0 on; the {self.steps_per_epoch} steps of an "
                 "epoch are followed by those of the next. For samples, use MapStyleDataset(dataset) or the store"
             )
-        return self._read_step(int(step))
+        return self._read_step(single)
 
     def _read_step(self, step: int) -> Batch:
         tokens = self.alignment_steps is None or step < self.alignment_steps

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import SampleIndexError
 
-Indices: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any] | np.bool_] | slice
+
+class SupportsArray(Protocol):
+    """Arrays of numpy, tensors on the CPU, selections of a store, columns of pyarrow and pandas."""
+
+    def __array__(self) -> npt.NDArray[Any]: ...
 
 
-def as_rows(indices: Indices, total: int) -> npt.NDArray[np.int64]:
+Indices: TypeAlias = Sequence[int] | SupportsArray | slice
+
+
+def as_single(index: object) -> int | None:
+    """Return the integer that refers to a single sample, also as a 0-dimensional array; None for any other index."""
+    if isinstance(index, bool | np.bool_) or getattr(index, "ndim", 0) > 0:
+        return None
+    try:
+        return operator.index(index)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def as_rows(indices: Indices | int, total: int) -> npt.NDArray[np.int64]:
     """Return the samples that indices refer to, in their order: `[B]` int64 in [0, total).
 
     Args:
-        indices: a slice, integers `[B]` (negative ones count from the end), or one boolean per sample, `[total]`.
+        indices: a slice, integers `[B]` (negative ones count from the end), or one boolean per sample, `[total]`. A
+            single integer is refused, since it has no batch dimension.
         total: number of samples.
 
     Raises:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from .batch import Batch, collate
 from .dataset import AlignmentDataset
-from .indexing import Indices, as_rows
+from .indexing import Indices, as_rows, as_single
 
 if TYPE_CHECKING:
     Base = torch.utils.data.Dataset[Batch]
@@ -44,8 +43,9 @@ class MapStyleDataset(Base):
         return len(self._dataset.indices)
 
     def __getitem__(self, position: int | Indices) -> Batch:
-        chosen = [int(position)] if isinstance(position, int | np.integer) else position
-        return self._dataset.read(self._dataset.indices[as_rows(chosen, len(self))])
+        single = as_single(position)
+        rows = as_rows(position if single is None else [single], len(self))
+        return self._dataset.read(self._dataset.indices[rows])
 
     def __getitems__(self, positions: Sequence[int]) -> list[Batch]:
         """Read all samples of a batch at once; DataLoader prefers this method over `__getitem__`."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ..errors import StoreError
 from .files import TEMPORARY
-from .indexing import Indices, as_names, as_rows
+from .indexing import Indices, as_names, as_rows, as_single
 from .layout import CRC32C, FLIPPED, LABEL, SAMPLES_FILE, ArraySpec, GroupSpec, is_flipped, num_shards
 from .manifest import Commit, Manifest, Quarantined, committed_shards, read_commit, read_samples
 from .mirror import Mirror, RemoteReader
@@ -192,9 +192,10 @@ class Store:
             if item == LABEL or item.count("/") == 2:
                 raise StoreError(f"{item} is an array, not a group: read it with store.read([{item!r}], indices)")
             return self.group(item)
-        if not isinstance(item, int | np.integer):
+        single = as_single(item)
+        if single is None:
             return self._samples_at(as_rows(item, len(self)))
-        sample = {name: values[0] for name, values in self._samples_at(as_rows([int(item)], len(self))).items()}
+        sample = {name: values[0] for name, values in self._samples_at(as_rows([single], len(self))).items()}
         return sample | {"index": int(sample["index"]), "label": int(sample["label"])}
 
     def __iter__(self) -> Iterator[Sample]:
@@ -483,9 +484,10 @@ class Selection:
 
     def __getitem__(self, item: int | Indices) -> Sample:
         """Return samples by their positions in the selection; see `Store.__getitem__`."""
-        if isinstance(item, int | np.integer):
-            return self.store[int(self.indices[as_rows([int(item)], len(self))[0]])]
-        return self.store[self.indices[as_rows(item, len(self))]]
+        single = as_single(item)
+        if single is None:
+            return self.store[self.indices[as_rows(item, len(self))]]
+        return self.store[int(self.indices[as_rows([single], len(self))[0]])]
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield the samples of the selection that are not quarantined in a complete group."""

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -45,10 +46,31 @@ def test_every_name_can_be_imported_and_is_listed():
 
 def test_type_checkers_see_the_names_that_can_be_imported():
     tree = ast.parse((ROOT / "__init__.py").read_text())
-    (guarded,) = [node for node in tree.body if isinstance(node, ast.If)]
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
     declared = {alias.name: node.module for node in guarded.body for alias in node.names}
     assert declared == repa_pipe._MODULE_OF
     assert sorted(declared) == sorted(repa_pipe.__all__)
+
+
+@pytest.mark.slow
+def test_mypy_infers_types_and_reports_names_that_do_not_exist(tmp_path):
+    (tmp_path / "repa_pipe").symlink_to(ROOT)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import repa_pipe\nreveal_type(repa_pipe.train(store='s'))\nreveal_type(repa_pipe.open_store('s')['g'])\n"
+        "repa_pipe.trian\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", str(script)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"MYPYPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert [line.split('"')[1] for line in lines[:2]] == [
+        "repa_pipe.pipeline.train.TrainResult",
+        "repa_pipe.stores.store.Group",
+    ]
+    assert 'has no attribute "trian"' in lines[2]
+    assert len(lines) == 4
 
 
 def test_all_configs_are_offered():

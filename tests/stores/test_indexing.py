@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from repa_pipe.errors import RepaPipeError, SampleIndexError
-from repa_pipe.stores.indexing import as_names, as_rows
+from repa_pipe.stores.indexing import as_names, as_rows, as_single
 
 MASK = np.arange(10) % 3 == 0
 
@@ -59,6 +59,20 @@ def test_other_indices_are_refused_and_the_message_shows_them(indices, message):
         as_rows(indices, 10)
     assert isinstance(refused.value, IndexError)
     assert isinstance(refused.value, RepaPipeError)
+
+
+@pytest.mark.parametrize("index", [3, np.int64(3), np.array(3), torch.tensor(3)], ids=repr)
+def test_integers_and_arrays_without_dimensions_are_single_samples(index):
+    assert as_single(index) == 3
+
+
+@pytest.mark.parametrize(
+    "index",
+    [True, np.True_, 3.0, torch.tensor(3.0), np.array([3]), torch.tensor([3]), [3], slice(3), "3", None],
+    ids=repr,
+)
+def test_other_indices_are_not_single_samples(index):
+    assert as_single(index) is None
 
 
 def test_a_string_is_one_name():

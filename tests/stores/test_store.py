@@ -173,7 +173,7 @@ def test_the_path_of_an_array_says_how_to_read_it(read_store, name):
         read_store[0][name]
 
 
-@pytest.mark.parametrize("item", [50, -51, 0.5, None, (1, "label"), [[1]]])
+@pytest.mark.parametrize("item", [50, -51, 0.5, None, True, (1, "label"), [[1]]])
 def test_other_items_are_refused(read_store, item):
     with pytest.raises(IndexError, match="indices must"):
         read_store[0][item]
