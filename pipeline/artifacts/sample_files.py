@@ -15,7 +15,6 @@ from ...config import SampleConfig
 from ...converter import read_json, structure
 from ...errors import ConfigError
 from ...stores.files import write_json
-from .checkpoints import resolve_checkpoint
 from .run_folder import RunFolder, run_of
 
 GRID_IMAGES = 64
@@ -134,6 +133,8 @@ def finished_samples(config: SampleConfig) -> SampleResult | None:
     Raises:
         CheckpointError: there is no checkpoint.
     """
+    from .checkpoints import resolve_checkpoint  # imports torch, which reading records does not need
+
     checkpoint = resolve_checkpoint(config.checkpoint)
     files = files_of(config, checkpoint)
     if not (files.npz.exists() and files.record.exists()):

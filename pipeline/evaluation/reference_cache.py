@@ -6,7 +6,6 @@ by a digest of the images, the detector with its weights, and the kind of device
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -21,7 +20,7 @@ from ...metrics import Detector, Gaussian, load_statistics
 from ...stores.checksum import crc32c
 from ...stores.files import atomic_write
 from ..artifacts.images import Images, open_images, read_npz_header
-from ..runtime.cache import VARIABLE, cache_folder
+from ..runtime.cache import VARIABLE, cache_file
 from .features import DetectorFeatures, extract
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def load_reference(detector: Detector, config: EvaluateConfig, side: int, device
             "compare images of the same size"
         )
     key = _key(detector, images, device)
-    cached = cache_folder("references") / f"{_digest(key)}.safetensors"
+    cached = cache_file("references", key, ".safetensors")
     found = _read(cached, key)
     if found is None:
         found = extract(detector, images, f"{detector.name}: reference", device)
@@ -62,10 +61,6 @@ def _key(detector: Detector, images: Images, device: torch.device) -> dict[str, 
         "detector": detector.fingerprint,
         "device": device.type,
     }
-
-
-def _digest(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _write(path: Path, key: dict[str, Any], found: DetectorFeatures) -> None:

@@ -1,27 +1,30 @@
-"""Stored samples as images: the source image, its reconstruction by the VAE, and the tokens of every encoder."""
+"""Stored samples as images: the source image, its reconstruction by the VAE, and the tokens of every encoder.
+
+Only images that are not cached yet require torch, whose import takes longer than the rest of a report.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from ...errors import BadImageError, RepaPipeError
-from ...models.vae import load_vae
 from ...sources import Record, decode_crop, open_source, records_of
 from ...stores import Store
 from ...stores.checksum import crc32c_bytes
 from ...stores.layout import features_group, latents_group
-from ...stores.tokens import codec_of, read_tokens
-from ..runtime.device import choose_device
+from .image_cache import content_digest, read_cached, write_cached
 from .images import EncodedImage, encode_image, encode_token_colors, psnr, tokens_to_colors
+
+logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 6
 SIDE = 256
@@ -57,9 +60,9 @@ class _Selection:
     indices: npt.NDArray[np.int64]
     records: tuple[Record, ...]
 
-    def read(self, array: str) -> torch.Tensor:
-        """Return one array of the store, one row per sample."""
-        return torch.from_numpy(self.store.read([array], self.indices)[array])
+    def read(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """Return an array or the arrays of a group, one row per sample."""
+        return self.store.read([name], self.indices)
 
 
 def make_gallery(store: Store, vae: str, encoders: Sequence[str]) -> Gallery | None:
@@ -137,34 +140,69 @@ def _image_row(selection: _Selection, crops: Crops) -> GalleryRow:
 
 
 def _reconstruction_row(selection: _Selection, group: str, crops: Crops, notes: list[str]) -> GalleryRow:
-    attributes = selection.store.group(group).attributes
-    name, scale, bias = attributes["vae"], attributes["scale"], attributes["bias"]
-    vae = load_vae(name, device=choose_device(None)).with_scale(scale, bias)
-    if vae.fingerprint["weights_sha256"] != attributes["fingerprint"].get("weights_sha256"):
-        notes.append(f"Reconstructions use other weights of {name} than the stored latents.")
-    means = selection.read(f"{group}/moments").float().chunk(2, dim=1)[0]
-    latents = means * torch.tensor(scale)[:, None, None] + torch.tensor(bias)[:, None, None]
-    decoded = vae.decode(latents).permute(0, 2, 3, 1).cpu().numpy()
+    decoded = _reconstructions(selection, group, notes)
     images = tuple(
         _encode(image, f"Reconstruction of {record.key}", "" if crop is None else f"{psnr(crop, image):.1f} dB")
         for image, crop, record in zip(decoded, crops, selection.records, strict=True)
     )
+    name = selection.store.group(group).attributes["vae"]
     return GalleryRow("Reconstruction", f"{name}, decoded from the mean of the stored moments; PSNR", images)
+
+
+def _reconstructions(selection: _Selection, group: str, notes: list[str]) -> npt.NDArray[np.uint8]:
+    """Return the decoded means, `[S, R, R, 3]`, from the cache or else from the VAE."""
+    attributes = selection.store.group(group).attributes
+    name, fingerprint = attributes["vae"], attributes["fingerprint"]
+    moments = selection.read(f"{group}/moments")
+    key = {"kind": "reconstructions", "moments": content_digest(moments), "vae": fingerprint}
+    if cached := read_cached(key):
+        return cached["images"]
+    logger.info(
+        "decoding %d stored samples with %s (once: later reports use cached images)", len(selection.indices), name
+    )
+    import torch
+
+    from ...models.vae import load_vae
+    from ..runtime.device import choose_device
+
+    vae = load_vae(name, device=choose_device(None))
+    means = torch.from_numpy(moments[f"{group}/moments"]).float().chunk(2, dim=1)[0]
+    vae = vae.with_scale([1.0] * means.shape[1], [0.0] * means.shape[1])  # stored moments are not scaled
+    images: npt.NDArray[np.uint8] = vae.decode(means).permute(0, 2, 3, 1).cpu().numpy()
+    if vae.fingerprint["weights_sha256"] == fingerprint.get("weights_sha256"):
+        write_cached(key, {"images": images})
+    else:
+        notes.append(f"Reconstructions use other weights of {name} than the stored latents.")
+    return images
 
 
 def _token_row(selection: _Selection, group: str) -> GalleryRow:
     attributes = selection.store.group(group).attributes
     count, encoder = attributes["num_tokens"], attributes["encoder"]
-    colors, explained = tokens_to_colors(read_tokens(selection.store, group, selection.indices))
+    colors, explained = _token_colors(selection, group)
     rows = math.isqrt(count)
     columns = count // rows
     images = tuple(
         encode_token_colors(color.reshape(rows, columns, 3), f"Tokens of {record.key} by {encoder} as colors")
         for color, record in zip(colors, selection.records, strict=True)
     )
-    codec = codec_of(selection.store, group).name
+    codec = attributes["codec"]["name"]
     note = f"{rows} × {columns} tokens, stored as {codec}; the colors show {explained:.0%} of their variance"
     return GalleryRow(encoder, note, images)
+
+
+def _token_colors(selection: _Selection, group: str) -> tuple[npt.NDArray[np.uint8], float]:
+    """Return colors `[S, N, 3]` and the variance that they explain, from the cache or else from the tokens."""
+    attributes = selection.store.group(group).attributes
+    recipe = {name: attributes[name] for name in ("codec", "num_tokens", "width")}
+    key = {"kind": "token colors", "stored": content_digest(selection.read(group))} | recipe
+    if cached := read_cached(key):
+        return cached["colors"], float(cached["explained"])
+    from ...stores.tokens import read_tokens
+
+    colors, explained = tokens_to_colors(read_tokens(selection.store, group, selection.indices).numpy())
+    write_cached(key, {"colors": colors, "explained": np.array(explained)})
+    return colors, explained
 
 
 def _encode(image: Image8, alt: str, caption: str = "") -> EncodedImage:

@@ -7,12 +7,11 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ...errors import ConfigError
 
@@ -61,7 +60,7 @@ def encode_token_colors(pixels: npt.NDArray[np.uint8], alt: str) -> EncodedImage
     return EncodedImage(_data_uri(_compress(image, "PNG", optimize=True), "png"), alt, *image.size, pixelated=True)
 
 
-def tokens_to_colors(tokens: Tensor) -> tuple[npt.NDArray[np.uint8], float]:
+def tokens_to_colors(tokens: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[np.uint8], float]:
     """Map patch tokens to colors by principal component analysis.
 
     Tokens are normalized to length 1, since the alignment loss does not depend on their length. Their three leading
@@ -74,16 +73,17 @@ def tokens_to_colors(tokens: Tensor) -> tuple[npt.NDArray[np.uint8], float]:
     Returns:
         Colors uint8 `[S, N, 3]`, and the fraction of the variance that the three components explain.
     """
-    unit = torch.nn.functional.normalize(tokens.double(), dim=-1).flatten(0, 1)
+    flat = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
+    unit = flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-12)
     centered = unit - unit.mean(0)
-    variances, directions = torch.linalg.eigh(centered.T @ centered)
-    leading = directions[:, -3:].flip(1)
-    largest = leading.abs().argmax(0, keepdim=True)
-    values = centered @ (leading * leading.gather(0, largest).sign())  # the sign of an eigenvector is arbitrary: fix it
-    low, high = values.quantile(0.01, dim=0), values.quantile(0.99, dim=0)
-    levels = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1) * 255
-    explained = float(variances[-3:].sum() / variances.sum().clamp_min(1e-12))
-    return levels.round().to(torch.uint8).view(*tokens.shape[:2], 3).numpy(), explained
+    variances, directions = np.linalg.eigh(centered.T @ centered)
+    leading = directions[:, :-4:-1]
+    largest = np.take_along_axis(leading, np.abs(leading).argmax(0, keepdims=True), 0)
+    values = centered @ (leading * np.sign(largest))  # the sign of an eigenvector is arbitrary: fix it
+    low, high = np.quantile(values, [0.01, 0.99], axis=0)
+    levels = ((values - low) / (high - low).clip(1e-12)).clip(0, 1) * 255
+    explained = float(variances[-3:].sum() / max(variances.sum(), 1e-12))
+    return levels.round().astype(np.uint8).reshape(*tokens.shape[:2], 3), explained
 
 
 def psnr(image: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:

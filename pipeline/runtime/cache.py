@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 VARIABLE = "REPA_PIPE_CACHE"
 
@@ -18,3 +21,9 @@ def cache_folder(kind: str) -> Path:
         return Path(own) / kind
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "repa-pipe" / kind
+
+
+def cache_file(kind: str, key: dict[str, Any], suffix: str) -> Path:
+    """Return `<cache>/<kind>/<digest of key><suffix>`, which may not exist yet; `key` holds JSON values."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder(kind) / f"{digest}{suffix}"

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -66,8 +67,8 @@ def quadrant_tokens(count: int) -> torch.Tensor:
     return directions[quadrant] * lengths
 
 
-def write_store(path: Path, images: Path) -> None:
-    """Write a store of the images, as `encode` does."""
+def write_store(path: Path, images: Path, scale: float = 1.0) -> None:
+    """Write a store of the images, as `encode` does, with moments multiplied by `scale`."""
     source = open_source(str(images))
     index = source.index()
     data = [source.read(record) for record in records_of(index)]
@@ -83,7 +84,7 @@ def write_store(path: Path, images: Path) -> None:
     )
     create_store(path, manifest, index)
     vae, codec = load_vae(VAE), make_codec("int8", GRID * GRID, WIDTH)
-    moments = vae.encode(torch.from_numpy(crops).permute(0, 3, 1, 2)).numpy()
+    moments = scale * vae.encode(torch.from_numpy(crops).permute(0, 3, 1, 2)).numpy()
     arrays = {f"latents/{VAE}": {"moments": moments}, f"features/{ENCODER}": codec.encode(quadrant_tokens(NUM_IMAGES))}
     specs = (
         GroupSpec(
@@ -577,6 +578,59 @@ def test_training_commands_are_derived_from_the_settings() -> None:
     ]
 
 
+# --- cached images -----------------------------------------------------------------------------------------------
+
+
+def embedded_images(page: Page) -> list[str]:
+    return [image["src"] for image in page.all("img")]
+
+
+def test_later_reports_take_derived_images_from_the_cache_without_torch(
+    tmp_path: Path, runs: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("REPA_PIPE_CACHE", str(tmp_path / "cache"))
+    first = Page(report.run([str(runs[0])], str(tmp_path / "first.html")))
+    assert f"decoding 6 stored samples with {VAE} (once: later reports use cached images)" in caplog.text
+    assert len(list((tmp_path / "cache" / "report-images").iterdir())) == 2  # reconstructions and tokens
+    program = f"""
+import sys
+from repa_pipe.cli import cli
+cli(["report", {str(runs[0])!r}, "--out", {str(tmp_path / "second.html")!r}], standalone_mode=False)
+assert not {{"torch", "diffusers", "ray"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "decoding" not in done.stderr
+    assert embedded_images(Page(tmp_path / "second.html")) == embedded_images(first)
+
+
+def test_other_stored_values_have_other_reconstructions(
+    tmp_path: Path, runs: list[Path], store: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPA_PIPE_CACHE", str(tmp_path / "cache"))
+    shown = []
+    for name, scale in (("same", 1.0), ("brighter", 2.0)):
+        write_store(tmp_path / name, images, scale)
+        page = Page(report.run([str(runs[0])], str(tmp_path / "page.html"), str(tmp_path / name)))
+        shown.append(np.asarray(page.image("Reconstruction of dogs & co/image 0.png")))
+    assert psnr(*shown) < 30
+
+
+def test_reconstructions_of_other_weights_are_not_cached(
+    tmp_path: Path, runs: list[Path], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPA_PIPE_CACHE", str(tmp_path / "cache"))
+    moved = tmp_path / "store"
+    shutil.copytree(store, moved)
+    group = moved / "latents" / VAE / "zarr.json"
+    text, weights = group.read_text(), load_vae(VAE).fingerprint["weights_sha256"]
+    group.write_text(text.replace(weights, "0" * 64))
+    assert group.read_text() != text
+    for _ in range(2):
+        page = Page(report.run([str(runs[0])], str(tmp_path / "page.html"), str(moved)))
+        assert f"Reconstructions use other weights of {VAE} than the stored latents." in page.text
+
+
 # --- missing and damaged inputs ----------------------------------------------------------------------------------
 
 
@@ -772,13 +826,13 @@ def test_line_styles_of_twenty_runs_differ_and_have_contrast_on_both_backgrounds
 
 
 def test_colors_explain_all_variance_of_four_directions_and_less_of_more() -> None:
-    directions = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
-    which = torch.arange(2 * 32) % 4
-    colors, explained = tokens_to_colors(directions[which].view(2, 32, 16))
+    directions = np.linalg.qr(np.random.default_rng(0).standard_normal((16, 16)))[0]
+    which = np.arange(2 * 32) % 4
+    colors, explained = tokens_to_colors(directions[which].reshape(2, 32, 16))
     assert colors.shape == (2, 32, 3)
     assert explained == pytest.approx(1)
     assert len(np.unique(colors.reshape(-1, 3), axis=0)) == 4
-    _, explained = tokens_to_colors(directions[torch.arange(64) % 16].view(2, 32, 16))
+    _, explained = tokens_to_colors(directions[np.arange(64) % 16].reshape(2, 32, 16))
     assert explained == pytest.approx(3 / 15, abs=1e-6)
 
 
