@@ -149,22 +149,6 @@ def timing_table(runs: Sequence[Run]) -> Table:
     return Table(caption, tuple(Cell(text, numeric=i > 0) for i, text in enumerate(header)), tuple(rows))
 
 
-def losses_table(runs: Sequence[Run], points: int = 10) -> Table:
-    """Return the losses of the log rows nearest to `points` evenly spaced steps."""
-    last = max(run.step for run in runs)
-    steps = np.unique(np.linspace(0, last, points + 1).round()[1:].astype(int))
-    header = (Cell("Run"), Cell("Loss"), *(Cell(f"step {step:,}", numeric=True) for step in steps))
-    rows = []
-    for i, run in enumerate(runs):
-        if not run.num_rows:
-            continue
-        for column in ("denoising_loss", "alignment_loss")[: 1 + run.is_aligned]:
-            nearest = [int(np.abs(run.columns["step"] - step).argmin()) if run.step >= step else None for step in steps]
-            losses = [_loss(None if row is None else float(run.columns[column][row])) for row in nearest]
-            rows.append((Cell(run.name, run=i), Cell(column.removesuffix("_loss")), *losses))
-    return Table("Losses, from the log row nearest to each step", header, tuple(rows))
-
-
 def _caption(runs: Sequence[Run], has_seeds: bool) -> str:
     sentences = ["Losses are means over the last 5% of each run's log."]
     if len(runs) > 1 and settings_that_differ(runs):

@@ -1,41 +1,62 @@
-"""Loss curves of a report: thinned, smoothed, and drawn by bokeh from data embedded in the page."""
+"""Curves of a report: every metric in the logs of the runs, thinned, and the same as a table.
+
+`assets/curves.js` draws them in the browser, with bokeh's script and the data that `plot_data` embeds in the page.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .plots import INTEGERS, line_style
+from .plots import line_style
 from .runs import Column, Run
+from .tables import Cell, Table, count_text, number_text
 
 MAX_POINTS = 500
-SMOOTHING = 0.03  # fraction of a curve's points in the window of the moving average
-HEIGHT = 260  # of the frame, in pixels
+MAX_VALUES = 100_000  # of all curves together, which keeps a report of twenty runs small enough to send by email
+FEW_POINTS = 30  # a curve of so few points has a marker at each and is not smoothed
+DESCRIBED_RUNS = 4
 
-# As many columns as fit into the window (bokeh's legend has a fixed number), in the page's font and colors.
-_LEGEND_STYLE = """
-:host { transform: none !important; left: 0 !important; top: 0 !important; width: 100%;
-        padding: 4px 0 8px !important; background: none !important; border: 0 !important; }
-.bk-grid { width: 100%; grid-auto-flow: row !important; grid-template-rows: none;
-           grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--legend-width)), 1fr)); }
-.bk-item .bk-label { min-width: 0 !important; white-space: normal; overflow-wrap: anywhere;
-                     color: var(--text) !important; font: inherit !important; font-size: 14px !important; }
-.bk-item.bk-inactive { opacity: 0.45; }
-.bk-item.bk-inactive .bk-label { text-decoration: line-through; }
-"""
+_TITLES = {
+    "denoising_loss": "Denoising loss",
+    "alignment_loss": "Alignment loss",
+    "cls_loss": "Class token loss",
+    "loss": "Total loss",
+    "grad_norm": "Gradient norm",
+    "learning_rate": "Learning rate",
+    "images_per_s": "Images per second",
+    "data_wait": "Data wait (fraction)",
+    "mfu": "Model FLOPs utilization (MFU)",
+    "memory_gib": "Memory (GiB)",
+}
+_VALIDATION = "val_"
+_X_COLUMNS = {"step", "seconds"}
+
+Points = tuple[Column, Column, Column]  # steps, hours, values
 
 
 @dataclass(frozen=True, slots=True)
-class Curves:
-    """Figures as HTML with their titles, and the script that draws them."""
+class Series:
+    """One curve of a run: its values, and the coordinates for each x axis of the figure."""
 
-    titles: tuple[str, ...]
-    figures: tuple[str, ...]
-    script: str
-    note: str
+    run: int
+    x: tuple[Column, ...]
+    y: Column
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """The curves of one metric. With several x axes, the reader selects one."""
+
+    title: str
+    x_labels: tuple[str, ...]
+    series: tuple[Series, ...]
+    description: str  # text alternative
+    smoothed: bool = False  # whether curves of more than FEW_POINTS are
 
 
 def thin(values: Column, points: int = MAX_POINTS) -> Column:
@@ -47,155 +68,139 @@ def thin(values: Column, points: int = MAX_POINTS) -> Column:
     return means
 
 
-def bucket_ends(steps: Column, points: int = MAX_POINTS) -> Column:
-    """Return the last step of each bucket of `thin`."""
-    size = max(1, -(-len(steps) // points))
-    return steps[np.minimum(np.arange(size - 1, len(steps) + size - 1, size), len(steps) - 1)] if len(steps) else steps
+def bucket_ends(values: Column, points: int = MAX_POINTS) -> Column:
+    """Return the last value of each bucket of `thin`."""
+    size = max(1, -(-len(values) // points))
+    return (
+        values[np.minimum(np.arange(size - 1, len(values) + size - 1, size), len(values) - 1)]
+        if len(values)
+        else values
+    )
 
 
-def smooth(values: Column) -> Column:
-    """Return the centered moving average; near the ends, the window shrinks on both sides so that it stays centered."""
-    half = smoothing_window(len(values)) // 2
-    index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    means: Column = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
-    return means
+def metric_names(runs: Sequence[Run]) -> list[str]:
+    """Return the metrics that at least one run has logged: known ones first, validation next to training."""
+    names = {name for run in runs for name in run.columns if name not in _X_COLUMNS and _has_points(run, name)}
+    known = list(_TITLES)
+
+    def rank(name: str) -> tuple[int, str, bool]:
+        plain = name.removeprefix(_VALIDATION)
+        return (known.index(plain) if plain in known else len(known), plain, plain != name)
+
+    return sorted(names, key=rank)
 
 
-def smoothing_window(points: int) -> int:
-    """Return the window of the moving average for a curve of `points` points: an odd number."""
-    return 2 * round(points * SMOOTHING / 2) + 1
+def metric_label(name: str) -> str:
+    """Return the display name of a column of the log: `Validation: denoising loss`."""
+    plain = name.removeprefix(_VALIDATION)
+    title = _TITLES.get(plain, plain.replace("_", " ").capitalize())
+    return title if plain == name else f"Validation: {title[0].lower()}{title[1:]}"
 
 
-def draw_curves(runs: Sequence[Run]) -> Curves | None:
-    """Draw denoising and alignment loss of all runs over steps; None when no run has logged a row."""
-    from bokeh.embed import components
-    from bokeh.models import Range1d
-
-    logged = [(position, run) for position, run in enumerate(runs) if run.num_rows]
-    if not logged:
-        return None
-    last = max(run.step for _, run in logged)
-    steps = Range1d(start=0, end=last * 1.01, bounds=(0, last * 1.05))
-    sources = [(position, run, _source(run)) for position, run in logged]
-    figures, clipped = [_figure("denoising_loss", sources, steps)], []
-    titles = ["Denoising loss"]
-    aligned = [entry for entry in sources if entry[1].is_aligned]
-    if aligned:
-        figures.append(_figure("alignment_loss", aligned, steps))
-        titles.append("Alignment loss")
-    _add_legend(figures, sources)
-    for figure in figures:
-        figure.y_range, is_clipped = _value_range(figure)
-        clipped.append(is_clipped)
-    script, divs = components(tuple(figures))
-    return Curves(tuple(titles), tuple(divs), script, _note([run for _, run in logged], any(clipped)))
+def metric_points(run: Run, name: str) -> Points:
+    """Return steps, hours of training and values of the rows that have a finite value of the metric."""
+    values = run.columns.get(name, np.full(run.num_rows, np.nan))
+    rows = np.isfinite(values) & (run.is_aligned or "alignment" not in name)
+    hours = np.cumsum(run.columns["seconds"]) / 3600
+    return run.columns["step"][rows], hours[rows], values[rows]
 
 
-def _note(runs: Sequence[Run], is_clipped: bool) -> str:
-    window = smoothing_window(max(len(bucket_ends(run.columns["step"])) for run in runs))
-    sentences = []
-    if any(run.num_rows > MAX_POINTS for run in runs):
-        sentences.append(f"Curves are thinned to at most {MAX_POINTS} points, each the mean of consecutive log rows.")
-    if window > 1:
-        averages = f"centered moving averages over up to {window} points"
-        sentences.append(f"Faint lines are the logged values; solid and dashed lines are {averages}.")
+def draw_curves(runs: Sequence[Run]) -> list[Figure]:
+    """Return one figure per metric, with a curve of every run that has logged it."""
+    names = metric_names(runs)
+    points = max(2 * FEW_POINTS, min(MAX_POINTS, MAX_VALUES // max(1, len(names) * len(runs))))
+    figures = []
+    for name in names:
+        found = [(i, metric_points(run, name)) for i, run in enumerate(runs) if _has_points(run, name)]
+        series = tuple(
+            Series(i, (bucket_ends(steps, points), bucket_ends(hours, points)), thin(values, points))
+            for i, (steps, hours, values) in found
+        )
+        title = metric_label(name)
+        described = _description(title, [(runs[i].name, steps, values) for i, (steps, _, values) in found])
+        figures.append(Figure(title, ("step", "hours of training"), series, described, smoothed=True))
+    return figures
+
+
+def curves_note(runs: Sequence[Run], figures: Sequence[Figure]) -> str:
+    """Describe how the logged values are drawn."""
+    points = max((len(one.y) for figure in figures for one in figure.series), default=0)
+    if points > FEW_POINTS:
+        note = "Faint lines are the logged values, strong lines their exponential moving averages with bias correction."
     else:
-        sentences.append("Lines are the logged values, which are too few to smooth.")
-    if is_clipped:
-        sentences.append("The high values of the first steps are above the visible range; pan to see them.")
-    return " ".join(sentences)
+        note = "Lines are the logged values, which are too few to smooth."
+    if any(run.num_rows > points for run in runs):
+        note += f" Curves are thinned to at most {points} points, each the mean of consecutive log rows."
+    return note
 
 
-def _source(run: Run) -> Any:
-    from bokeh.models import ColumnDataSource
-
-    data = {"step": bucket_ends(run.columns["step"]).astype(np.int32)}
-    for column in ("denoising_loss", "alignment_loss"):
-        values = thin(run.columns[column])
-        data |= {column: values.astype(np.float32), f"{column}_smooth": smooth(values).astype(np.float32)}
-    return ColumnDataSource(data)
-
-
-def _figure(column: str, sources: Sequence[tuple[int, Run, Any]], steps: Any) -> Any:
-    from bokeh.models import BasicTicker, HoverTool, NumeralTickFormatter
-    from bokeh.plotting import figure
-
-    plot = figure(
-        frame_height=HEIGHT,
-        sizing_mode="stretch_width",
-        x_range=steps,
-        x_axis_label="step",
-        y_axis_label=column.replace("_", " "),
-        tools="pan,box_zoom,reset,save",
-        active_drag=None,  # otherwise a swipe that scrolls the page on a touch screen pans the plot
-        toolbar_location="above",
-    )
-    plot.toolbar.logo = None
-    plot.xaxis.formatter = NumeralTickFormatter(format=INTEGERS)
-    plot.xaxis.ticker = BasicTicker(desired_num_ticks=5, min_interval=1)
-    curves: list[Any] = []
-    for position, run, source in sources:
-        look = line_style(position)
-        if len(source.data["step"]) == 1:  # a line needs two points
-            plot.scatter("step", column, source=source, name=run.name, color=look.color, size=8)
-        elif smoothing_window(len(source.data["step"])) > 1:
-            plot.line("step", column, source=source, name=run.name, line_color=look.color, line_alpha=0.3)
-        curves.append(
-            plot.line(
-                "step",
-                f"{column}_smooth",
-                source=source,
-                name=run.name,
-                line_color=look.color,
-                line_dash=list(look.dash),
-                line_width=2,
-            )
-        )
-    plot.add_tools(
-        HoverTool(
-            renderers=curves,
-            visible=False,
-            tooltips=[
-                ("run", "$name"),
-                ("step", "@step{0,0}"),
-                ("smoothed", f"@{column}_smooth{{0.0000}}"),
-                ("logged", f"@{column}{{0.0000}}"),
-            ],
-        )
-    )
-    return plot
+def metrics_over_steps(runs: Sequence[Run], count: int = 8) -> Table:
+    """Return every metric of every run at the log rows nearest to `count` evenly spaced steps."""
+    steps = np.unique(np.linspace(0, max(run.step for run in runs), count + 1).round()[1:].astype(int))
+    header = (Cell("Run"), Cell("Metric"), *(Cell(f"step {step:,}", numeric=True) for step in steps))
+    rows = []
+    for i, run in enumerate(runs):
+        for name in metric_names([run]):
+            logged, _, values = metric_points(run, name)
+            nearest = [values[np.abs(logged - step).argmin()] if run.step >= step else None for step in steps]
+            cells = (Cell("–" if value is None else number_text(value), numeric=True) for value in nearest)
+            rows.append((Cell(run.name, run=i), Cell(metric_label(name)), *cells))
+    return Table("Metrics, from the log row nearest to each step", header, tuple(rows))
 
 
-def _add_legend(figures: Sequence[Any], sources: Sequence[tuple[int, Run, Any]]) -> None:
-    """Add one legend for all figures: a click on an entry hides or shows the run in all of them."""
-    from bokeh.models import InlineStyleSheet
-    from bokeh.models.annotations import Legend, LegendItem
+def plot_data(runs: Sequence[Run], figures: Sequence[Figure]) -> str:
+    """Return the figures as JSON that is safe inside of a `<script>` element; equal arrays are embedded once."""
+    arrays: dict[bytes, int] = {}
+    texts: list[list[float]] = []
 
-    items = []
-    for _, run, source in sources:
-        lines = [line for figure in figures for line in figure.renderers if line.data_source is source]
-        items.append(LegendItem(label={"value": run.name}, renderers=lines))
-    width = 60 + 8 * max(len(run.name) for _, run, _ in sources)
-    legend = Legend(
-        items=items,
-        click_policy="hide",
-        glyph_width=36,
-        inactive_fill_alpha=0,
-        stylesheets=[InlineStyleSheet(css=f":host {{ --legend-width: {width}px; }}{_LEGEND_STYLE}")],
-    )
-    figures[0].add_layout(legend, "above")
+    def position(array: Column) -> int:
+        key = array.tobytes()
+        if key not in arrays:
+            arrays[key] = len(texts)
+            texts.append([_rounded(value) for value in array.tolist()])
+        return arrays[key]
+
+    styles = [line_style(i) for i in range(len(runs))]
+    values: dict[str, Any] = {
+        "runs": [
+            {"name": run.name, "color": style.color, "dash": style.dash}
+            for run, style in zip(runs, styles, strict=True)
+        ],
+        "figures": [
+            {
+                "title": figure.title,
+                "x": figure.x_labels,
+                "smoothed": figure.smoothed,
+                "series": [
+                    {"run": one.run, "x": [*map(position, one.x)], "y": position(one.y)} for one in figure.series
+                ],
+            }
+            for figure in figures
+        ],
+        "arrays": texts,
+        "few_points": FEW_POINTS,
+    }
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def _value_range(figure: Any) -> tuple[Any, bool]:
-    """Return a range that high losses of the first steps do not dominate, and whether it clips them."""
-    from bokeh.models import Range1d
+def _has_points(run: Run, name: str) -> bool:
+    return bool(len(metric_points(run, name)[2]))
 
-    values = np.concatenate([line.data_source.data[line.glyph.y] for line in figure.renderers])
-    low, high, top = float(values.min()), float(np.percentile(values, 98)), float(values.max())
-    is_clipped = top - low > 2 * (high - low)
-    if not is_clipped:
-        high = top
-    margin = 0.05 * (high - low) or 0.5
-    return Range1d(start=low - margin, end=high + margin), is_clipped
+
+def _rounded(value: float) -> float:
+    """Round to six significant digits; integers, such as steps, stay exact."""
+    return int(value) if value.is_integer() else float(f"{value:.6g}")
+
+
+def _description(title: str, series: Sequence[tuple[str, Column, Column]]) -> str:
+    """Describe a figure in words: first, last and extreme values of few runs, or the range over many."""
+    if len(series) > DESCRIBED_RUNS:
+        ends = [values[-1] for _, _, values in series]
+        count = count_text(len(series), "run", "runs")
+        return f"{title} of {count}; the last values are between {number_text(min(ends))} and {number_text(max(ends))}."
+    texts = [
+        f"{name} from {number_text(values[0])} at step {steps[0]:,.0f} to {number_text(values[-1])} at step "
+        f"{steps[-1]:,.0f}, between {number_text(values.min())} and {number_text(values.max())}"
+        for name, steps, values in series
+    ]
+    return f"{title}: {'; '.join(texts)}."

@@ -6,40 +6,46 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .curves import Curves
+from .curves import Figure, Series
 from .metrics import FRECHET, metric_name, sampling_text
-from .plots import Line, line_figure
 from .runs import Run, SampleSet
+from .tables import number_text
 
 _Key = tuple[str, str, int | None, str]  # name of the metric, sampling settings, number of images, reference
 _Points = list[tuple[float, float]]  # (step or hours, value)
 
 
-def draw_distances(runs: Sequence[Run]) -> Curves | None:
+def draw_distances(runs: Sequence[Run]) -> tuple[list[Figure], str]:
     """Draw every distance with one line per run, over steps and over training time.
 
-    Time is in GPU-hours where the number of GPUs of all runs in the figure is known, else in hours. Returns None unless
-    a run was evaluated at two or more steps with the same settings.
-    """
-    from bokeh.embed import components
+    Time is in GPU-hours where the number of GPUs of all runs in the figure is known, else in hours. Only runs that were
+    evaluated at two or more steps with the same settings are drawn.
 
-    titles, figures, settings = [], [], []
+    Returns:
+        The figures, and their sampling settings as text.
+    """
+    figures, settings = [], []
     for (metric, sampling, count, _), series in _series(runs).items():
         title = f"{metric} of {count:,} images" if count else metric
         settings.append(sampling)
-        titles.append(f"{title} vs. training steps")
-        figures.append(line_figure("step", metric, _lines(runs, series)))
+        figures.append(_figure(f"{title} vs. training steps", "step", runs, series))
         timed = {i: points for i, at_steps in series.items() if len(points := _over_hours(runs[i], at_steps)) > 1}
         if timed:
             unit = "GPU-hours" if all(runs[i].gpus for i in timed) else "hours"
             if unit == "GPU-hours":
                 timed = {i: [(hours * (runs[i].gpus or 1), y) for hours, y in points] for i, points in timed.items()}
-            titles.append(f"{title} vs. {unit} of training")
-            figures.append(line_figure(unit, metric, _lines(runs, timed), x_format=None))
-    if not figures:
-        return None
-    script, divs = components(tuple(figures))
-    return Curves(tuple(titles), tuple(divs), script, "; ".join(dict.fromkeys(settings)))
+            figures.append(_figure(f"{title} vs. {unit} of training", unit, runs, timed))
+    return figures, "; ".join(dict.fromkeys(settings))
+
+
+def _figure(title: str, x_label: str, runs: Sequence[Run], series: dict[int, _Points]) -> Figure:
+    columns = {i: np.array(points, dtype=np.float64).T for i, points in series.items()}
+    drawn = tuple(Series(i, (x,), y) for i, (x, y) in columns.items())
+    texts = [
+        f"{runs[i].name} " + ", ".join(f"{number_text(y)} at {x:,.6g}" for x, y in points)
+        for i, points in series.items()
+    ]
+    return Figure(title, (x_label,), drawn, f"{title}: {'; '.join(texts)}.")
 
 
 def _series(runs: Sequence[Run]) -> dict[_Key, dict[int, _Points]]:
@@ -69,7 +75,3 @@ def _over_hours(run: Run, points: _Points) -> _Points:
     steps, hours = run.columns["step"], np.cumsum(run.columns["seconds"]) / 3600
     rows = [(int(np.searchsorted(steps, step)), value) for step, value in points]
     return [(float(hours[row]), value) for row, value in rows if row < len(steps)]
-
-
-def _lines(runs: Sequence[Run], series: dict[int, _Points]) -> list[Line]:
-    return [Line(runs[i].name, [x for x, _ in points], [y for _, y in points], i) for i, points in series.items()]

@@ -14,18 +14,21 @@ from typing import Any
 
 from ...stores import Store
 from ...version import __version__
-from .comparison import comparison_table, headline, losses_table, shared_settings, timing_table
-from .curves import draw_curves
+from .comparison import comparison_table, headline, shared_settings, timing_table
+from .curves import curves_note, draw_curves, metrics_over_steps, plot_data
 from .distances import draw_distances
+from .environment import read_environments
 from .gallery import make_gallery
+from .log import log_ends
 from .metrics import lowest_distance, metrics_table
 from .plots import line_style
 from .runs import Run, train_command
-from .samples import latest_samples, sample_groups
+from .samples import commands_to_sample, latest_samples, sample_groups
 from .store import describe_store, store_name
 from .tables import count_text
 
 ASSETS = "assets"
+BOKEH_FILES = ("bokeh.min.js", "bokeh-api.min.js")
 
 
 def page_values(
@@ -35,6 +38,9 @@ def page_values(
     config = runs[0].config
     shown = [latest_samples(run) for run in runs]
     samples, samples_note = sample_groups(runs)
+    curves = draw_curves(runs)
+    distances, distances_note = draw_distances(runs)
+    environments, problems = read_environments(runs)
     encoders = list(dict.fromkeys(encoder for run in runs for encoder in run.config.enc_type))
     warnings = {
         f"{run.name}: {warning}."
@@ -51,17 +57,24 @@ def page_values(
         "comparison": comparison_table(runs),
         "metrics": metrics_table(runs, shown),
         "shared": shared_settings(runs),
-        "curves": draw_curves(runs),
-        "losses": losses_table(runs),
-        "distances": draw_distances(runs),
+        "curves": curves,
+        "curves_note": curves_note(runs, curves),
+        "metrics_over_steps": metrics_over_steps(runs),
+        "distances": distances,
+        "distances_note": distances_note,
+        "plot_data": plot_data(runs, [*curves, *distances]),
         "samples": samples,
+        "commands_to_sample": commands_to_sample(runs),
         "samples_note": samples_note,
         "gallery": make_gallery(store, str(config.vae), encoders) if store else None,
         "store": describe_store(store) if store else None,
         "timing": timing_table(runs),
+        "environments": environments,
+        "logs": log_ends(runs),
         "commands": list(commands) or [train_command(run.config) for run in runs],
         "commands_given": bool(commands),
-        "notes": [*notes, *sorted(warnings)],
+        "notes": [*notes, *problems, *sorted(warnings)],
+        "run_names": [run.name for run in runs],
         "line_styles": [line_style(i) for i in range(len(runs))],
         "created": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "version": __version__,
@@ -70,13 +83,13 @@ def page_values(
 
 def render(values: dict[str, Any]) -> str:
     """Render the template to HTML."""
-    from bokeh.resources import Resources
+    from bokeh.settings import settings  # without models of bokeh, whose import takes longer
     from jinja2 import Environment, StrictUndefined
 
     assets = files(__package__) / ASSETS
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    template = environment.from_string((assets / "report.html").read_text(encoding="utf-8"))
-    style, script = ((assets / f"report.{ending}").read_text(encoding="utf-8") for ending in ("css", "js"))
-    has_figures = values["curves"] or values["distances"]
-    bokeh = Resources(mode="inline", components=["bokeh"], log_level="error").render_js() if has_figures else ""
-    return template.render(values | {"style": style, "script": script, "bokeh": bokeh})
+    names = ("report.html", "report.css", "tables.js", "curves.js")
+    page, style, tables, curves = ((assets / name).read_text(encoding="utf-8") for name in names)
+    libraries = [(settings.bokehjs_path() / "js" / name).read_text(encoding="utf-8") for name in BOKEH_FILES]
+    scripts = {"style": style, "tables_script": tables, "curves_script": curves, "bokeh": libraries}
+    return environment.from_string(page).render(values | scripts)

@@ -22,7 +22,7 @@ from ..artifacts.sample_files import SampleFiles, sample_sets
 
 Column: TypeAlias = npt.NDArray[np.float64]
 
-COLUMNS = ("step", "denoising_loss", "alignment_loss", "images_per_s", "data_wait", "seconds")
+REQUIRED_COLUMNS = ("step", "denoising_loss", "alignment_loss", "images_per_s", "data_wait", "seconds")
 # Image i does not depend on the number of images, and the checkpoint is what a report compares.
 _NOT_COMPARED = {"checkpoint", "num_fid_samples"}
 
@@ -52,7 +52,7 @@ class Run:
     name: str
     folder: Path
     config: TrainConfig
-    columns: dict[str, Column]  # each of COLUMNS, one value per logged row
+    columns: dict[str, Column]  # REQUIRED_COLUMNS and every other number in the log; NaN where a row lacks it
     samples: tuple[SampleSet, ...]
     last_checkpoint: str
     gpus: float | None = None  # number of GPUs used for training, 0 for none; recorded only for runs of a sweep
@@ -131,11 +131,16 @@ def _read_run(run: RunFolder, name: str) -> Run:
 def _read_columns(run: RunFolder) -> dict[str, Column]:
     rows = read_metrics(run)
     try:
-        return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in COLUMNS}
+        columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in REQUIRED_COLUMNS}
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{run.metrics_log} cannot be read as a run's log ({error!r}): restore it from a copy"
         ) from error
+    for name in dict.fromkeys(name for row in rows for name in row if name not in columns):
+        values = [row.get(name) for row in rows]
+        if all(isinstance(value, float | int | None) for value in values):
+            columns[name] = np.array(values, dtype=np.float64)
+    return columns
 
 
 def _read_sample_set(files: SampleFiles) -> SampleSet:

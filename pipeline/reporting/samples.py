@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,13 @@ def sample_groups(runs: Sequence[Run]) -> tuple[list[SampleGroup], str]:
     omitted = f"Not shown: {total - count} of {total} sets of generated images"
     reasons = "earlier steps, less common settings, or no grid"
     return groups, f"{omitted} ({reasons})." if total > count else ""
+
+
+def commands_to_sample(runs: Sequence[Run]) -> list[str]:
+    """Return the commands that generate a grid of images for the runs that have none."""
+    missing = [run for run in runs if not any(sample.grid for sample in run.samples)]
+    words = [["--checkpoint", str(run.folder), "--num-fid-samples", str(GRID_IMAGES)] for run in missing]
+    return [shlex.join(["repa-pipe", "sample", *flags]) for flags in words]
 
 
 def _grid(i: int, run: Run, sample: SampleSet, max_bytes: int) -> Grid:

@@ -39,6 +39,7 @@ class GroupedTable:
 
 def number_text(value: float) -> str:
     """Return a number with four significant digits, or as an integer from 1,000: `12.34`, `0.6512`, `12,346`."""
+    value += 0.0  # negative zero becomes zero
     return minus(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}")
 
 

@@ -7,10 +7,10 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ import pytest
 import torch
 from PIL import Image
 
+from repa_pipe.cli import cli
 from repa_pipe.config import EvaluateConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import ConfigError, StoreError
 from repa_pipe.models.vae import load_vae
 from repa_pipe.pipeline import report
-from repa_pipe.pipeline.reporting.curves import MAX_POINTS, bucket_ends, smooth, thin
+from repa_pipe.pipeline.reporting.curves import MAX_POINTS, bucket_ends, metric_label, thin
 from repa_pipe.pipeline.reporting.images import psnr, tokens_to_colors
+from repa_pipe.pipeline.reporting.log import last_lines
 from repa_pipe.pipeline.reporting.plots import COLORS, line_style
 from repa_pipe.pipeline.reporting.runs import train_command
 from repa_pipe.pipeline.reporting.tables import bytes_text, number_text, seconds_text
@@ -182,7 +184,7 @@ def noise_grid(seed: int, side: int = 256) -> Image.Image:
 
 # --- the parsed page ---------------------------------------------------------------------------------------------
 
-VOID = {"meta", "img", "link"}
+VOID = {"meta", "img", "link", "input"}
 
 
 class Page(HTMLParser):
@@ -240,21 +242,18 @@ class Page(HTMLParser):
         return Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1])))
 
 
-def bokeh_models(page: Page) -> Iterator[dict[str, Any]]:
-    """Yield every model in the bokeh documents of the page."""
-
-    def walk(value: Any) -> Iterator[dict[str, Any]]:
-        if isinstance(value, dict):
-            if value.get("type") == "object" and "name" in value:
-                yield value
-            for inner in value.values():
-                yield from walk(inner)
-        elif isinstance(value, list):
-            for inner in value:
-                yield from walk(inner)
-
-    (text,) = re.findall(r"const docs_json = '(.*)';", page.html)
-    yield from walk(json.loads(html.unescape(text).replace("\\\\", "\\")))
+def plot_data(page: Page) -> dict[str, Any]:
+    """Return the data of the figures, by title: `{title: {name of the run: (x of each axis, y)}}`."""
+    (text,) = re.findall(r'<script type="application/json" id="plot-data">(.*?)</script>', page.html)
+    values = json.loads(text)
+    names, arrays = [run["name"] for run in values["runs"]], values["arrays"]
+    return {
+        figure["title"]: {
+            names[one["run"]]: ([arrays[position] for position in one["x"]], arrays[one["y"]])
+            for one in figure["series"]
+        }
+        for figure in values["figures"]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +319,7 @@ def page(written: Path) -> Page:
 
 
 def test_contents_link_to_every_section(page: Page) -> None:
-    expected = ["comparison", "curves", "samples", "tokens", "store", "timing", "commands", "notes"]
+    expected = ["comparison", "curves", "samples", "tokens", "store", "timing", "log", "commands", "notes"]
     assert [attributes["id"] for attributes in page.all("section")] == expected
     links = [attributes["href"] for attributes in page.all("a")]
     assert set(links) == {f"#{name}" for name in expected}
@@ -541,33 +540,141 @@ def test_timing_covers_the_complete_log(page: Page) -> None:
     assert plain[2:] == ["1 min 20 s", "100.0", "2.00%", "none"]
 
 
-def test_curves_are_thinned_and_share_one_legend(page: Page) -> None:
-    models = list(bokeh_models(page))
-    (legend,) = [one for one in models if one["name"] == "Legend"]
-    assert legend["attributes"]["click_policy"] == "hide"
-    items = [one["attributes"] for one in models if one["name"] == "LegendItem"]
-    assert [item["label"]["value"] for item in items] == ["aligned <b>", "plain"]
-    assert [len(item["renderers"]) for item in items] == [
-        4,
-        2,
-    ]  # logged and smoothed values, in both figures and in one
-    lengths = []
-    for source in (one for one in models if one["name"] == "ColumnDataSource"):
-        columns = {name: value["shape"][0] for name, value in source["attributes"]["data"]["entries"]}
-        assert len(set(columns.values())) == 1
-        lengths += set(columns.values())
-    assert sorted(lengths) == [40, 400]  # three rows per bucket
-    assert "thinned to at most 500 points" in page.text
-    assert "moving averages over up to 13 points" in page.text
+def test_every_logged_metric_is_drawn_for_the_runs_that_logged_it(page: Page) -> None:
+    figures = plot_data(page)
+    assert list(figures) == [
+        *("Denoising loss", "Alignment loss", "Total loss", "Gradient norm", "Images per second"),
+        "Data wait (fraction)",
+    ]
+    for title, curves in figures.items():
+        assert list(curves) == (["aligned <b>"] if title == "Alignment loss" else ["aligned <b>", "plain"])
+    (steps, hours), values = figures["Denoising loss"]["aligned <b>"]
+    assert len(steps) == len(hours) == len(values) == 400  # three rows per bucket
+    assert (steps[0], steps[-1]) == (300, 120_000)
+    assert hours[-1] == pytest.approx(1200 * 2 / 3600, rel=1e-5)
+    expected = log_rows(1200, 100, 0.5)["denoising_loss"].to_numpy()[:3].mean()
+    assert values[0] == pytest.approx(expected, rel=1e-5)
+    assert "thinned to at most 400 points" in page.text
 
 
-def test_run_with_one_logged_row_is_drawn_as_points(tmp_path: Path, store: Path) -> None:
-    run = write_run(tmp_path / "short", store, log_rows(1, 40, 2.0))
+def test_figures_are_described_in_words_and_in_a_table(page: Page) -> None:
+    described = {figure["aria-describedby"] for figure in page.all("figure") if "aria-describedby" in figure}
+    assert described == {f"figure-{i}-text" for i in range(6)}
+    assert {paragraph["id"] for paragraph in page.all("p") if "id" in paragraph} == described
+    assert "Alignment loss: aligned <b> from 0.3000 at step 100 to −0.6997 at step 120,000" in page.text
+    header, *rows = page.table("Metrics, from the log row nearest to each step")
+    assert header[:4] == ["Run", "Metric", "step 15,000", "step 30,000"]
+    assert [row[:2] for row in rows if row[1] == "Alignment loss"] == [["aligned <b>", "Alignment loss"]]
+    wait = next(row for row in rows if row[:2] == ["plain", "Data wait (fraction)"])
+    assert wait[2:] == ["–"] * 8  # it ended at step 4,000
+
+
+def test_distances_are_drawn_over_steps_and_hours(tmp_path: Path, store: Path) -> None:
+    run = write_run(tmp_path / "run", store, log_rows(40, 10, 0.5))
+    for step, distance in ((100, 9.5), (200, 7.25)):
+        write_samples(run, noise_grid(0, 16), step=step, metrics={f"fd_{ENCODER}": distance})
     page = Page(report.run([str(run)], str(tmp_path / "page.html")))
-    models = list(bokeh_models(page))
-    assert [one["name"] for one in models].count("Scatter") >= 2  # one per figure
-    (item,) = [one["attributes"] for one in models if one["name"] == "LegendItem"]
-    assert len(item["renderers"]) == 4
+    title = f"FD ({ENCODER}) of 32 images vs."
+    figures = plot_data(page)
+    assert figures[f"{title} training steps"]["run"] == ([[100, 200]], [9.5, 7.25])
+    assert figures[f"{title} hours of training"]["run"] == ([[0.00555556, 0.0111111]], [9.5, 7.25])
+    assert f"{title} training steps: run 9.500 at 100, 7.250 at 200." in page.text
+
+
+def test_metrics_that_other_versions_log_are_drawn(tmp_path: Path, store: Path) -> None:
+    rows = log_rows(40, 10, 0.5)
+    validated = [0.7 - i / 100 if i % 10 == 9 else None for i in range(40)]
+    rows = rows.append_column("val_denoising_loss", pa.array(validated, pa.float64()))
+    rows = rows.append_column("learning_rate", pa.array([1e-4] * 39 + [float("inf")]))
+    rows = rows.append_column("of_a_later_version", pa.array(range(40)))
+    rows = rows.append_column("comment", pa.array(["text"] * 40))
+    new = write_run(tmp_path / "new", store, rows)
+    old = write_run(tmp_path / "old", store, log_rows(40, 10, 0.5))
+    figures = plot_data(Page(report.run([str(old), str(new)], str(tmp_path / "page.html"))))
+    assert list(figures)[:2] == ["Denoising loss", "Validation: denoising loss"]
+    (steps, _), values = figures["Validation: denoising loss"]["new"]
+    assert (steps, values) == ([100, 200, 300, 400], [0.61, 0.51, 0.41, 0.31])
+    assert list(figures["Learning rate"]) == ["new"]
+    assert len(figures["Learning rate"]["new"][1]) == 39  # values that are not finite are not drawn
+    assert figures["Of a later version"]["new"][1] == list(range(40))
+    assert not any("omment" in title for title in figures)
+
+
+def test_log_shows_the_last_rows_and_lines(tmp_path: Path, store: Path) -> None:
+    run = write_run(tmp_path / "run", store, log_rows(40, 10, 0.5))
+    (run / "log.txt").write_text("$ repa-pipe train <x>\ntrain: 1 of 2\rtrain: 2 of 2\r\n\x1b[31mdone\x1b[0m\n")
+    page = Page(report.run([str(run)], str(tmp_path / "page.html")))
+    header, *rows = page.table("Last rows of the log of run")
+    assert header[:2] == ["step", "denoising_loss"]
+    assert [row[0] for row in rows] == [str(step) for step in range(400, 300, -10)]
+    assert "$ repa-pipe train <x>\ntrain: 2 of 2\ndone" in page.text
+    assert last_lines(tmp_path / "none") == ""
+
+
+def test_every_command_in_the_page_parses(tmp_path: Path, store: Path) -> None:
+    run = write_run(tmp_path / "a run", store, log_rows(3, 10, 0.5))
+    page = Page(report.run([str(run)], str(tmp_path / "page.html")))
+    texts = [html.unescape(text) for text in re.findall("<code>(.*?)</code>", page.html, re.DOTALL)]
+    commands = [shlex.split(line) for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    assert [words[:2] for words in commands] == [["repa-pipe", "sample"], ["repa-pipe", "train"]]
+    sample, train = (cli.commands[words[1]].make_context(words[1], words[2:]).params for words in commands)
+    assert sample["checkpoint"] == str(run)
+    assert train["store"] == str(store)
+
+
+RECORD = {
+    "created": "2026-11-24T09:00:12+00:00",
+    "notes": "A node was <drained>.",
+    "tags": ["baseline", "depth"],
+    "sessions": [
+        {
+            "started": "2026-11-24T09:00:12+00:00",
+            "ended": "2026-11-24T18:20:12+00:00",
+            "state": "stopped",
+            "start_step": 0,
+            "end_step": 1200,
+            "host": "node-17",
+            "gpu": "H100",
+            "num_gpus": 8,
+            "cpu": "EPYC",
+            "cpu_flags": ["avx2"],
+            "versions": {"torch": "2.9.1"},
+            "git_commit": "459bee427e299e2df00017ed8f3acb7b1528bd7d",
+            "git_dirty": True,
+            "command": "repa-pipe train --store s",
+        },
+        {"started": "2026-11-25T09:00:12+00:00", "ended": None, "state": "running", "key_of_a_later_version": 1},
+    ],
+}
+
+
+def test_recorded_environment_is_shown(tmp_path: Path, store: Path) -> None:
+    run = write_run(tmp_path / "run", store, log_rows(3, 10, 0.5))
+    (run / "run.json").write_text(json.dumps(RECORD | {"key_of_a_later_version": {}}))
+    page = Page(report.run([str(run)], str(tmp_path / "page.html")))
+    assert dict(page.table("Environment of run")) == {
+        "State": "running",
+        "Notes": "A node was <drained>.",
+        "Tags": "baseline, depth",
+        "Created": "2026-11-24 09:00 UTC",
+    }
+    header, first, second = page.table("Sessions of run")
+    assert header == ["Started", "Duration", "Steps", "State", "Host", "GPU", "CPU", "Commit"]
+    assert first == [
+        *("2026-11-24 09:00 UTC", "9 h 20 min", "0 to 1,200", "stopped", "node-17", "8 × H100", "EPYC"),
+        "459bee427e29 with uncommitted changes",
+    ]
+    assert second == ["2026-11-25 09:00 UTC", "–", "–", "running", "–", "–", "–", "–"]
+    assert {"href": "#environment"} in page.all("a")
+
+
+def test_unreadable_environment_is_a_note(tmp_path: Path, store: Path) -> None:
+    run = write_run(tmp_path / "run", store, log_rows(3, 10, 0.5))
+    (run / "run.json").write_text('{"sessions": [{"start_step": "0"}]}')
+    page = Page(report.run([str(run)], str(tmp_path / "page.html")))
+    assert "The environment of run is not shown" in page.text
+    assert "expected int | null, found str" in page.text
+    assert {"href": "#environment"} not in page.all("a")
 
 
 def test_training_commands_are_derived_from_the_settings() -> None:
@@ -596,7 +703,7 @@ def test_later_reports_take_derived_images_from_the_cache_without_torch(
 import sys
 from repa_pipe.cli import cli
 cli(["report", {str(runs[0])!r}, "--out", {str(tmp_path / "second.html")!r}], standalone_mode=False)
-assert not {{"torch", "diffusers", "ray"}} & sys.modules.keys()
+assert not {{"torch", "diffusers", "bokeh.models", "ray"}} & sys.modules.keys()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -685,6 +792,7 @@ def test_run_without_log_rows_or_generated_images_is_shown(tmp_path: Path) -> No
     assert "No training steps have been logged yet." in page.text
     assert "No images have been generated yet." in page.text
     assert page.table("Losses are means")[1] == ["run", "0", "–", "–"]
+    assert f"repa-pipe sample --checkpoint {run} --num-fid-samples 64" in page.text
     assert not page.all("script")
 
 
@@ -797,15 +905,11 @@ def test_thinning_keeps_means_and_ends() -> None:
     np.testing.assert_array_equal(thin(values[:500]), values[:500])
 
 
-def test_smoothing_preserves_a_line_and_reduces_noise() -> None:
-    line = np.linspace(3, -5, 400)
-    np.testing.assert_allclose(smooth(line), line, atol=1e-12)
-    noise = np.random.default_rng(0).standard_normal(500)
-    assert smooth(noise)[20:-20].std() < 0.4 * noise.std()
-    spike = np.zeros(500)
-    spike[100] = 17.0
-    np.testing.assert_allclose(smooth(spike)[92:109], 1.0)  # 17 points, centered
-    assert not smooth(spike)[[91, 109]].any()
+def test_metrics_have_readable_names() -> None:
+    names = ("denoising_loss", "val_denoising_loss", "grad_norm", "of_a_later_version")
+    assert [*map(metric_label, names)] == [
+        *("Denoising loss", "Validation: denoising loss", "Gradient norm", "Of a later version"),
+    ]
 
 
 def test_line_styles_of_twenty_runs_differ_and_have_contrast_on_both_backgrounds() -> None:
@@ -875,9 +979,49 @@ addEventListener("load", () => {
 </script></body>"""
 
 
-# Logs the time from the start of loading until both figures are in the page.
+# Operates the controls of the curves. The state of the first two figures is returned in the title of the page.
+OPERATE = """<script>
+addEventListener("load", async () => {
+  const isDrawn = async () => {
+    do await new Promise((resolve) => setTimeout(resolve, 200)); while (isDrawing);
+  };
+  const shown = () => Bokeh.documents.slice(0, 2).map((one) => {
+    const [plot] = one.roots();
+    const lines = plot.renderers.filter((line) => line.glyph.type === "Line" && line.glyph.line_alpha.value === 1);
+    return {
+      scale: plot.y_scale.type, axis: plot.xaxes[0].axis_label, end: plot.x_range.end,
+      runs: lines.map((line) => line.name), means: lines.map((line) => line.data_source.data.mean.slice(0, 3)),
+    };
+  });
+  const { elements } = document.getElementById("plot-controls");
+  const set = (name, property, value) => {
+    elements[name][property] = value;
+    elements[name].dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  const states = [];
+  const record = async () => { await isDrawn(); states.push(shown()); };
+  await record();
+  set("smoothing", "value", 0.9); await record();
+  set("smoothing", "value", 0); await record();
+  set("axis", "value", 1); await record();
+  set("log", "checked", true); await record();
+  document.querySelectorAll(".legend button")[1].click(); await record();
+  const figures = document.querySelectorAll(".bk-Figure").length, documents = Bokeh.documents.length;
+  document.title = JSON.stringify({ states, figures, documents });
+});
+</script></body>"""
+
+# Passes the width of the page to the page that embeds it.
+MEASURE = """<script>
+addEventListener("load", () => {
+  for (const one of document.querySelectorAll("details")) one.open = true;
+  setTimeout(() => parent.postMessage([innerWidth, document.documentElement.scrollWidth], "*"), 1500);
+});
+</script></body>"""
+
+# Logs the time from the start of loading until the first two figures are in the page.
 CLOCK = """<script>
-const poll = () => document.querySelectorAll(".bk-Figure").length === 2
+const poll = () => document.querySelectorAll(".bk-Figure").length >= 2
   ? console.log("drawn after", Math.round(performance.now()), "ms") : requestAnimationFrame(poll);
 poll();
 </script></body>"""
@@ -925,6 +1069,46 @@ def test_headings_sort_and_seed_rows_expand(tmp_path: Path, seeds_page: Path) ->
     ]
     assert results["sorted"] == "Runascending"
     assert results["tab"] == 0
+
+
+def ema(values: list[float], weight: float) -> list[float]:
+    """Return the exponential moving average divided by the sum of its weights."""
+    weights = [weight ** np.arange(i, -1, -1) for i in range(len(values))]
+    return [float(one @ values[: len(one)] / one.sum()) for one in weights]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_controls_smooth_the_curves_and_change_axes_and_runs(tmp_path: Path, written: Path) -> None:
+    operated = tmp_path / "operated.html"
+    operated.write_text(written.read_text().replace("</body>", OPERATE).replace('"module"', '"text/javascript"'))
+    done = open_in_chromium(tmp_path, operated.as_uri(), "--dump-dom")
+    assert console_messages(done) == []
+    (title,) = re.findall("<title>(.*)</title>", done.stdout)
+    results = json.loads(html.unescape(title))
+    assert (results["figures"], results["documents"]) == (6, 6)  # those that were replaced are gone
+    initial, smoother, raw, hours, log, hidden = results["states"]
+    logged = plot_data(Page(written))["Denoising loss"]["aligned <b>"][1]
+    for state, weight in ((initial, 0.6), (smoother, 0.9)):
+        assert state[0]["means"][0] == pytest.approx(ema(logged, weight)[:3])
+    assert raw[0]["means"][0] == logged[:3]
+    assert [one["axis"] for one in (raw[0], hours[0])] == ["step", "hours of training"]
+    assert hours[0]["end"] == pytest.approx(1200 * 2 / 3600 * 1.02)
+    assert [one["scale"] for one in (*hours, *log)] == ["LinearScale", "LinearScale", "LogScale", "LinearScale"]
+    assert log[0]["runs"] == ["aligned <b>", "plain"]
+    assert hidden[0]["runs"] == ["aligned <b>"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_page_is_not_wider_than_a_phone(tmp_path: Path, written: Path) -> None:
+    (tmp_path / "inner.html").write_text(written.read_text().replace("</body>", MEASURE))
+    outer = tmp_path / "outer.html"  # the window of a headless browser is at least 500 pixels wide
+    frame = '<iframe src="inner.html" style="width: 390px; height: 844px; border: 0"></iframe>'
+    outer.write_text(f"<script>onmessage = ({{ data }}) => {{ document.title = data; }};</script>{frame}")
+    done = open_in_chromium(tmp_path, outer.as_uri(), "--dump-dom")
+    (title,) = re.findall("<title>(.*)</title>", done.stdout)
+    width, needed = map(int, title.split(","))
+    assert width == 390
+    assert needed <= width
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ def test_the_names_of_all_files():
         "curves": "exps/name/by-step",
         "probes": "exps/name/probe.json",
         "machine_file": "exps/name/machine.json",
+        "record_file": "exps/name/run.json",
         "log": "exps/name/log.txt",
         "lock": "exps/name/.lock",
         "tensorboard": "exps/name/tensorboard",
