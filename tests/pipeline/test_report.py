@@ -870,18 +870,19 @@ def test_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def twenty(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
-    """A report of 20 runs of 400,000 steps, with grids of noise, which image codecs cannot compress."""
+    """A report of 20 runs of 400,000 steps with 12 metrics, with grids of noise, which image codecs cannot compress."""
     tmp_path = tmp_path_factory.mktemp("twenty")
-    table, grid = tmp_path / "metrics.parquet", tmp_path / "grid.png"
-    pq.write_table(log_rows(4000, 100, 0.5), table)
+    grid, rng = tmp_path / "grid.png", np.random.default_rng(0)
     noise_grid(0, 768).save(grid)
     folders = []
     for i in range(20):
-        folders.append(write_run(tmp_path / "runs" / f"run-{i}", store, None, seed=i))
+        rows = log_rows(4000, 100, 0.5).drop_columns(["grad_norm", "images_per_s", "data_wait"])
+        for name in ("grad_norm", "images_per_s", "data_wait", "memory_gib", "mfu", *(f"val_{n}" for n in range(4))):
+            rows = rows.append_column(name, pa.array(rng.lognormal(size=4000)))  # no two curves are equal
+        folders.append(write_run(tmp_path / "runs" / f"run-{i}", store, rows, seed=i))
         path = write_samples(folders[-1], Image.new("RGB", (1, 1)), metrics={f"fd_{ENCODER}": 10.0 + i})
         path.unlink()
         os.link(grid, path)
-        os.link(table, folders[-1] / "metrics.parquet")
     return report.run([str(folder) for folder in folders], str(tmp_path / "page.html"))
 
 
