@@ -114,10 +114,8 @@ def test_the_command_prints_the_curve_in_both_spellings(run, reference, monkeypa
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["step", "2", "4", "saved"]
     assert call("evaluate", run, "--every-checkpoint", *options, *sampling)[:2] == (0, out)
-    for words in ([run], ["--every-checkpoint"], [], [run, "--samples", "a.npz", "--every-checkpoint"]):
-        code, _, errors = call("evaluate", *words, *options)
-        assert code == 2
-        assert "Pass --samples IMAGES, or use 'repa-pipe evaluate-checkpoints RUN'." in errors
+    for words in (["--every-checkpoint"], [], [run, "--samples", "a.npz", "--every-checkpoint"]):
+        assert call("evaluate", *words, *options)[0] == 2
     code, _, errors = call("evaluate", "--samples", "a.npz", *options, *sampling)
     assert code == 2
     assert "--num-fid-samples is an option of 'repa-pipe evaluate-checkpoints'" in errors

@@ -77,5 +77,5 @@ def test_progress_lines_appear_while_nothing_is_finished(monkeypatch, capsys):
         bar.update(0)
         bar.update(4)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "encode: 0 of 10 images, 0.00 images/s, no rate yet, models busy 97 %"
+    assert lines[0] == "encode: 0 of 10 images, no rate yet, models busy 97 %"
     assert lines[1].startswith("encode: 4 of 10 images")
