@@ -98,6 +98,15 @@ class TrainConfig(Config):
     )
     max_train_steps: int = option(OPTIMIZATION, "Number of training steps.", 400_000, affects_result=False)
     learning_rate: float = option(OPTIMIZATION, "AdamW learning rate.", 1e-4)
+    warmup_steps: int = option(OPTIMIZATION, "Increase the learning rate linearly from 0 over this many steps.", 0)
+    lr_schedule: Literal["constant", "cosine", "linear"] = option(
+        OPTIMIZATION, "Learning rate after the warmup: constant, or a decay to 0 at --lr-decay-steps.", "constant"
+    )
+    lr_decay_steps: int | None = option(
+        OPTIMIZATION,
+        "Step at which --lr-schedule cosine or linear reaches 0. Default: --max-train-steps when the run is created.",
+        None,
+    )
     adam_beta1: float = option(OPTIMIZATION, "AdamW beta1.", 0.9)
     adam_beta2: float = option(OPTIMIZATION, "AdamW beta2.", 0.999)
     adam_weight_decay: float = option(OPTIMIZATION, "AdamW weight decay.", 0.0)
@@ -147,6 +156,9 @@ class TrainConfig(Config):
         None,
     )
     flip: bool = option(DATA, "Use the flipped views for half of the samples (requires `encode --flip`).", False)
+    val_fraction: float = option(
+        DATA, "Fraction of the samples that are held out, drawn by --seed, to compute validation losses.", 0.0
+    )
     seed: int = option(OPTIMIZATION, "Seed for initial weights, sample order and noise.", 0)
     checkpointing_steps: int = option(OUTPUT, "Steps between checkpoints.", 50_000, affects_result=False)
     keep_checkpoints: int = option(
@@ -156,11 +168,32 @@ class TrainConfig(Config):
         OUTPUT, "Steps between checkpoints that are kept permanently; 0 for none.", 0, affects_result=False
     )
     log_steps: int = option(OUTPUT, "Steps between rows of metrics.parquet.", 100, affects_result=False)
+    val_steps: int | None = option(
+        OUTPUT,
+        "Steps between validation losses; requires --val-fraction. Default: --checkpointing-steps.",
+        None,
+        affects_result=False,
+    )
     sampling_steps: int = option(
         OUTPUT, "Steps between grids of generated images (loads the store's VAE); 0 for none.", 0, affects_result=False
     )
     report_to: Literal["tensorboard", "wandb", "none"] | None = option(
         OUTPUT, "Experiment tracker. Default: tensorboard if installed, else none.", None, affects_result=False
+    )
+    notes: str | None = option(
+        OUTPUT, "Notes about the run, for run.json and W&B. Default: as recorded.", None, affects_result=False
+    )
+    tag: tuple[str, ...] = option(
+        OUTPUT, "Tag of the run, for run.json and W&B; repeatable. Default: as recorded.", (), affects_result=False
+    )
+    group: str | None = option(
+        OUTPUT, "Group of the run in W&B. Default: none; in a sweep, its name.", None, affects_result=False
+    )
+    profile_steps: str | None = option(
+        OUTPUT,
+        "Write a torch.profiler trace of the steps between two steps, such as 100:105. Default: no trace.",
+        None,
+        affects_result=False,
     )
     device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
     fsdp: bool = option(
@@ -178,12 +211,19 @@ class TrainConfig(Config):
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""
         self.require_at_least_1("batch_size", "microbatches", "max_train_steps", "checkpointing_steps", "log_steps")
-        self.require_at_least_1("ray_workers")
-        for name in ("keep_checkpoints", "milestone_steps", "sampling_steps", "proj_coeff", "cls_coeff"):
+        self.require_at_least_1("ray_workers", "val_steps", "lr_decay_steps")
+        for name in (
+            "keep_checkpoints",
+            "milestone_steps",
+            "sampling_steps",
+            "proj_coeff",
+            "cls_coeff",
+            "warmup_steps",
+        ):
             self.require(getattr(self, name) >= 0, name, "must be 0 or more")
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
             self.require(getattr(self, name) > 0, name, "must be above 0")
-        for name in ("cfg_prob", "ema_decay", "adam_beta1", "adam_beta2"):
+        for name in ("cfg_prob", "ema_decay", "adam_beta1", "adam_beta2", "val_fraction"):
             self.require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         self.require(not (self.fsdp and self.sampling_steps), "fsdp", "cannot be combined with --sampling-steps")
         for name in ("proj_coeff_decay_steps", "alignment_steps"):
@@ -199,6 +239,26 @@ class TrainConfig(Config):
         self.require(gamma is None or 0 <= gamma <= 1, "spatial_norm", "expected a fraction from 0 to 1")
         self.require_no_repeats("enc_type")
         self.require_no_repeats("classes")
+        self.require_no_repeats("tag")
+        self.require(self.val_steps is None or self.val_fraction > 0, "val_steps", "requires --val-fraction")
+        self._validate_schedule()
+        self.require(
+            self.profile_steps is None or bool(self.profiled), "profile_steps", "expected FIRST:LAST, as 100:105"
+        )
+
+    def _validate_schedule(self) -> None:
+        """Raise ConfigError for a learning rate schedule that cannot work."""
+        if self.lr_decay_steps is None:
+            return
+        self.require(self.lr_schedule != "constant", "lr_decay_steps", "requires --lr-schedule cosine or linear")
+        expected = f"must be above --warmup-steps ({self.warmup_steps})"
+        self.require(self.lr_decay_steps > self.warmup_steps, "lr_decay_steps", expected)
+
+    @property
+    def profiled(self) -> range:
+        """The steps of `profile_steps`, counted from 0; empty for none, and for text that is not FIRST:LAST."""
+        first, _, last = (self.profile_steps or "").partition(":")
+        return range(int(first), int(last)) if first.isdecimal() and last.isdecimal() else range(0)
 
     @property
     def uses_ray(self) -> bool:

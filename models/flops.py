@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .encoders.registry import find_entry
 from .encoders.weights import create_on_meta
-from .sit import SIT_PRESETS, SiT
+from .sit import SIT_PRESETS, SiTConfig, make_sit
 from .vae import create_vae_on_meta
 
 
@@ -44,10 +44,15 @@ def vae_flops(name_or_path: str | Path, resolution: int) -> int:
 
 def sit_flops(model: str, input_size: int, in_channels: int, z_dims: tuple[int, ...]) -> int:
     """Return the FLOPs of a SiT's forward pass. A training step takes three times as many."""
+    return forward_flops(SIT_PRESETS[model](input_size=input_size, in_channels=in_channels, z_dims=z_dims))
+
+
+def forward_flops(config: SiTConfig, project: bool = True) -> int:
+    """Return the FLOPs of the forward pass of a SiT, with or without its projectors."""
     with torch.device("meta"):
-        sit = SiT(SIT_PRESETS[model](input_size=input_size, in_channels=in_channels, z_dims=z_dims))
-        x, zero = torch.empty(1, in_channels, input_size, input_size), torch.zeros(1)
-        return _count(lambda: sit(x, zero, zero.long()))
+        sit = make_sit(config)
+        x, zero = torch.empty(1, *sit.state_shape), torch.zeros(1)
+        return _count(lambda: sit(x, zero, zero.long(), project=project))
 
 
 def _count(run: Callable[[], object]) -> int:

@@ -24,6 +24,22 @@ STEPS = {"SiT-B/2": 2249.0, "SiT-L/2": 792.0, "SiT-XL/2": 513.0}  # images per s
 READING = 0.005  # cost of reading the store, as a fraction of a training step whose batch is already on the GPU
 VAE_FLOPS_PER_SECOND = 1e14  # assumed: no VAE has been measured
 
+# FLOP/s of matrix products of dense bf16 or fp16 numbers, from NVIDIA's data sheets, by the name that torch reports.
+PEAKS = {
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops_per_second(device: str, precision: str) -> float | None:
+    """Return the peak of a GPU in bf16 or fp16; None for another precision, and for a GPU that is not in the list."""
+    return PEAKS.get(device) if precision in {"bf16", "fp16"} else None
+
 
 def encoder_seconds(name: str, resolution: int) -> tuple[float, str]:
     """Return an encoder's seconds per image on the H100, and how the figure was obtained."""

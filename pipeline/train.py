@@ -22,6 +22,7 @@ from .runtime.distributed import init_distributed
 from .runtime.signals import collected_signals
 from .training.guards import full_disk_error
 from .training.on_ray import launch
+from .training.session import record_notes, recorded_session
 from .training.setup import resolve
 from .training.trainer import Trainer
 
@@ -78,6 +79,7 @@ def train_rank(config: TrainConfig) -> TrainResult:
         trainer.resume()
         if ranks.is_first:
             run_folder.write_config(config)
+            record_notes(run_folder, config)
         if trainer.step >= config.max_train_steps:
             logger.info(
                 "%s already has its %s steps; nothing to do (raise --max-train-steps to continue)",
@@ -85,7 +87,8 @@ def train_rank(config: TrainConfig) -> TrainResult:
                 f"{trainer.step:,}",
             )
         else:
-            trainer.train(signals)
+            with recorded_session(run_folder, config, device, ranks, trainer.step) as session:
+                trainer.train(signals, session)
         ranks.barrier()  # the first rank may still be writing
         last = str(run_folder.last_checkpoint())
         seconds = round(time.monotonic() - start, 1)

@@ -36,6 +36,15 @@ def epoch_flips(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.bool_
     return np.asarray(_raw(seed, epoch, 2, num_samples) >> np.uint64(63), dtype=bool)
 
 
+def held_out_samples(num_samples: int, seed: int, fraction: float) -> npt.NDArray[np.int64]:
+    """Draw the samples that are held out from training: a fixed part of the store, ascending, `[n]` int64.
+
+    A larger fraction with the same seed holds out the same samples, and more.
+    """
+    order = np.argsort(_raw(seed, 0, 3, num_samples), kind="stable")
+    return np.sort(order[: round(fraction * num_samples)])
+
+
 def _raw(seed: int, epoch: int, stream: int, count: int) -> npt.NDArray[np.uint64]:
     generator = np.random.Philox(counter=[0, 0, stream, epoch], key=seed)
     raw: npt.NDArray[np.uint64] = generator.random_raw(count)

@@ -34,8 +34,10 @@ class MetricsLog:
         """Write all rows."""
         if not self._rows:
             return
+        names = dict.fromkeys(name for row in self._rows for name in row)  # a row may have more than the one before
+        types = pa.schema([(name, pa.int64() if name == "step" else pa.float64()) for name in names])
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(self._rows), sink)
+        pq.write_table(pa.Table.from_pylist(self._rows, types), sink)
         atomic_write_bytes(self._path, sink.getvalue().to_pybytes())
         self._written = time.monotonic()
 

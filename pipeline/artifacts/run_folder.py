@@ -30,6 +30,11 @@ class RunFolder:
         return self.path / "train.json"
 
     @property
+    def record_file(self) -> Path:
+        """`run.json`: notes, tags, and when, where and how the run was trained."""
+        return self.path / "run.json"
+
+    @property
     def checkpoint_folder(self) -> Path:
         """`checkpoints/`."""
         return self.path / "checkpoints"
@@ -95,6 +100,10 @@ class RunFolder:
     def nonfinite_report(self, step: int) -> Path:
         """`nan-0050000.json`: losses and samples of a step that was not finite."""
         return self.path / f"nan-{step:07d}.json"
+
+    def profile(self, first: int, last: int) -> Path:
+        """`profile-0000100-0000105.json.gz`: a trace of the steps between two steps."""
+        return self.path / f"profile-{first:07d}-{last:07d}.json.gz"
 
     def sample_grid(self, step: int) -> Path:
         """`samples/step-0050000.png`: images generated during training."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,13 @@ def choose_device(requested: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device is {name!r}, which this machine does not have: {first_line(error)}") from error
     return device
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory in GiB that tensors have used on a GPU or, for another device, this process in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in KiB on Linux
 
 
 def float64_device(device: torch.device) -> torch.device:

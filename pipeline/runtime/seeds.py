@@ -20,6 +20,9 @@ class Stream(IntEnum):
     CLASS_TOKEN = 1 << 31  # separate, so that class tokens do not change any other draw
 
 
+VALIDATION_STEPS = 1 << 30  # validation batch i draws as if it were this step plus i, which no training reaches
+
+
 def step_generator(seed: int, step: int, device: torch.device, stream: Stream = Stream.STEP) -> torch.Generator:
     """Return the generator of one stream of training step `step`, on `device`."""
     return torch.Generator(device).manual_seed((seed << 32) + stream + step)

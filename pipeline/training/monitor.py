@@ -11,15 +11,38 @@ from ...config import TrainConfig
 from ..artifacts.images import Block
 from ..artifacts.metrics_log import MetricsLog
 from ..artifacts.run_folder import RunFolder
+from ..runtime.device import peak_memory_gib
 from ..runtime.progress import Progress
+from .schedule import learning_rate
+from .session import SessionRecorder
 from .trackers import open_tracker
 
 
 class TrainingMonitor:
-    """Averages the losses of steps, and reads them from the device only every `--log-steps` steps."""
+    """Averages the losses of steps, and reads them from the device only every `--log-steps` steps.
 
-    def __init__(self, config: TrainConfig, run: RunFolder, start_step: int, losses: tuple[str, ...]) -> None:
-        self._config = config
+    Args:
+        config: the settings of the run.
+        run: the run folder.
+        start_step: the number of steps that were taken before.
+        losses: names of the losses, the weighted sum first.
+        device: the device of the model.
+        session: recorder of this session, if any.
+        mfu_per_image_rate: factor from images per second to MFU; None where it is unknown.
+    """
+
+    def __init__(  # noqa: PLR0917 - called once
+        self,
+        config: TrainConfig,
+        run: RunFolder,
+        start_step: int,
+        losses: tuple[str, ...],
+        device: torch.device,
+        session: SessionRecorder | None,
+        mfu_per_image_rate: float | None,
+    ) -> None:
+        self._config, self._device = config, device
+        self._session, self._mfu_per_image_rate = session, mfu_per_image_rate
         self._terms = losses[1:]  # the first is their weighted sum
         self._names = (*losses, "grad_norm")
         self._log = MetricsLog(run, start_step)
@@ -27,36 +50,47 @@ class TrainingMonitor:
         self._sums: Tensor | None = None
         self._count, self._waited, self._since = 0, 0.0, time.perf_counter()
 
-    def log_step(self, step: int, values: Tensor, waited: float, bar: Progress) -> None:
-        """Record a step.
+    def log_step(self, step: int, values: Tensor, waited: float, bar: Progress, validated: dict[str, float]) -> None:
+        """Record a step; a step with validation losses ends a row.
 
         Args:
             step: the number of steps taken so far, including this one.
             values: the losses and the gradient norm, on the device.
             waited: seconds that the step waited for data.
             bar: the progress line.
+            validated: the validation losses of this step, if any.
         """
         self._sums = values if self._sums is None else self._sums + values
         self._count += 1
         self._waited += waited
-        if step % self._config.log_steps == 0 or step == self._config.max_train_steps:
-            self._log_row(step, bar)
+        if self._session:
+            self._session.step = step
+        if step % self._config.log_steps == 0 or step == self._config.max_train_steps or validated:
+            self._log_row(step, bar, validated)
         bar.update()
 
-    def _log_row(self, step: int, bar: Progress) -> None:
+    def _log_row(self, step: int, bar: Progress, validated: dict[str, float]) -> None:
         assert self._sums is not None
         means = dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
         seconds = time.perf_counter() - self._since
+        rate = self._count * self._config.batch_size / seconds
         row = means | {
-            "images_per_s": self._count * self._config.batch_size / seconds,
+            "learning_rate": learning_rate(self._config, step - 1),
+            **validated,
+            "images_per_s": rate,
             "data_wait": self._waited / seconds,
             "seconds": seconds,
+            "memory_gib": peak_memory_gib(self._device),
         }
+        if self._mfu_per_image_rate is not None:
+            row["mfu"] = rate * self._mfu_per_image_rate
         self._log.add({"step": step, **row})
         self._tracker.log_scalars(step, row)
-        losses = ", ".join(f"{name.removesuffix('_loss')} {row[name]:.4f}" for name in self._terms)
-        memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_available() else ""
-        bar.note(f"{losses}, {row['images_per_s']:.1f} images/s, data wait {row['data_wait']:.1%}{memory}")
+        if self._session:
+            self._session.update()
+        losses = ", ".join(f"{name.removesuffix('_loss')} {row[name]:.4f}" for name in (*self._terms, *validated))
+        speed = f"{rate:.1f} images/s, data wait {row['data_wait']:.1%}"
+        bar.note(f"{losses}, {speed}, {row['memory_gib']:.1f} GiB")
         self._sums, self._count, self._waited, self._since = None, 0, 0.0, time.perf_counter()
 
     def log_image(self, step: int, image: Block) -> None:

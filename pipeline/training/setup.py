@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from ...errors import ConfigError, RepaPipeError, StoreError
 from ...models.sit import SiT, make_sit, sit_config
 from ...stores import AlignmentDataset, Store
 from ...stores.layout import features_group, latents_group
+from ...stores.order import held_out_samples
 from ...stores.selection import digest_of_rows, read_indices
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.distributed import DistributedContext
@@ -21,7 +23,7 @@ from .terms.class_token import cls_dim
 
 
 def resolve(config: TrainConfig, store: Store) -> TrainConfig:
-    """Return the config with VAE, encoders, number of classes and name of the run filled in.
+    """Return the config with VAE, encoders, number of classes, name and end of the learning rate schedule filled in.
 
     Raises:
         ConfigError: the store does not determine the VAE or the encoder, because it holds none or several.
@@ -41,6 +43,7 @@ def resolve(config: TrainConfig, store: Store) -> TrainConfig:
         enc_type=encoders,
         num_classes=config.num_classes or len(store.manifest.class_names),
         exp_name=config.exp_name or name.replace("/", "-"),
+        lr_decay_steps=None if config.lr_schedule == "constant" else config.lr_decay_steps or config.max_train_steps,
     )
 
 
@@ -52,13 +55,34 @@ def _only(store: Store, kind: str, names: tuple[str, ...], option: str) -> str:
 
 
 def training_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]:
-    """Return the samples that the run trains on, ascending int64 `[n]`: those of --classes and of --indices.
+    """Return the samples that the run trains on, ascending int64 `[n]`: the selected ones without those held out.
 
     Quarantined samples may be among them; the dataset skips those.
 
     Raises:
-        ConfigError: a class, the file or a sample in it does not exist, or no sample is left.
+        ConfigError: a class, the file or a sample in it does not exist, or less than a batch is left for training or
+            for validation.
     """
+    selected = _selected_indices(config, store)
+    held_out = held_out_indices(config, store)
+    for purpose, count in (("validation", len(held_out)), ("training", len(selected) - len(held_out))):
+        config.require(
+            not config.val_fraction or count >= config.batch_size,
+            "val_fraction",
+            f"it leaves {count} of {len(selected)} samples for {purpose}, expected at least one batch "
+            f"({config.batch_size}): change it, or lower --batch-size",
+        )
+    return np.setdiff1d(selected, held_out, assume_unique=True)
+
+
+def held_out_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]:
+    """Return the selected samples that `--val-fraction` holds out from training, ascending int64 `[n]`."""
+    drawn = held_out_samples(len(store), config.seed, config.val_fraction)
+    return np.intersect1d(_selected_indices(config, store), drawn, assume_unique=True)
+
+
+def _selected_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]:
+    """Return the samples of --classes and of --indices."""
     flags = [f"--classes {each}" for each in config.classes] + [f"--indices {config.indices}"] * bool(config.indices)
     try:
         listed = read_indices(Path(config.indices)) if config.indices else None
@@ -74,19 +98,11 @@ def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -
     """Open the batches of a run; raise ConfigError if they cannot be divided among ranks and micro-batches."""
     dataset = AlignmentDataset(
         store.select(indices=training_indices(config, store)),
-        latents=str(config.vae),
-        encoders=config.enc_type,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
         window=config.shuffle_window,
-        token_scales=config.spatial_norm is not None,  # the cosine does not need them, normalization does
-        cls_tokens=config.cls_coeff > 0,
         alignment_steps=config.aligned_steps,
         flip=config.flip,
-        direct=config.direct,
         process=config.reader_process,
+        **_reading(config, ranks),
     )
     per_rank = config.batch_size // ranks.world_size
     if per_rank % config.microbatches:
@@ -94,6 +110,26 @@ def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -
             f"--microbatches {config.microbatches} does not divide the {per_rank} samples per rank and step"
         )
     return dataset
+
+
+def open_held_out(config: TrainConfig, store: Store, ranks: DistributedContext) -> AlignmentDataset:
+    """Open the batches of the samples that are held out."""
+    return AlignmentDataset(store.select(indices=held_out_indices(config, store)), **_reading(config, ranks))
+
+
+def _reading(config: TrainConfig, ranks: DistributedContext) -> dict[str, Any]:
+    """Return the arguments that the datasets of training and validation have in common."""
+    return {
+        "latents": str(config.vae),
+        "encoders": config.enc_type,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "token_scales": config.spatial_norm is not None,  # the cosine does not need them, normalization does
+        "cls_tokens": config.cls_coeff > 0,
+        "direct": config.direct,
+    }
 
 
 def build_model(config: TrainConfig, store: Store) -> SiT:

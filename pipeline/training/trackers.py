@@ -68,6 +68,9 @@ class _WandB:
             name=config.exp_name,
             id=run.wandb_id.read_text(),
             resume="allow",
+            group=config.group,
+            notes=config.notes,
+            tags=config.tag or None,
             config=config.as_json(),
             dir=run.path,
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from ...config import TrainConfig
 from ...models.ema import Ema
@@ -38,7 +39,12 @@ from .parallel import (
     shard_state_dict,
 )
 from .prefetch import prefetch_to_device
+from .profiling import StepProfiler
+from .schedule import learning_rate
+from .session import SessionRecorder
 from .setup import build_model, open_dataset, store_metadata
+from .utilization import mfu_per_image_rate
+from .validation import Validation
 
 if TYPE_CHECKING:
     from .sample_grid import SampleGrid
@@ -79,6 +85,9 @@ class Trainer:
         self.objective = make_objective(self.model, config, store, self.metadata).to(device)
         self.nonfinite = NonFiniteGuard(device, self.objective.names, self.scaler.is_enabled())
         self._call = data_parallel(self.objective, self.model, ranks.world_size)
+        self.validation = (
+            Validation(config, store, ranks, self.ema.model, self.metadata, device) if config.val_fraction else None
+        )
 
     def resume(self) -> None:
         """Load the last checkpoint, or else --init-from; raise CheckpointError when it does not fit."""
@@ -103,28 +112,38 @@ class Trainer:
         for model, values in ((self.model, weights), (self.ema.model, averaged)):
             load_sit_state(model, shard_state_dict(values, model))
 
-    def train(self, signals: list[int]) -> None:
-        """Take the remaining steps, with checkpoints, metrics and grids of images along the way."""
+    def train(self, signals: list[int], session: SessionRecorder | None = None) -> None:
+        """Take the remaining steps, with checkpoints, metrics and grids of images along the way.
+
+        Args:
+            signals: training stops after the step in which the list receives an entry.
+            session: records the progress of the first rank.
+        """
         config = self.config
         with ExitStack() as stack:
+            profiler = StepProfiler(config.profiled if self.ranks.is_first else range(0), self.run_folder, self.device)
+            stack.enter_context(closing(profiler))
             if self.ranks.is_first:
-                self._monitor = TrainingMonitor(config, self.run_folder, self.step, self.objective.names)
+                self._monitor = self._open_monitor(session)
                 stack.enter_context(closing(self._monitor))
                 bar = stack.enter_context(progress("train", config.max_train_steps, "steps", self.step))
             grid = self._sample_grid()
             stack.callback(self.dataset.close)
             batches = stack.enter_context(closing(prefetch_to_device(self.dataset, self.device, self.step)))
             while self.step < config.max_train_steps and not self._is_stopped(signals):
+                profiler.before(self.step)
                 waiting = time.perf_counter()
-                batch = next(batches)
+                with record_function("wait for data"):
+                    batch = next(batches)
                 waited = time.perf_counter() - waiting
                 with advice_when_out_of_memory(MEMORY_ADVICE):
                     values = self.train_step(batch)
-                self.step += 1
+                    self.step += 1
+                    validated = self._validate()
                 if self._is_due(config.log_steps):
                     self._require_finite()
                 if self._monitor:
-                    self._monitor.log_step(self.step, values, waited, bar)
+                    self._monitor.log_step(self.step, values, waited, bar, validated)
                 if self._monitor and grid and self._is_due(config.sampling_steps):
                     self._monitor.log_image(self.step, grid.draw(self.step))
                 if self._is_due(config.checkpointing_steps) or self._is_due(config.milestone_steps):
@@ -140,6 +159,18 @@ class Trainer:
 
     def _is_due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.config.max_train_steps)
+
+    def _open_monitor(self, session: SessionRecorder | None) -> TrainingMonitor:
+        config, names = self.config, self.objective.names
+        mfu = mfu_per_image_rate(config, self.model.config, self.device, self.ranks.world_size)
+        return TrainingMonitor(config, self.run_folder, self.step, names, self.device, session, mfu)
+
+    def _validate(self) -> dict[str, float]:
+        """Return the validation losses if they are due after this step, else an empty dict."""
+        if not self.validation or not self._is_due(self.config.val_steps or self.config.checkpointing_steps):
+            return {}
+        self._require_finite()
+        return self.validation.losses(self.step)
 
     def _sample_grid(self) -> SampleGrid | None:
         if not self.config.sampling_steps or not self.ranks.is_first:
@@ -170,6 +201,8 @@ class Trainer:
         """
         if self.config.aligned_steps == self.step:
             self._freeze_projectors()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
         losses = self.ranks.mean(self._accumulate_gradients(self.objective.inputs(batch, self.step, self.ranks)))
         self.scaler.unscale_(self.optimizer)
         norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))

@@ -1,0 +1,103 @@
+"""Records in `run.json` when, where and how a run is trained. The record does not affect the training."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...config import TrainConfig
+from ...errors import first_line
+from ..artifacts.run_folder import RunFolder
+from ..artifacts.run_record import RunRecord, Session, State, read_run_record, time_text, write_run_record
+from ..runtime.distributed import DistributedContext
+from ..runtime.machine import cpu_model, cuda_version, git_state, relevant_cpu_flags, software_versions
+
+UPDATE_EVERY_S = 10.0
+
+
+class SessionRecorder:
+    """Updates the last session of a run's record, at most every few seconds."""
+
+    def __init__(self, run: RunFolder, session: Session) -> None:
+        self._run, self._session = run, session
+        self._record = read_run_record(run) or _new_record(run)
+        self.step = session.start_step  # the last step taken
+        self._write()
+
+    def update(self) -> None:
+        """Record the last step, if the record is older than a few seconds."""
+        if time.monotonic() - self._written >= UPDATE_EVERY_S:
+            self._write()
+
+    def end(self, state: State, error: str | None = None) -> None:
+        """Record the end of the session."""
+        self._session = replace(self._session, state=state, ended=time_text(), error=error)
+        self._write()
+
+    def _write(self) -> None:
+        self._session = replace(self._session, end_step=self.step, updated=time_text())
+        write_run_record(self._run, replace(self._record, sessions=(*self._record.sessions, self._session)))
+        self._written = time.monotonic()
+
+
+def record_notes(run: RunFolder, config: TrainConfig) -> None:
+    """Write `--notes` and `--tag`, if given, to the record of a run."""
+    record = read_run_record(run) or _new_record(run)
+    notes = record.notes if config.notes is None else config.notes
+    write_run_record(run, replace(record, notes=notes, tags=config.tag or record.tags))
+
+
+def _new_record(run: RunFolder) -> RunRecord:
+    """Return the record of a run that has none; a run of an earlier version may have checkpoints."""
+    return RunRecord(created=time_text(min((path.stat().st_mtime for path in run.checkpoints()), default=None)))
+
+
+@contextmanager
+def recorded_session(
+    run: RunFolder, config: TrainConfig, device: torch.device, ranks: DistributedContext, start_step: int
+) -> Iterator[SessionRecorder | None]:
+    """Record a session of training until the block ends. Ranks other than the first record nothing and get None."""
+    if not ranks.is_first:
+        yield None
+        return
+    recorder = SessionRecorder(run, _new_session(config, device, ranks, start_step))
+    try:
+        yield recorder
+    except BaseException as error:
+        with suppress(OSError):  # such as a full disk, which may be the error itself
+            recorder.end("failed", first_line(error))
+        raise
+    recorder.end("finished" if recorder.step >= config.max_train_steps else "stopped")
+
+
+def _new_session(config: TrainConfig, device: torch.device, ranks: DistributedContext, step: int) -> Session:
+    on_gpu = device.type == "cuda"
+    cuda = cuda_version()
+    git = git_state(Path.cwd())
+    now = time_text()
+    return Session(
+        started=now,
+        ended=None,
+        updated=now,
+        state="running",
+        error=None,
+        start_step=step,
+        end_step=step,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        gpu=torch.cuda.get_device_name(device) if on_gpu else None,
+        num_gpus=ranks.world_size if on_gpu else 0,
+        cpu=cpu_model(),
+        cpu_flags=relevant_cpu_flags(),
+        versions=software_versions() | ({"cuda": cuda} if cuda else {}),
+        git_commit=git.commit if git else None,
+        git_dirty=git.dirty if git else None,
+        command=config.command(),
+    )

@@ -1,0 +1,67 @@
+"""Losses of the EMA weights on held-out samples, always with the same noise, times and dropped labels.
+
+All random draws come from separate generators, so training is not affected.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...config import TrainConfig
+from ...models.sit import SiT
+from ...stores import Store
+from ..artifacts.checkpoints import StoreMetadata
+from ..runtime.device import DTYPES
+from ..runtime.distributed import DistributedContext
+from ..runtime.seeds import VALIDATION_STEPS
+from .objective import make_objective
+from .setup import open_held_out
+
+PREFIX = "val_"
+
+
+class Validation:
+    """Computes the unweighted loss of every term of the objective over all complete batches of held-out samples.
+
+    Args:
+        config: the settings of the run.
+        store: the store.
+        ranks: the ranks; all of them must call `losses` at the same steps.
+        model: the EMA model.
+        metadata: scale and bias of the latents.
+        device: the device of the model.
+    """
+
+    def __init__(  # noqa: PLR0917 - called once
+        self,
+        config: TrainConfig,
+        store: Store,
+        ranks: DistributedContext,
+        model: SiT,
+        metadata: StoreMetadata,
+        device: torch.device,
+    ) -> None:
+        self._config, self._ranks, self._device = config, ranks, device
+        self._dataset = open_held_out(config, store, ranks)
+        self._objective = make_objective(model, config, store, metadata).to(device)
+        self.names = tuple(f"{PREFIX}{name}" for name in self._objective.names[1:])
+
+    @torch.no_grad()
+    def losses(self, step: int) -> dict[str, float]:
+        """Return the mean of every loss over all ranks, after `step` steps.
+
+        Alignment losses are 0 once alignment has ended, as in training.
+        """
+        aligned = self._config.aligned_steps is None or step <= self._config.aligned_steps
+        batches = self._dataset.steps_per_epoch
+        total = torch.zeros(len(self.names), device=self._device)
+        for number in range(batches):
+            batch = self._dataset.read(self._dataset.indices_of_step(number), tokens=aligned).to(self._device)
+            inputs = self._objective.inputs(batch, VALIDATION_STEPS + number, self._ranks)
+            size = len(inputs.labels) // self._config.microbatches
+            for start in range(0, len(inputs.labels), size):
+                precision = self._config.mixed_precision
+                with torch.autocast(self._device.type, DTYPES[precision], precision != "fp32"):
+                    total += self._objective(inputs.rows(slice(start, start + size)))[1:]
+        means = self._ranks.mean(total / (batches * self._config.microbatches))
+        return dict(zip(self.names, means.tolist(), strict=True))
