@@ -40,6 +40,7 @@ from .options import (
     options_of,
 )
 from .pipeline.runtime.console import log_to_stderr
+from .pipeline.runtime.machine import version_text
 from .pipeline.runtime.memory import share_one_arena
 
 INTERRUPTED = 130
@@ -50,8 +51,21 @@ _NOT_SAMPLING = ("checkpoint", "out", "device", "png_folder")
 _SAMPLING = [field.name for field in dataclasses.fields(SampleConfig) if field.name not in _NOT_SAMPLING]
 
 
+def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"repa-pipe, version {__version__}\n{version_text()}")
+        context.exit()
+
+
 @click.group(cls=OrderedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="repa-pipe")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show versions and exit.",
+)
 def cli() -> None:
     """Encode images into a store once, then train SiT models with representation alignment (REPA) from it."""
 
@@ -294,6 +308,30 @@ def report(runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | 
     if not runs and not more:
         raise click.UsageError("Missing RUNS: pass at least one run folder.")
     click.echo(stage.run((*runs, *more), out, store))
+
+
+@cli.command()
+@click.argument("folders", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
+def runs(folders: tuple[str, ...], as_json: bool) -> None:
+    """List training runs with state and metrics.
+
+    FOLDERS are run folders, or folders that contain some. Default: exps.
+    """
+    from .pipeline import runs as stage
+
+    result = stage.run(folders or ("exps",))
+    click.echo(json.dumps([dataclasses.asdict(row) for row in result.rows], indent=1) if as_json else result.table)
+    for problem in result.broken:
+        logger.warning("%s", problem)
+
+
+@cli.command()
+def env() -> None:
+    """Show versions, hardware and paths, for bug reports."""
+    from .pipeline import env as stage
+
+    click.echo(stage.run())
 
 
 @cli.command()

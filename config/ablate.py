@@ -19,6 +19,12 @@ class AblateConfig(Config):
     out: str | None = option(
         OUTPUT, "Output folder for the runs and their comparison. Default: exps/<name of the sweep file>.", None
     )
+    part: str | None = option(
+        OUTPUT,
+        "Only execute part I of N, from 0/N to N-1/N, and write no report; for arrays of jobs. Default: all runs.",
+        None,
+        affects_result=False,
+    )
     ray: bool | None = option(
         HARDWARE,
         "Execute runs in parallel on Ray: on this machine, or on the cluster given by --ray-address. "
@@ -27,3 +33,14 @@ class AblateConfig(Config):
         affects_result=False,
     )
     ray_address: str | None = option(HARDWARE, RAY_ADDRESS_HELP, None, affects_result=False)
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        number, count = self.part_of
+        self.require(0 <= number < count, "part", "expected I/N with I from 0 to N - 1, such as 0/4")
+
+    @property
+    def part_of(self) -> tuple[int, int]:
+        """I and N of `part`; (0, 1) for all runs, and (0, 0) for text that is not I/N."""
+        number, _, count = (self.part or "0/1").partition("/")
+        return (int(number), int(count)) if number.isdecimal() and count.isdecimal() else (0, 0)

@@ -39,7 +39,7 @@ class AblateResult:
     means: list[Row]
     failed: tuple[Outcome, ...]
     out: str
-    page: str | None  # None when no run has started
+    page: str | None  # None when no run has started, and for a part of the sweep
 
     @property
     def table(self) -> str:
@@ -70,22 +70,25 @@ def run(
     out = out_folder(config)
     sweep = read_sweep(Path(config.sweep), config.store, out)
     jobs = plan(sweep, config.store)
+    number, parts = config.part_of
+    mine = jobs[number::parts]
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
 
     def on_outcome(outcome: Outcome) -> None:
         outcomes.append(outcome)
         state = f"failed in {outcome.stage}: {outcome.error}" if outcome.error else "finished"
-        logger.info("[%d of %d] %s: %s", len(outcomes), len(jobs), outcome.name, state)
+        logger.info("[%d of %d] %s: %s", len(outcomes), len(mine), outcome.name, state)
         write_results(out, _started(jobs), outcomes)
 
     with sigterm_as_interrupt():
-        _run_jobs(config, sweep, jobs, on_outcome)
+        _run_jobs(config, sweep, mine, on_outcome)
     rows, means = write_results(out, _started(jobs), outcomes)
     failed = tuple(outcome for outcome in outcomes if outcome.error)
     remarks = [f"{one.name} failed in {one.stage}: {one.error}." for one in failed]
     page = None
-    if started := [str(run_folder.path) for run_folder in _started(jobs)]:
+    started = [str(run_folder.path) for run_folder in _started(jobs)]
+    if started and config.part is None:
         command = ["repa-pipe", config.kind, config.sweep, *config.flags(without=("sweep",))]
         made = [*commands, shlex.join(command), *commands_of(jobs)]
         page = str(report.run(started, str(out / PAGE), config.store, title, [*remarks, *notes(started)], made))

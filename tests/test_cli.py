@@ -13,6 +13,8 @@ from repa_pipe.pipeline import evaluate_checkpoints, train
 COMMANDS = ["plan", "encode", "train", "sample", "evaluate", "evaluate-checkpoints", "probe", "rank", "ablate"]
 COMMANDS += [
     "report",
+    "runs",
+    "env",
     "recipes",
     "encoders",
     "demo",

@@ -173,6 +173,8 @@ def test_a_run_resumes_to_the_same_losses_and_weights():
     rows = read_metrics(RunFolder(RUN))
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows[:4]] == pytest.approx(losses, rel=1e-4)
+    new = ("learning_rate", "memory_gib")
+    assert [[row[name] is None for name in new] for row in rows] == [[step < 2] * 2 for step in range(6)]
     new = load_checkpoint(RUN / "checkpoints/0000004.pt")
     for part, weights in old.items():
         for name, value in weights.items():

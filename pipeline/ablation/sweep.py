@@ -103,7 +103,7 @@ def _runs(path: Path, tables: _Tables, store: str, out: Path) -> list[TrainConfi
         where = f"{path}, run {name}"
         if name in runs:
             raise ConfigError(f"{where} occurs twice: change its settings, or give it another exp_name")
-        values = tables.train | entry | chosen | {"exp_name": name}
+        values = {"group": path.stem} | tables.train | entry | chosen | {"exp_name": name}
         runs[name] = _config(TrainConfig, values, where, _NOT_TRAINING, store=store, output_dir=str(out))
     return list(runs.values())
 

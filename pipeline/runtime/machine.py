@@ -31,6 +31,12 @@ def software_versions() -> dict[str, str]:
     return found
 
 
+def version_text() -> str:
+    """Return the versions of Python and of the most important packages in one line."""
+    found = software_versions()
+    return ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "ray", "zarr") if name in found)
+
+
 def cuda_version() -> str | None:
     """Return the version of CUDA that torch was built with; None for a build without CUDA. Imports torch."""
     import torch
@@ -58,6 +64,13 @@ def relevant_cpu_flags() -> tuple[str, ...]:
 def num_usable_cpus() -> int:
     """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_gib() -> tuple[float, float]:
+    """Return the memory of this machine and how much of it is available, in GiB."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
 
 
 def is_running(pid: int) -> bool:

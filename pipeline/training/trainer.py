@@ -121,7 +121,7 @@ class Trainer:
         """
         config = self.config
         with ExitStack() as stack:
-            profiler = StepProfiler(config.profiled if self.ranks.is_first else range(0), self.run_folder, self.device)
+            profiler = StepProfiler(self._profiled_steps(), self.run_folder, self.device)
             stack.enter_context(closing(profiler))
             if self.ranks.is_first:
                 self._monitor = self._open_monitor(session)
@@ -159,6 +159,15 @@ class Trainer:
 
     def _is_due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.config.max_train_steps)
+
+    def _profiled_steps(self) -> range:
+        """Return the steps to trace: those of `--profile-steps` that are still to be taken, on the first rank."""
+        steps = self.config.profiled
+        if not steps or not self.ranks.is_first:
+            return range(0)
+        if self.step >= steps.stop or steps.start >= self.config.max_train_steps:
+            logger.warning("steps %s of --profile-steps are not traced", self.config.profile_steps)
+        return steps
 
     def _open_monitor(self, session: SessionRecorder | None) -> TrainingMonitor:
         config, names = self.config, self.objective.names

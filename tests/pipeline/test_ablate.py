@@ -124,6 +124,26 @@ def test_runs_are_trained_sampled_evaluated_and_compared_once(config_of, calls):
     assert [args[0] for args in calls] == ["train", "sample", "evaluate"] * 4
 
 
+def test_parts_of_a_sweep_execute_their_runs_and_the_sweep_without_a_part_compares_all(config_of, calls):
+    text = f"{TRAIN}max_train_steps = 1\n[grid]\nseed = [0, 1, 2]\n"
+    first = ablate.run(config_of(text, part="0/2"))
+    assert [row["run"] for row in first.rows] == ["seed=0", "seed=2"]
+    assert first.page is None
+    second = ablate.run(config_of(text, part="1/2"))
+    assert [row["run"] for row in second.rows] == ["seed=0", "seed=1", "seed=2"]
+    assert len(calls) == 3
+    assert ablate.run(config_of(text)).rows == second.rows
+    assert len(calls) == 3
+    assert (Path(second.out) / "report.html").exists()
+    assert all("--group sweep" in " ".join(args) for args in calls)
+
+
+@pytest.mark.parametrize("part", ["2/2", "0/0", "1", "a/b", "-1/2"])
+def test_a_part_that_does_not_exist_is_refused(part):
+    with pytest.raises(ConfigError, match=r"--part is .*: expected I/N"):
+        AblateConfig(sweep="sweep.toml", store="s", part=part)
+
+
 def test_every_checkpoint_is_evaluated_by_one_command(config_of, calls):
     options = "max_train_steps = 2\ncheckpointing_steps = 1\n[grid]\nseed = [0]\n"
     text = f"{TRAIN}{options}{EVALUATE}every_checkpoint = true\n"

@@ -1,13 +1,26 @@
-"""The files in runs/cluster/ are valid, and their commands exist."""
+"""The files in runs/cluster/ are valid, their commands exist, and jobs of Slurm resume."""
 
+import json
+import os
+import re
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
 from repa_pipe.cli import cli
+from repa_pipe.config import TrainConfig
+from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
+from repa_pipe.pipeline.artifacts.run_record import read_run_record
 
 CLUSTER = Path(__file__).parents[2] / "runs/cluster"
 
@@ -43,3 +56,177 @@ def test_the_ray_cluster_matches_rays_schema():
 
     schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text())
     jsonschema.validate(yaml.safe_load((CLUSTER / "ray-cluster.yaml").read_text()), schema)
+
+
+# --- Slurm -------------------------------------------------------------------------------------------------------
+
+# `sbatch`, as far as the scripts depend on it: a job runs a copy of the script in the folder that it was submitted
+# from; the time limit is near when a test says so, which sends the signal of --signal to the batch shell alone; after
+# `scontrol requeue`, the test starts the job again with the same arguments.
+
+
+def directives(script):
+    """Return the options of a batch script, from its `#SBATCH` lines."""
+    lines = re.findall(r"^#SBATCH --(\S+)$", script.read_text(), re.MULTILINE)
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+class Slurm:
+    def __init__(self, folder):
+        self.folder, self.bin = folder, folder / "bin"
+        self.bin.mkdir(parents=True)
+        self.requeued = folder / "requeued"
+        self._command("scontrol", f'[ "$1 $2" = "requeue 42" ] && touch {self.requeued}')
+        for name, module in (("torchrun", "torch.distributed.run"), ("repa-pipe", "repa_pipe.cli")):
+            self._command(name, f'exec {sys.executable} -m {module} "$@"')
+
+    def _command(self, name, body):
+        (self.bin / name).write_text(f"#!/bin/sh\n{body}\n")
+        (self.bin / name).chmod(0o755)
+
+    def start(self, script, *args, **variables):
+        """Start a job, or start it again."""
+        self.requeued.unlink(missing_ok=True)
+        copied = self.folder / "slurm_script"
+        shutil.copy(script, copied)
+        environment = {"PATH": f"{self.bin}:{os.environ['PATH']}", "SLURM_JOB_ID": "42", "OMP_NUM_THREADS": "1"}
+        log = (self.folder / "log").open("a" if directives(script)["open-mode"] == "append" else "w")
+        return subprocess.Popen(
+            ["bash", copied, *args], cwd=self.folder, env=os.environ | environment | variables, stdout=log, stderr=log
+        )
+
+    def send(self, job, script):
+        """Send the signal that Slurm sends before the time limit."""
+        target, name, seconds = re.fullmatch(r"(B):(\w+)@(\d+)", directives(script)["signal"]).groups()
+        assert (target, int(seconds) >= 300) == ("B", True)
+        os.kill(job.pid, getattr(signal, f"SIG{name}"))
+
+    def log(self):
+        return (self.folder / "log").read_text()
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    return Slurm(tmp_path / "cluster")
+
+
+@pytest.fixture
+def config_of(make_store, tmp_path):
+    store, _ = make_store()
+
+    def config(**changes):
+        options = {
+            "store": str(store),
+            "output_dir": str(tmp_path / "runs"),
+            "exp_name": "run",
+            "model": "SiT-T/2",
+            "encoder_depth": 2,
+            "projector_embed_dims": 32,
+            "batch_size": 8,
+            "mixed_precision": "fp32",
+            "device": "cpu",
+        }
+        return TrainConfig(**options | changes)
+
+    return config
+
+
+def wait_for(condition, job):
+    for _ in range(1200):
+        if condition():
+            return
+        assert job.poll() is None, "the job has ended"
+        time.sleep(0.1)
+    raise AssertionError("nothing happened")
+
+
+@pytest.mark.parametrize("name", ["slurm-train.sh", "slurm-ablate.sh"])
+def test_batch_scripts_are_valid_and_return_to_the_queue(name):
+    script = CLUSTER / name
+    subprocess.run(["bash", "-n", script], check=True)
+    options = directives(script)
+    assert {"requeue", "signal", "open-mode", "time", "nodes"} <= options.keys()
+    assert options["nodes"] == "1"
+
+
+@pytest.mark.slow
+def test_a_training_job_saves_a_checkpoint_before_its_time_limit_and_resumes_after_requeueing(slurm, config_of):
+    script = CLUSTER / "slurm-train.sh"
+    config = config_of(max_train_steps=40, checkpointing_steps=1000, log_steps=4)
+    run = RunFolder(Path(config.output_dir) / "run")
+    job = slurm.start(script, *config.flags(), SLURM_GPUS_ON_NODE="2")
+    wait_for(run.metrics_log.exists, job)
+    slurm.send(job, script)
+    assert job.wait(timeout=120) != 0, slurm.log()
+    assert slurm.requeued.exists()
+    (checkpoint,) = run.checkpoints()
+    assert 4 <= int(checkpoint.stem) < 40
+    job = slurm.start(script, *config.flags(), SLURM_GPUS_ON_NODE="2")
+    assert job.wait(timeout=120) == 0, slurm.log()
+    assert not slurm.requeued.exists()
+    sessions = read_run_record(run).sessions
+    assert [(each.start_step, each.state) for each in sessions] == [(0, "stopped"), (int(checkpoint.stem), "finished")]
+    whole = config_of(exp_name="whole", max_train_steps=40, checkpointing_steps=1000, log_steps=4)
+    job = slurm.start(script, *whole.flags(), SLURM_GPUS_ON_NODE="2")
+    assert job.wait(timeout=120) == 0
+    one, other = (load_checkpoint(RunFolder(run.path.parent / name).last_checkpoint()) for name in ("whole", "run"))
+    assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
+
+
+@pytest.mark.slow
+def test_a_canceled_job_saves_a_checkpoint_and_does_not_return_to_the_queue(slurm, config_of):
+    config = config_of(max_train_steps=100_000, checkpointing_steps=100_000, log_steps=1)
+    run = RunFolder(Path(config.output_dir) / "run")
+    job = slurm.start(CLUSTER / "slurm-train.sh", *config.flags(), SLURM_GPUS_ON_NODE="1")
+    wait_for(run.metrics_log.exists, job)
+    job.terminate()
+    assert job.wait(timeout=120) != 0
+    assert len(run.checkpoints()) == 1, slurm.log()
+    assert not slurm.requeued.exists()
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_does_not_return_to_the_queue(slurm, config_of):
+    job = slurm.start(CLUSTER / "slurm-train.sh", *config_of(batch_size=64).flags(), SLURM_GPUS_ON_NODE="1")
+    assert job.wait(timeout=120) != 0
+    assert "batch size 64 is larger than" in slurm.log()
+    assert not slurm.requeued.exists()
+
+
+SWEEP = """
+[train]
+model = "SiT-T/2"
+encoder_depth = 2
+projector_embed_dims = 32
+batch_size = 4
+mixed_precision = "fp32"
+device = "cpu"
+report_to = "none"
+log_steps = 1
+max_train_steps = STEPS
+[grid]
+seed = [0, 1, 2]
+"""
+
+
+@pytest.mark.slow
+def test_an_array_executes_a_sweep_and_its_jobs_resume_after_requeueing(slurm, config_of):
+    script, out = CLUSTER / "slurm-ablate.sh", slurm.folder / "out"
+    (slurm.folder / "sweep.toml").write_text(SWEEP.replace("STEPS", "60"))
+    args = ["sweep.toml", "--store", config_of().store, "--out", str(out)]
+    array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
+    job = slurm.start(script, *args, SLURM_ARRAY_TASK_ID="1", **array)
+    first = RunFolder(out / "seed=0")
+    wait_for(first.metrics_log.exists, job)
+    slurm.send(job, script)
+    assert job.wait(timeout=120) != 0
+    assert slurm.requeued.exists(), slurm.log()
+    (checkpoint,) = first.checkpoints()
+    assert int(checkpoint.stem) < 60
+    for number in ("1", "2"):
+        job = slurm.start(script, *args, SLURM_ARRAY_TASK_ID=number, **array)
+        assert job.wait(timeout=300) == 0, slurm.log()
+        assert not slurm.requeued.exists()
+    assert [each.state for each in read_run_record(first).sessions] == ["stopped", "finished"]
+    results = json.loads((out / "results.json").read_text())
+    assert [(row["run"], row["step"]) for row in results["runs"]] == [(f"seed={seed}", 60) for seed in range(3)]

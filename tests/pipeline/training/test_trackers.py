@@ -42,12 +42,15 @@ def wandb_log(tmp_path, monkeypatch):
 
 
 def test_wandb_gets_the_metrics_and_a_resumed_run_keeps_its_id(config_of, wandb_log):
-    train.run(config_of(report_to="wandb", max_train_steps=3, sampling_steps=3))
+    labels = {"notes": "first try", "tag": ("a", "b"), "group": "sweep"}
+    train.run(config_of(report_to="wandb", max_train_steps=3, sampling_steps=3, **labels))
     result = train.run(config_of(report_to="wandb"))
     (first, *logged), (second, *later) = json.loads(wandb_log.read_text())
     assert first["name"] == "run"
     assert first["id"] == second["id"] == (Path(result.run) / "wandb_id").read_text()
     assert second["resume"] == "allow"
+    assert (first["notes"], first["tags"], first["group"]) == ("first try", "('a', 'b')", "sweep")
+    assert (second["notes"], second["tags"], second["group"]) == ("None",) * 3  # W&B keeps those that it has
     assert logged[-1] == [3, {"samples": [256, 256, 3]}]
     rows = {row.pop("step"): row for row in read_metrics(RunFolder(Path(result.run)))}
     assert dict(logged[:-1] + later) == rows

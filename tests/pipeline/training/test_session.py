@@ -1,0 +1,125 @@
+"""The sessions that training records in `run.json`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from repa_pipe.pipeline import train
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
+from repa_pipe.pipeline.artifacts.run_record import read_run_record
+from repa_pipe.pipeline.training import session as session_module
+from repa_pipe.pipeline.training.objective import Objective
+
+
+def record_of(config):
+    return read_run_record(RunFolder(Path(config.output_dir) / config.exp_name))
+
+
+def test_every_start_of_a_run_adds_a_session(config_of):
+    train.run(config_of(max_train_steps=3, notes="first try", tag=("a", "b")))
+    train.run(config_of())
+    record = record_of(config_of())
+    assert (record.notes, record.tags) == ("first try", ("a", "b"))
+    steps = [(each.start_step, each.end_step, each.state) for each in record.sessions]
+    assert steps == [(0, 3, "finished"), (3, 6, "finished")]
+    last = record.sessions[-1]
+    assert (last.host, last.pid, last.gpu, last.num_gpus) == (socket.gethostname(), os.getpid(), None, 0)
+    assert last.command.startswith("repa-pipe train --store ")
+    assert {"python", "torch", "ray", "zarr", "numpy", "timm", "diffusers"} <= last.versions.keys()
+    assert record.created <= record.sessions[0].started <= record.sessions[0].ended <= last.started <= last.ended
+
+
+def test_a_finished_run_gets_no_session_but_new_notes(config_of):
+    train.run(config_of(tag=("a",)))
+    train.run(config_of(notes="finished"))
+    record = record_of(config_of())
+    assert (record.notes, record.tags, len(record.sessions)) == ("finished", ("a",), 1)
+
+
+def test_the_repository_of_the_current_folder_is_recorded(config_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    train.run(config_of(max_train_steps=1))
+    for args in (
+        ["init", "--quiet"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-qm", "c"],
+    ):
+        subprocess.run(["git", *args], check=True)
+    train.run(config_of(max_train_steps=2))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    sessions = record_of(config_of()).sessions
+    assert [(each.git_commit, each.git_dirty) for each in sessions] == [(None, None), (commit, False)]
+
+
+def test_a_failed_session_records_its_error(config_of, monkeypatch):
+    train.run(config_of(max_train_steps=2))
+
+    def forward(self, inputs):
+        raise ValueError("some\nerror")
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    with pytest.raises(ValueError, match="some"):
+        train.run(config_of())
+    last = record_of(config_of()).sessions[-1]
+    assert (last.state, last.error, last.start_step, last.end_step) == ("failed", "some", 2, 2)
+    assert last.ended
+
+
+def test_a_running_session_is_updated_with_the_rows_of_the_log(config_of, monkeypatch):
+    seen = []
+    write = session_module.write_run_record
+
+    def written(run, record):
+        write(run, record)
+        seen.append([(each.state, each.end_step) for each in record.sessions])
+
+    monkeypatch.setattr(session_module, "write_run_record", written)
+    train.run(config_of())  # takes less than the interval
+    assert seen[1:] == [[("running", 0)], [("finished", 6)]]  # the first call writes the notes
+    seen.clear()
+    monkeypatch.setattr(session_module, "UPDATE_EVERY_S", 0.0)
+    train.run(config_of(exp_name="other"))
+    assert seen[1:] == [[("running", step)] for step in (0, 2, 4, 6)] + [[("finished", 6)]]
+
+
+def test_a_run_without_a_record_is_as_old_as_its_first_checkpoint(config_of):
+    result = train.run(config_of(max_train_steps=3))
+    run = RunFolder(Path(result.run))
+    os.utime(run.last_checkpoint(), (1_700_000_000, 1_700_000_000))
+    run.record_file.unlink()
+    train.run(config_of())
+    assert record_of(config_of()).created == "2023-11-14T22:13:20+00:00"
+
+
+def wait_for_step(config):
+    for _ in range(600):
+        time.sleep(0.1)
+        path = RunFolder(Path(config.output_dir) / "run").metrics_log
+        if path.exists():
+            return
+    raise AssertionError("training did not start")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "state"), [(signal.SIGTERM, "stopped"), (signal.SIGKILL, "killed")])
+def test_a_session_that_was_interrupted_or_killed_is_not_shown_as_running(config_of, number, state):
+    config = config_of(max_train_steps=100_000, log_steps=1)
+    command = [sys.executable, "-m", "repa_pipe.cli", "train", *config.flags()]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(config)
+    assert record_of(config).sessions[0].shown_state() == "running"
+    process.send_signal(number)
+    process.wait()
+    (session,) = record_of(config).sessions
+    assert session.shown_state() == state
+    listed = subprocess.run(
+        [sys.executable, "-m", "repa_pipe.cli", "runs", config.output_dir, "--json"], capture_output=True, check=True
+    )
+    assert [row["state"] for row in json.loads(listed.stdout)] == [state]
