@@ -100,6 +100,7 @@ def test_every_file_of_a_run_is_described():
     run = RunFolder(Path())
     names = [value.name for name in dir(RunFolder) if isinstance(value := getattr(run, name), Path) and value.name]
     names += [call(50_000).name for call in (run.checkpoint, run.nonfinite_checkpoint, run.nonfinite_report)]
+    names.append(run.profile(100, 105).name)
     assert len(names) > 10
     assert [name for name in names if name not in PAGES["run-files.md"]] == []
 

@@ -90,10 +90,15 @@ class Slurm:
         copied = self.folder / "slurm_script"
         shutil.copy(script, copied)
         environment = {"PATH": f"{self.bin}:{os.environ['PATH']}", "SLURM_JOB_ID": "42", "OMP_NUM_THREADS": "1"}
-        log = (self.folder / "log").open("a" if directives(script)["open-mode"] == "append" else "w")
-        return subprocess.Popen(
-            ["bash", copied, *args], cwd=self.folder, env=os.environ | environment | variables, stdout=log, stderr=log
-        )
+        mode = "a" if directives(script)["open-mode"] == "append" else "w"
+        with (self.folder / "log").open(mode) as log:
+            return subprocess.Popen(
+                ["bash", copied, *args],
+                cwd=self.folder,
+                env=os.environ | environment | variables,
+                stdout=log,
+                stderr=log,
+            )
 
     def send(self, job, script):
         """Send the signal that Slurm sends before the time limit."""
@@ -152,23 +157,23 @@ def test_batch_scripts_are_valid_and_return_to_the_queue(name):
 @pytest.mark.slow
 def test_a_training_job_saves_a_checkpoint_before_its_time_limit_and_resumes_after_requeueing(slurm, config_of):
     script = CLUSTER / "slurm-train.sh"
-    config = config_of(max_train_steps=40, checkpointing_steps=1000, log_steps=4)
+    options = {"max_train_steps": 150, "checkpointing_steps": 7, "log_steps": 4}
+    config, whole = config_of(**options), config_of(exp_name="whole", **options)
     run = RunFolder(Path(config.output_dir) / "run")
     job = slurm.start(script, *config.flags(), SLURM_GPUS_ON_NODE="2")
-    wait_for(run.metrics_log.exists, job)
+    wait_for(run.checkpoints, job)
     slurm.send(job, script)
     assert job.wait(timeout=120) != 0, slurm.log()
     assert slurm.requeued.exists()
-    (checkpoint,) = run.checkpoints()
-    assert 4 <= int(checkpoint.stem) < 40
+    stopped = int(run.last_checkpoint().stem)
+    assert 7 < stopped < 150
+    assert stopped % 4 == 0
     job = slurm.start(script, *config.flags(), SLURM_GPUS_ON_NODE="2")
     assert job.wait(timeout=120) == 0, slurm.log()
     assert not slurm.requeued.exists()
     sessions = read_run_record(run).sessions
-    assert [(each.start_step, each.state) for each in sessions] == [(0, "stopped"), (int(checkpoint.stem), "finished")]
-    whole = config_of(exp_name="whole", max_train_steps=40, checkpointing_steps=1000, log_steps=4)
-    job = slurm.start(script, *whole.flags(), SLURM_GPUS_ON_NODE="2")
-    assert job.wait(timeout=120) == 0
+    assert [(each.start_step, each.state) for each in sessions] == [(0, "stopped"), (stopped, "finished")]
+    assert slurm.start(script, *whole.flags(), SLURM_GPUS_ON_NODE="2").wait(timeout=120) == 0
     one, other = (load_checkpoint(RunFolder(run.path.parent / name).last_checkpoint()) for name in ("whole", "run"))
     assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
 
@@ -203,7 +208,8 @@ mixed_precision = "fp32"
 device = "cpu"
 report_to = "none"
 log_steps = 1
-max_train_steps = STEPS
+max_train_steps = 150
+checkpointing_steps = 7
 [grid]
 seed = [0, 1, 2]
 """
@@ -212,21 +218,22 @@ seed = [0, 1, 2]
 @pytest.mark.slow
 def test_an_array_executes_a_sweep_and_its_jobs_resume_after_requeueing(slurm, config_of):
     script, out = CLUSTER / "slurm-ablate.sh", slurm.folder / "out"
-    (slurm.folder / "sweep.toml").write_text(SWEEP.replace("STEPS", "60"))
+    (slurm.folder / "sweep.toml").write_text(SWEEP)
     args = ["sweep.toml", "--store", config_of().store, "--out", str(out)]
     array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
     job = slurm.start(script, *args, SLURM_ARRAY_TASK_ID="1", **array)
     first = RunFolder(out / "seed=0")
-    wait_for(first.metrics_log.exists, job)
+    wait_for(first.checkpoints, job)
     slurm.send(job, script)
     assert job.wait(timeout=120) != 0
     assert slurm.requeued.exists(), slurm.log()
-    (checkpoint,) = first.checkpoints()
-    assert int(checkpoint.stem) < 60
+    stopped = int(first.last_checkpoint().stem)
+    assert 7 < stopped < 150
     for number in ("1", "2"):
         job = slurm.start(script, *args, SLURM_ARRAY_TASK_ID=number, **array)
         assert job.wait(timeout=300) == 0, slurm.log()
         assert not slurm.requeued.exists()
-    assert [each.state for each in read_run_record(first).sessions] == ["stopped", "finished"]
+    sessions = read_run_record(first).sessions
+    assert [(each.start_step, each.state) for each in sessions] == [(0, "stopped"), (stopped, "finished")]
     results = json.loads((out / "results.json").read_text())
-    assert [(row["run"], row["step"]) for row in results["runs"]] == [(f"seed={seed}", 60) for seed in range(3)]
+    assert [(row["run"], row["step"]) for row in results["runs"]] == [(f"seed={seed}", 150) for seed in range(3)]
