@@ -65,11 +65,6 @@ class RunFolder:
         return self.path / "machine.json"
 
     @property
-    def record_file(self) -> Path:
-        """`run.json`: sessions, environment, notes and tags of the run."""
-        return self.path / "run.json"
-
-    @property
     def log(self) -> Path:
         """`log.txt`: output of a sweep's commands."""
         return self.path / "log.txt"

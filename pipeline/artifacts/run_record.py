@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
 from ...converter import read_json, structure, unstructure
+from ...errors import ConfigError
 from ...stores.files import write_json
 from ..runtime.machine import is_running
 from .run_folder import RunFolder
@@ -41,6 +42,11 @@ class Session:
     git_dirty: bool | None
     command: str
 
+    def __post_init__(self) -> None:
+        for text in (self.started, self.updated, self.ended):
+            if text is not None and not _is_time(text):
+                raise ConfigError(f"{text!r} is not a time: expected a form such as {time_text(0)}")
+
     def shown_state(self) -> ShownState:
         """Return the state, but `killed` or `unknown` for a session that cannot be running any more.
 
@@ -62,6 +68,13 @@ class RunRecord:
     notes: str = ""
     tags: tuple[str, ...] = ()
     sessions: tuple[Session, ...] = ()  # oldest first
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def time_text(seconds: float | None = None) -> str:

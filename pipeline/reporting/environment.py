@@ -1,54 +1,21 @@
 """Where and when runs were trained: sessions, hardware, versions and commit, as the runs recorded them.
 
-Runs of earlier versions recorded nothing; later versions may record more. Unknown keys are therefore ignored, and a
-record that cannot be read becomes a note.
+Runs of version 0.1.0 recorded nothing. A record that cannot be read becomes a note.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from ...converter import read_json, structure
 from ...errors import ConfigError
 from ..artifacts.run_folder import RunFolder
+from ..artifacts.run_record import RunRecord, Session, read_run_record
 from .runs import Run
 from .tables import Cell, Table, seconds_text
 
 _SHOWN_OF_COMMIT = 12
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """One process that trained a run, from its start to its end."""
-
-    started: str = ""
-    ended: str | None = None
-    state: str = ""
-    start_step: int | None = None
-    end_step: int | None = None
-    host: str | None = None
-    gpu: str | None = None
-    num_gpus: int | None = None
-    cpu: str | None = None
-    cpu_flags: tuple[str, ...] = ()
-    versions: dict[str, str] | None = None
-    git_commit: str | None = None
-    git_dirty: bool | None = None
-    command: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecord:
-    """The contents of a run's record that a report shows."""
-
-    created: str = ""
-    notes: str = ""
-    tags: tuple[str, ...] = ()
-    sessions: tuple[Session, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,43 +32,27 @@ def read_environments(runs: Sequence[Run]) -> tuple[list[Environment], list[str]
     """Return the environment of every run that recorded it, and notes on records that cannot be read."""
     environments, problems = [], []
     for i, run in enumerate(runs):
-        path = RunFolder(run.folder).record_file
-        if not path.exists():
-            continue
         try:
-            record = read_record(path)
+            record = read_run_record(RunFolder(run.folder))
         except ConfigError as error:
             problems.append(f"The environment of {run.name} is not shown: {error}.")
             continue
-        environments.append(Environment(i, run.name, _properties(record), _sessions_table(run.name, record.sessions)))
+        if record is not None:
+            sessions = _sessions_table(run.name, record.sessions)
+            environments.append(Environment(i, run.name, _properties(record), sessions))
     return environments, problems
-
-
-def read_record(path: Path) -> RunRecord:
-    """Read a run's record without the keys that a report does not show; ConfigError when a value has another type."""
-    values = _known(read_json(path), RunRecord)
-    if isinstance(values.get("sessions"), list):
-        values["sessions"] = [_known(session, Session) for session in values["sessions"]]
-    return structure(values, RunRecord, str(path))
-
-
-def _known(values: Any, kind: type[RunRecord | Session]) -> Any:
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in values.items() if name in names} if isinstance(values, dict) else values
 
 
 def _properties(record: RunRecord) -> tuple[tuple[str, str], ...]:
     """Return the properties that were recorded; those that sessions share are shown as in the last one."""
-    last = record.sessions[-1] if record.sessions else Session()
-    found = (
-        ("State", last.state),
-        ("Notes", record.notes),
-        ("Tags", ", ".join(record.tags)),
-        ("Created", _time(record.created)),
-        ("Command", last.command),
-        ("CPU flags", " ".join(last.cpu_flags)),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in (last.versions or {}).items())),
-    )
+    found = [("Notes", record.notes), ("Tags", ", ".join(record.tags)), ("Created", _time(record.created))]
+    for last in record.sessions[-1:]:
+        found += [
+            ("State", f"{last.shown_state()}{f': {last.error}' if last.error else ''}"),
+            ("Command", last.command),
+            ("CPU flags", " ".join(last.cpu_flags)),
+            ("Versions", ", ".join(f"{name} {version}" for name, version in last.versions.items())),
+        ]
     return tuple((name, value) for name, value in found if value)
 
 
@@ -114,7 +65,7 @@ def _sessions_table(name: str, sessions: Sequence[Session]) -> Table:
                 _time(session.started),
                 _duration(session),
                 _steps(session),
-                session.state,
+                session.shown_state(),
                 session.host,
                 _gpus(session),
                 session.cpu,
@@ -150,14 +101,13 @@ def _duration(session: Session) -> str:
 
 
 def _steps(session: Session) -> str:
-    ends = [f"{step:,}" for step in (session.start_step, session.end_step) if step is not None]
-    return " to ".join(ends)
+    return f"{session.start_step:,} to {session.end_step:,}"
 
 
 def _gpus(session: Session) -> str:
     if not session.gpu:
-        return "none" if session.num_gpus == 0 else ""
-    return f"{session.num_gpus} × {session.gpu}" if session.num_gpus else session.gpu
+        return "none"
+    return f"{session.num_gpus} × {session.gpu}"
 
 
 def _commit(session: Session) -> str:

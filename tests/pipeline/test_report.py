@@ -630,10 +630,13 @@ RECORD = {
         {
             "started": "2026-11-24T09:00:12+00:00",
             "ended": "2026-11-24T18:20:12+00:00",
+            "updated": "2026-11-24T18:20:12+00:00",
             "state": "stopped",
+            "error": None,
             "start_step": 0,
             "end_step": 1200,
             "host": "node-17",
+            "pid": 1,
             "gpu": "H100",
             "num_gpus": 8,
             "cpu": "EPYC",
@@ -643,20 +646,40 @@ RECORD = {
             "git_dirty": True,
             "command": "repa-pipe train --store s",
         },
-        {"started": "2026-11-25T09:00:12+00:00", "ended": None, "state": "running", "key_of_a_later_version": 1},
+        {
+            "started": "2026-11-25T09:00:12+00:00",
+            "ended": None,
+            "updated": "2026-11-25T10:00:12+00:00",
+            "state": "running",
+            "error": None,
+            "start_step": 1200,
+            "end_step": 1300,
+            "host": "node-18",
+            "pid": 1,
+            "gpu": None,
+            "num_gpus": 0,
+            "cpu": "EPYC",
+            "cpu_flags": [],
+            "versions": {"torch": "2.9.1"},
+            "git_commit": None,
+            "git_dirty": None,
+            "command": "repa-pipe train --store other",
+        },
     ],
 }
 
 
 def test_recorded_environment_is_shown(tmp_path: Path, store: Path) -> None:
     run = write_run(tmp_path / "run", store, log_rows(3, 10, 0.5))
-    (run / "run.json").write_text(json.dumps(RECORD | {"key_of_a_later_version": {}}))
+    (run / "run.json").write_text(json.dumps(RECORD))
     page = Page(report.run([str(run)], str(tmp_path / "page.html")))
     assert dict(page.table("Environment of run")) == {
-        "State": "running",
         "Notes": "A node was <drained>.",
         "Tags": "baseline, depth",
         "Created": "2026-11-24 09:00 UTC",
+        "State": "unknown",
+        "Command": "repa-pipe train --store other",
+        "Versions": "torch 2.9.1",
     }
     header, first, second = page.table("Sessions of run")
     assert header == ["Started", "Duration", "Steps", "State", "Host", "GPU", "CPU", "Commit"]
@@ -664,16 +687,16 @@ def test_recorded_environment_is_shown(tmp_path: Path, store: Path) -> None:
         *("2026-11-24 09:00 UTC", "9 h 20 min", "0 to 1,200", "stopped", "node-17", "8 × H100", "EPYC"),
         "459bee427e29 with uncommitted changes",
     ]
-    assert second == ["2026-11-25 09:00 UTC", "–", "–", "running", "–", "–", "–", "–"]
+    assert second == ["2026-11-25 09:00 UTC", "–", "1,200 to 1,300", "unknown", "node-18", "none", "EPYC", "–"]
     assert {"href": "#environment"} in page.all("a")
 
 
 def test_unreadable_environment_is_a_note(tmp_path: Path, store: Path) -> None:
     run = write_run(tmp_path / "run", store, log_rows(3, 10, 0.5))
-    (run / "run.json").write_text('{"sessions": [{"start_step": "0"}]}')
+    (run / "run.json").write_text(json.dumps(RECORD | {"sessions": [RECORD["sessions"][0] | {"start_step": "0"}]}))
     page = Page(report.run([str(run)], str(tmp_path / "page.html")))
     assert "The environment of run is not shown" in page.text
-    assert "expected int | null, found str" in page.text
+    assert "expected int, found str" in page.text
     assert {"href": "#environment"} not in page.all("a")
 
 

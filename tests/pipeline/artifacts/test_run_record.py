@@ -59,6 +59,16 @@ def test_a_damaged_record_is_an_error_that_names_the_file(tmp_path, text):
         read_run_record(RunFolder(tmp_path))
 
 
+@pytest.mark.parametrize("text", ["yesterday", "2026-11-26T18:00:00"])
+def test_a_time_without_its_form_or_time_zone_is_an_error(tmp_path, text):
+    write_run_record(RunFolder(tmp_path), RunRecord(created=time_text(), sessions=(session(),)))
+    values = json.loads((tmp_path / "run.json").read_text())
+    values["sessions"][0]["updated"] = text
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=f"run.json.*'{text}' is not a time: expected a form such as 1970-01-01T"):
+        read_run_record(RunFolder(tmp_path))
+
+
 def test_a_session_on_this_machine_is_running_as_long_as_its_process():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mine = session(pid=process.pid, updated=time_text(0))
