@@ -64,10 +64,12 @@ def training_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]
             for validation.
     """
     selected = _selected_indices(config, store)
+    if not config.val_fraction:
+        return selected
     held_out = held_out_indices(config, store)
     for purpose, count in (("validation", len(held_out)), ("training", len(selected) - len(held_out))):
         config.require(
-            not config.val_fraction or count >= config.batch_size,
+            count >= config.batch_size,
             "val_fraction",
             f"it leaves {count} of {len(selected)} samples for {purpose}, expected at least one batch "
             f"({config.batch_size}): change it, or lower --batch-size",
