@@ -10,14 +10,15 @@ from typing import Literal, TypeAlias
 from ...converter import read_json, structure, unstructure
 from ...errors import ConfigError
 from ...stores.files import write_json
-from ..runtime.machine import is_running
+from ..runtime.machine import process_start
 from .run_folder import RunFolder
 
-State: TypeAlias = Literal["running", "finished", "stopped", "failed"]
+State: TypeAlias = Literal["running", "finished", "stopped", "failed", "killed"]
 ShownState: TypeAlias = Literal["running", "finished", "stopped", "failed", "killed", "unknown"]
 
 # A session is updated with the rows of the log. One on another machine that was not updated for so long may have ended.
 STALE = timedelta(minutes=15)
+CLOCK_SLACK_S = 60.0  # a process that was started so long after the session has only the same ID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,8 @@ class Session:
         if self.state != "running":
             return self.state
         if self.host == socket.gethostname():
-            return "running" if is_running(self.pid) else "killed"
+            start, latest = process_start(self.pid), datetime.fromisoformat(self.started).timestamp() + CLOCK_SLACK_S
+            return "running" if start is not None and start < latest else "killed"
         return "running" if datetime.now(UTC) - datetime.fromisoformat(self.updated) < STALE else "unknown"
 
 

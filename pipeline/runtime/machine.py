@@ -73,15 +73,15 @@ def memory_gib() -> tuple[float, float]:
     return kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
 
 
-def is_running(pid: int) -> bool:
-    """Return whether this machine has a process with this ID."""
+def process_start(pid: int) -> float | None:
+    """Return when a process of this machine was started, as a POSIX timestamp; None if it does not run (Linux)."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        kernel = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    booted = next(int(line.split()[1]) for line in kernel if line.startswith("btime"))
+    return None if state == "Z" else booted + int(fields[18]) / os.sysconf("SC_CLK_TCK")  # proc(5): starttime
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,9 @@ class SessionRecorder:
 
     def __init__(self, run: RunFolder, session: Session) -> None:
         self._run, self._session = run, session
-        self._record = read_run_record(run) or _new_record(run)
+        record = read_run_record(run) or _new_record(run)
+        ended = [replace(each, state="killed") if each.state == "running" else each for each in record.sessions]
+        self._record = replace(record, sessions=tuple(ended))
         self.step = session.start_step  # the last step taken
         self._write()
 

@@ -73,6 +73,8 @@ def test_a_session_on_this_machine_is_running_as_long_as_its_process():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mine = session(pid=process.pid, updated=time_text(0))
     assert mine.shown_state() == "running"
+    earlier = dataclasses.replace(mine, started=time_text(time.time() - 300))
+    assert earlier.shown_state() == "killed"  # another process has its ID now
     process.communicate(b"\n")
     assert mine.shown_state() == "killed"
     assert dataclasses.replace(mine, state="stopped").shown_state() == "stopped"

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from repa_pipe.pipeline.runtime import cpu, machine
-from repa_pipe.pipeline.runtime.machine import git_state, is_running, relevant_cpu_flags, software_versions
+from repa_pipe.pipeline.runtime.machine import git_state, process_start, relevant_cpu_flags, software_versions
 
 
 def git(folder, *args):
@@ -56,12 +58,15 @@ def test_a_git_command_that_hangs_is_ended(repository, tmp_path, monkeypatch):
     assert (git_state(repository).commit, git_state(repository).dirty) == ("0123", None)
 
 
-def test_a_process_is_running_until_it_has_ended():
+def test_a_process_has_a_start_until_it_has_ended():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert is_running(process.pid)
-    process.communicate(b"\n")
-    assert not is_running(process.pid)
-    assert is_running(os.getpid())
+    assert process_start(process.pid) == pytest.approx(time.time(), abs=5)
+    process.stdin.close()
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    assert process_start(process.pid) is None  # ended, but its parent has not asked for its exit status
+    process.wait()
+    assert process_start(process.pid) is None
 
 
 def test_versions_are_those_of_the_installed_packages():

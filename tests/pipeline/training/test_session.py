@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
-from repa_pipe.pipeline.artifacts.run_record import read_run_record
+from repa_pipe.pipeline.artifacts.run_record import read_run_record, write_run_record
 from repa_pipe.pipeline.training import session as session_module
 from repa_pipe.pipeline.training.objective import Objective
 
@@ -81,7 +82,8 @@ def test_a_running_session_is_updated_with_the_rows_of_the_log(config_of, monkey
         seen.append([(each.state, each.end_step) for each in record.sessions])
 
     monkeypatch.setattr(session_module, "write_run_record", written)
-    train.run(config_of())  # takes less than the interval
+    monkeypatch.setattr(session_module, "UPDATE_EVERY_S", 3600.0)
+    train.run(config_of())
     assert seen[1:] == [[("running", 0)], [("finished", 6)]]  # the first call writes the notes
     seen.clear()
     monkeypatch.setattr(session_module, "UPDATE_EVERY_S", 0.0)
@@ -96,6 +98,19 @@ def test_a_run_without_a_record_is_as_old_as_its_first_checkpoint(config_of):
     run.record_file.unlink()
     train.run(config_of())
     assert record_of(config_of()).created == "2023-11-14T22:13:20+00:00"
+
+
+def test_a_killed_session_is_recorded_as_such_when_the_run_is_resumed(config_of):
+    result = train.run(config_of(max_train_steps=3))
+    run = RunFolder(Path(result.run))
+    record = read_run_record(run)
+    killed = replace(record.sessions[0], state="running", ended=None)
+    write_run_record(run, replace(record, sessions=(killed,)))
+    train.run(config_of())
+    assert [(each.state, each.ended is None) for each in record_of(config_of()).sessions] == [
+        ("killed", True),
+        ("finished", False),
+    ]
 
 
 def wait_for_step(config):
