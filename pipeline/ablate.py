@@ -47,19 +47,11 @@ class AblateResult:
         return results.table(self.means)
 
 
-def run(
-    config: AblateConfig,
-    title: str | None = None,
-    notes: Callable[[Sequence[str]], Sequence[str]] = lambda runs: (),
-    commands: Sequence[str] = (),
-) -> AblateResult:
+def run(config: AblateConfig) -> AblateResult:
     """Train, sample and evaluate every run of the sweep, then compare them.
 
     Args:
         config: the settings.
-        title: title of the report.
-        notes: returns remarks for the report, given the run folders.
-        commands: commands that were run before, for the report.
 
     Returns:
         The results, and the runs that failed; a failure does not affect the other runs.
@@ -90,8 +82,8 @@ def run(
     started = [str(run_folder.path) for run_folder in _started(jobs)]
     if started and config.part is None:
         command = ["repa-pipe", config.kind, config.sweep, *config.flags(without=("sweep",))]
-        made = [*commands, shlex.join(command), *commands_of(jobs)]
-        page = str(report.run(started, str(out / PAGE), config.store, title, [*remarks, *notes(started)], made))
+        made = [shlex.join(command), *commands_of(jobs)]
+        page = str(report.run(started, str(out / PAGE), config.store, notes=remarks, commands=made))
     return AblateResult(rows, means, failed, str(out), page)
 
 

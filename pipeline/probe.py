@@ -74,7 +74,7 @@ def run(config: ProbeConfig) -> ProbeResult:
         encoders = config.encoder or store.encoders
         if not encoders:
             raise StoreError(
-                f"{store.location} has no encoder to compare with: add one with 'repa-pipe encode --encoder NAME'"
+                f"{store.location} has no encoder to compare with: add one with 'repa-pipe encode … --encoder NAME'"
             )
         images = ProbedImages(store, latents, encoders, config)
         target = {encoder: images.of_encoder(encoder).to(device) for encoder in encoders}

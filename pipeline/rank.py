@@ -75,7 +75,9 @@ def run(config: RankConfig) -> RankResult:
     with open_store(config.store) as store:
         groups = store.complete_groups("features")
         if not groups:
-            raise StoreError(f"{config.store} has no complete encoder: add one with 'repa-pipe encode --encoder NAME'")
+            raise StoreError(
+                f"{config.store} has no complete encoder: add one with 'repa-pipe encode … --encoder NAME'"
+            )
         for encoder in store.encoders:
             if features_group(encoder) not in groups:
                 logger.warning("skipping %s, which is incomplete: re-run its encode command to finish it", encoder)

@@ -11,6 +11,7 @@ from ..stores import Store, open_store
 from ..stores.files import atomic_write_bytes
 from .reporting.page import page_values, render
 from .reporting.runs import Run, read_runs
+from .reporting.sections import Section
 
 
 def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pass them by name
@@ -20,6 +21,7 @@ def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pas
     title: str | None = None,
     notes: Sequence[str] = (),
     commands: Sequence[str] = (),
+    sections: Sequence[Section] = (),
 ) -> Path:
     """Write a report of runs and return its path.
 
@@ -31,6 +33,7 @@ def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pas
         title: title of the report. Default: derived from the store and the number of runs.
         notes: sentences shown in the notes.
         commands: commands shown in the report. Default: the training commands, derived from the settings of the runs.
+        sections: shown above the comparison of the runs.
 
     Raises:
         ConfigError: a folder is not a run folder, a file in it is damaged, or the report cannot be written.
@@ -38,7 +41,8 @@ def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pas
     """
     read = read_runs(runs)
     with _open_store(read, store) as (opened, problems):
-        page = render(page_values(read, opened, title, [*notes, *problems], commands))
+        values = page_values(read, opened, title, [*notes, *problems], commands)
+    page = render(values | {"sections": sections})
     path = Path(out)
     try:
         atomic_write_bytes(path, page.encode())

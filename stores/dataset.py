@@ -134,7 +134,8 @@ class AlignmentDataset(Base):
         for name in (self.latents, *self.features):
             if not self.store.group(name).spec.has_flips:
                 raise StoreError(
-                    f"{self.store.location}: {name} has no flipped views: create a store with 'repa-pipe encode --flip'"
+                    f"{self.store.location}: {name} has no flipped views: "
+                    "create a store with 'repa-pipe encode … --flip'"
                 )
 
     @property

@@ -197,10 +197,10 @@ class ShardIndex:
         if size != expected:
             raise StoreError(
                 f"{path} has {size:,} bytes, expected {expected:,} (commit record): "
-                "run 'repa-pipe store verify --repair', then re-run 'repa-pipe encode'"
+                "run 'repa-pipe store verify STORE --repair', then re-run 'repa-pipe encode'"
             )
         if crc32c_bytes(tail[:-4]) != struct.unpack("<I", tail[-4:])[0]:
-            raise StoreError(f"{path}: the shard index fails its checksum: run 'repa-pipe store verify --repair'")
+            raise StoreError(f"{path}: the shard index fails its checksum: run 'repa-pipe store verify STORE --repair'")
         index = np.frombuffer(tail[:-4], dtype="<u8").reshape(-1, 2)[: commit.num_samples]
         if (index[:, 1] != self.layout.spec.sample_bytes).any():
             raise StoreError(f"{path}: the shard index lacks samples that the commit record lists")

@@ -1,7 +1,7 @@
 """`repa-pipe store import-repa`: import the layout of REPA's preprocessing into a store.
 
 The layout is `images/` (crops as PNG) and `vae-sd/` (one .npy of moments per image, and `dataset.json` with labels),
-paired by sorted file names (dataset.py of the published code). `repa-pipe encode --source DIR/images` adds encoders
+paired by sorted file names (dataset.py of the published code). `repa-pipe encode --source DIR/images …` adds encoders
 afterwards.
 """
 

@@ -1,0 +1,214 @@
+"""The same training steps twice, side by side: with tokens from the store, and with the encoder online."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from ...config import TrainConfig
+from ...models.encoders import load_encoder
+from ...sources import decode_crop, open_source, records_of
+from ...stores import Batch, Store, open_store
+from ..artifacts.run_folder import RunFolder
+from ..runtime.device import choose_device
+from ..runtime.distributed import DistributedContext
+from ..training.setup import resolve
+from ..training.trainer import Trainer
+
+WARM_UP = 2  # first steps, which are not timed
+
+
+class OnlineEncoder:
+    """Encodes the images of a batch, as a trainer without a store does in every step.
+
+    Args:
+        store: the store whose source holds the images.
+        encoders: names of the encoders; their weights come from their hubs.
+        device: where the encoders run, in the precision that `encode` uses there by default.
+    """
+
+    def __init__(self, store: Store, encoders: Sequence[str], device: torch.device) -> None:
+        self._store = store
+        self._source = open_source(store.manifest.source["path"], store.manifest.source.get("kind"))
+        dtype = torch.float16 if device.type == "cuda" else None
+        resolution = store.manifest.resolution
+        self._encoders = [load_encoder(name, None, resolution, device, dtype) for name in encoders]
+
+    def decode(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """Read, decode and crop images: uint8 `[B, 3, R, R]`."""
+        records = records_of(self._store.samples.take(indices))
+        crops = [decode_crop(self._source.read(record), self._store.manifest.resolution) for record in records]
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Return the patch tokens float32 `[B, N, D]` of each encoder."""
+        return [encoder(images).patch_tokens for encoder in self._encoders]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of the parts of a step. Without an encoder, `decode` and `encode` are 0."""
+
+    read: float
+    decode: float
+    encode: float
+    train: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        return self.read + self.decode + self.encode + self.train
+
+
+def median_times(steps: Sequence[StepTimes]) -> StepTimes:
+    """Return the median of each part."""
+    names = [field.name for field in dataclasses.fields(StepTimes)]
+    return StepTimes(**{name: statistics.median(getattr(step, name) for step in steps) for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Steps of one model."""
+
+    times: list[StepTimes]  # without the first WARM_UP
+    losses: npt.NDArray[np.float32]  # [steps, losses]
+
+
+@dataclass(frozen=True, slots=True)
+class StepComparison:
+    """The same steps from the store and with the encoder online."""
+
+    stored: Steps
+    online: Steps
+    losses: tuple[str, ...]  # names
+    batch_size: int
+    device: str
+    token_cosine: float  # smallest cosine between a stored token and the same token online
+
+    @property
+    def ratios(self) -> list[float]:
+        """Time of each step with the encoder online, relative to the same step from the store."""
+        pairs = zip(self.online.times, self.stored.times, strict=True)
+        return [online.total / stored.total for online, stored in pairs]
+
+    @property
+    def loss_difference(self) -> float:
+        """Largest absolute difference of a loss in any step."""
+        return float(np.abs(self.stored.losses - self.online.losses).max())
+
+
+def compare_steps(config: TrainConfig, steps: int) -> StepComparison:
+    """Train two models from the same weights in turn, one from the store and one with the encoder online.
+
+    Both take the same steps: the same samples, draws and targets. Batches are read in the step, not prefetched.
+
+    Args:
+        config: a run aligned with encoders whose tokens are stored as float16. Nothing is written.
+        steps: number of steps, more than `WARM_UP`.
+
+    Raises:
+        ConfigError, StoreError, WeightsError: the settings, the store or the encoders are unusable.
+    """
+    device = choose_device(config.device)
+    with open_store(config.store) as store:
+        config = resolve(config, store)
+        trainers = [make_trainer(config, store, device) for _ in range(2)]
+        encoder = OnlineEncoder(store, config.enc_type, device)
+        stored: list[_Step] = []
+        online: list[_Step] = []
+        cosine = 1.0
+        for _ in range(steps):
+            step, tokens = _step_from_store(trainers[0])
+            online_step, online_tokens = _step_online(trainers[1], encoder)
+            stored.append(step)
+            online.append(online_step)
+            cosine = min(cosine, *map(_smallest_cosine, tokens, online_tokens))
+    return StepComparison(
+        stored=_collect(stored),
+        online=_collect(online),
+        losses=trainers[0].objective.names,
+        batch_size=config.batch_size,
+        device=_describe(device),
+        token_cosine=cosine,
+    )
+
+
+def make_trainer(config: TrainConfig, store: Store, device: torch.device) -> Trainer:
+    """Return a trainer at step 0 with the initial weights of `repa-pipe train`. Its steps write no files."""
+    torch.manual_seed(config.seed)
+    return Trainer(config, store, device, DistributedContext(0, 1), RunFolder(Path("unused")))
+
+
+def train_step(trainer: Trainer, batch: Batch) -> npt.NDArray[np.float32]:
+    """Take the trainer's next step; return its losses, in the order of `objective.names`."""
+    values = trainer.train_step(batch)
+    trainer.step += 1
+    losses: npt.NDArray[np.float32] = values[: len(trainer.objective.names)].cpu().numpy()
+    return losses
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    times: StepTimes
+    losses: npt.NDArray[np.float32]
+
+
+def _step_from_store(trainer: Trainer) -> tuple[_Step, list[Tensor]]:
+    clock = _Clock(trainer.device)
+    batch = trainer.dataset.read(trainer.dataset.indices_of_step(trainer.step)).to(trainer.device)
+    read = clock.lap()
+    losses = train_step(trainer, batch)
+    return _Step(StepTimes(read, 0.0, 0.0, clock.lap()), losses), batch.patch_tokens
+
+
+def _step_online(trainer: Trainer, encoder: OnlineEncoder) -> tuple[_Step, list[Tensor]]:
+    clock = _Clock(trainer.device)
+    indices = trainer.dataset.indices_of_step(trainer.step)
+    batch = trainer.dataset.read(indices, tokens=False).to(trainer.device)
+    read = clock.lap()
+    images = encoder.decode(indices)
+    decode = clock.lap()
+    tokens = encoder.encode(images)
+    encode = clock.lap()
+    losses = train_step(trainer, batch._replace(patch_tokens=tokens, token_scales=[None] * len(tokens)))
+    return _Step(StepTimes(read, decode, encode, clock.lap()), losses), tokens
+
+
+def _collect(steps: Sequence[_Step]) -> Steps:
+    return Steps([step.times for step in steps[WARM_UP:]], np.stack([step.losses for step in steps]))
+
+
+def _smallest_cosine(stored: Tensor, online: Tensor) -> float:
+    return float(cosine_similarity(stored.float(), online, dim=-1)[online.any(-1)].min())
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+class _Clock:
+    """Measures laps. A lap ends when the device has finished its work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
