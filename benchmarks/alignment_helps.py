@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from arguments import at_least
 
 from repa_pipe.config import EncodeConfig, TrainConfig
 from repa_pipe.pipeline import encode, train
@@ -68,12 +69,15 @@ def compare(seed: int, store: Path, args: argparse.Namespace) -> dict[str, objec
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="folder for the images, the store and the runs")
-    parser.add_argument("--steps", type=int, default=600, help="training steps per run")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--steps", type=at_least(1), default=600, help="training steps per run")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="number of seeds")
     parser.add_argument("--precision", default="fp32", help="mixed precision of the training")
     parser.add_argument("--window", type=int, default=50, help="steps per window of the loss curve")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
+    every = TRAINING["log_steps"]
+    if args.window < every or args.steps < args.window:
+        parser.error(f"--window is {args.window}: expected {every} (steps per log row) to {args.steps} (--steps)")
     images, store = args.folder / "images", args.folder / "store"
     if not images.exists():
         make_crops(images)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from arguments import at_least
 
 from repa_pipe.config import EncodeConfig, TrainConfig
 from repa_pipe.pipeline import encode
@@ -93,13 +94,11 @@ def compare(folder: Path, count: int, steps: int, batch_size: int) -> list[dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50, help=f"training steps per run, more than {WARM_UP}")
-    parser.add_argument("--images", type=int, default=32, help="number of crops in the store")
-    parser.add_argument("--batch-size", type=int, default=4, help="images per training step")
+    parser.add_argument("--steps", type=at_least(WARM_UP + 1), default=50, help="training steps per run")
+    parser.add_argument("--images", type=at_least(1), default=32, help="number of crops in the store")
+    parser.add_argument("--batch-size", type=at_least(1), default=4, help="images per training step")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
-    if args.steps <= WARM_UP:
-        parser.error(f"--steps is {args.steps}: expected more than {WARM_UP}, as the first steps are not timed")
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(Path(folder), args.images, args.steps, args.batch_size)
     print(json.dumps(rows, indent=1))

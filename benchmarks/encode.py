@@ -13,8 +13,9 @@ runs these in turn, and measures the loop again right before each encode command
                .npy, sequentially (a quarter of the images, like the loop)
 
 The rate of encode is measured from the second commit of each worker to the last commit, since the loop is also measured
-warm. The rest of the time is reported as start-up: imports, weights, Ray, the first two shards (of 64 images). Rates
-are medians over the rounds, ratios are medians of the ratios within each round.
+warm. The rest of the time is reported as start-up: imports, weights, Ray, the first two shards. A shard has 64 images,
+and fewer below 512 images, so that there are always eight shards. Rates are medians over the rounds, ratios are medians
+of the ratios within each round.
 
 --linear: 32 px images through a stage that costs nothing (means of the crop), inline, one process per size.
 """
@@ -38,6 +39,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from arguments import at_least
 from PIL import Image
 
 from repa_pipe.config import EncodeConfig
@@ -55,6 +57,7 @@ VAE, ENCODER = "tiny-kl-f8", "efficientnet-lite0"
 GROUPS = (latents_group(VAE), features_group(ENCODER))
 BATCH, SHARD = 16, 64
 IN_FLIGHT = 2  # shards that a worker encodes at the same time
+MIN_IMAGES = 8
 
 Models = Callable[[torch.Tensor], list[EncodedBatch]]
 
@@ -69,8 +72,13 @@ def copy_photographs(folder: Path, count: int) -> list[Path]:
     return paths
 
 
+def shard_size(count: int) -> int:
+    """Return the images per shard, such that there are at least eight: two workers warm up with four of them."""
+    return min(SHARD, count // MIN_IMAGES)
+
+
 def config_of(images: Path, store: Path, **changes: object) -> EncodeConfig:
-    options = {"vae": VAE, "encoder": (ENCODER,), "shard_size": SHARD, "batch_size": BATCH, "device": "cpu"}
+    options = {"vae": VAE, "encoder": (ENCODER,), "batch_size": BATCH, "device": "cpu"}
     return EncodeConfig(source=str(images), store=str(store), **options | changes)  # type: ignore[arg-type]
 
 
@@ -107,8 +115,8 @@ def published_way(paths: list[Path], models: Models, folder: Path) -> float:
     return len(paths) / (time.perf_counter() - start)
 
 
-def command_rate(config: EncodeConfig) -> tuple[float, float]:
-    """Run `repa-pipe encode`.
+def command_rate(config: EncodeConfig, count: int) -> tuple[float, float]:
+    """Run `repa-pipe encode` on `count` images.
 
     Return images per second after every worker has committed two shards, and the seconds of everything else.
     """
@@ -119,7 +127,7 @@ def command_rate(config: EncodeConfig) -> tuple[float, float]:
     commits = sorted(path.stat().st_mtime for path in Path(config.store, "commits", GROUPS[-1]).iterdir())
     warm = IN_FLIGHT * (config.actors or 1)
     steady = commits[-1] - commits[warm - 1]
-    return (len(commits) - warm) * SHARD / steady, seconds - steady
+    return (count - warm * shard_size(count)) / steady, seconds - steady
 
 
 def throughput(count: int, rounds: int) -> dict[str, object]:
@@ -141,7 +149,9 @@ def throughput(count: int, rounds: int) -> dict[str, object]:
         for number in range(rounds):
             for name, changes in runners.items():
                 loops[name].append(plain_loop(paths[: count // 4], models))
-                rate, seconds = command_rate(config_of(folder / "images", folder / f"{name}-{number}", **changes))
+                options = changes | {"shard_size": shard_size(count)}
+                config = config_of(folder / "images", folder / f"{name}-{number}", **options)
+                rate, seconds = command_rate(config, count)
                 rates[name].append(rate)
                 start_up[name].append(seconds)
             (folder / f"published-{number}").mkdir()
@@ -226,8 +236,8 @@ def linear(sizes: list[int]) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=640, help="images to encode")
-    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
+    parser.add_argument("--images", type=at_least(MIN_IMAGES), default=640, help="images to encode")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="number of rounds")
     parser.add_argument("--linear", action="store_true", help="measure cost and memory by number of images")
     parser.add_argument("--linear-one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="for --linear")

@@ -20,6 +20,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from arguments import at_least
 from scipy.linalg import sqrtm
 
 from repa_pipe import metrics
@@ -158,9 +159,9 @@ def reason_to_skip(name: str, function: Callable, count: int) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=50_000, help="features per side")
+    parser.add_argument("--count", type=at_least(2), default=50_000, help="features per side")
     parser.add_argument("--width", type=int, default=2048, help="width of the features")
-    parser.add_argument("--repeats", type=int, default=3, help="processes per row; the table shows medians")
+    parser.add_argument("--repeats", type=at_least(1), default=3, help="processes per row; the table shows medians")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads")
     parser.add_argument("--device", default="cpu", help="device of our implementation")
     options = parser.parse_args()

@@ -25,6 +25,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+from arguments import at_least
 from PIL import Image
 
 from repa_pipe.config import EncodeConfig
@@ -135,8 +136,8 @@ def kill_runs(folder: Path, runs: int, images: int, seed: int) -> dict[str, obje
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=200, help="number of runs to kill")
-    parser.add_argument("--images", type=int, default=48, help="images to encode, in shards of 4")
+    parser.add_argument("--runs", type=at_least(1), default=200, help="number of runs to kill")
+    parser.add_argument("--images", type=at_least(1), default=48, help="images to encode, in shards of 4")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from arguments import at_least
 from synthetic import LATENTS_GROUP, features_template, new_store
 
 from repa_pipe.stores import open_store
@@ -93,8 +94,8 @@ class Batches:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=1_281_167)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=at_least(256), default=1_281_167)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--folder", default=None, help="folder for the data; default: the temporary folder")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()

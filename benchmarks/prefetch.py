@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from arguments import at_least
 from synthetic import synthetic_store
 
 from repa_pipe.stores import AlignmentDataset, open_store
@@ -52,10 +53,10 @@ def waiting_fraction(dataset: AlignmentDataset, step: Callable[[float], None], s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=4096, help="samples in the store")
+    parser.add_argument("--samples", type=at_least(256), default=4096, help="samples in the store")
     parser.add_argument("--step-ms", type=float, default=40.0, help="duration of a step")
-    parser.add_argument("--steps", type=int, default=100, help="steps per loop, after 20 for warm-up")
-    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    parser.add_argument("--steps", type=at_least(1), default=100, help="steps per loop, after 20 for warm-up")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="number of rounds")
     parser.add_argument("--folder", default=None, help="folder for the data. Default: the system's temporary folder")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()

@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import peers
+from arguments import at_least
 from peers import BATCH, PEERS, Arrays, Read
 from synthetic import synthetic_store
 
@@ -278,8 +279,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=4096, help="samples per format")
-    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    parser.add_argument("--samples", type=at_least(256), default=4096, help="samples per format")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="number of rounds")
     parser.add_argument("--seconds", type=float, default=4.0, help="maximum duration of an epoch")
     parser.add_argument("--encoder", default="dinov2-vit-b", help="encoder with the shape of the tokens")
     parser.add_argument("--codec", default="float16", choices=["float16", "int8", "int4"], help="codec of the tokens")

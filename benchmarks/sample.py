@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from arguments import at_least
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -121,15 +122,15 @@ def main() -> None:
     parser.add_argument("--model", default="SiT-S/2", help="model to sample from")
     parser.add_argument("--vae", default="tiny-kl-f8", help="VAE that decodes the latents")
     parser.add_argument("--resolution", type=int, default=256, help="side of the images in pixels")
-    parser.add_argument("--images", type=int, default=16, help="images to generate")
-    parser.add_argument("--batch-size", type=int, default=8, help="images per batch")
-    parser.add_argument("--num-steps", type=int, default=10, help="sampling steps")
+    parser.add_argument("--images", type=at_least(1), default=16, help="images to generate")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, help="images per batch")
+    parser.add_argument("--num-steps", type=at_least(1), default=10, help="sampling steps")
     parser.add_argument("--mode", choices=("ode", "sde"), default="ode", help="sampler")
     parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance scale")
     parser.add_argument("--guidance-high", type=float, default=1.0, help="highest time with guidance")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the model")
     parser.add_argument("--compile", action="store_true", help="compile the model, in our sampler only")
-    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="number of rounds")
     parser.add_argument("--device", default=None, help="torch device. Default: cuda if available, else cpu")
     options = parser.parse_args()
     device = choose_device(options.device)

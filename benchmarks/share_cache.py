@@ -30,6 +30,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from arguments import at_least
 from read import bytes_from_disk, drop_cache
 from synthetic import sample_bytes, synthetic_store
 
@@ -81,11 +82,11 @@ def run_concurrently(folder: Path, seeds: list[int], direct: bool, stagger: floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=16_384, help="samples in the store")
-    parser.add_argument("--runs", type=int, default=2, help="number of concurrent runs")
+    parser.add_argument("--samples", type=at_least(256), default=16_384, help="samples in the store")
+    parser.add_argument("--runs", type=at_least(1), default=2, help="number of concurrent runs")
     parser.add_argument("--memory-left", type=float, default=3.0, help="GB of memory to leave available")
     parser.add_argument("--stagger", type=float, default=1.0, help="seconds between the starts of runs")
-    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="number of rounds")
     parser.add_argument("--folder", default=None, help="folder for the data. Default: the system's temporary folder")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)

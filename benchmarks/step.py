@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import at_least
 from synthetic import sample_bytes, synthetic_store
 
 from repa_pipe.config import TrainConfig
@@ -181,11 +182,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["SiT-B/2"], help="models to train")
     parser.add_argument("--encoder", nargs="+", default=["dinov2-vit-b"], help="encoders to align with")
-    parser.add_argument("--batch-size", type=int, default=256, help="images per step")
+    parser.add_argument("--batch-size", type=at_least(1), default=256, help="images per step")
     parser.add_argument("--precision", default="bf16", help="mixed precision of the training")
-    parser.add_argument("--steps", type=int, default=20, help="steps per measurement, after two for warm-up")
-    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
-    parser.add_argument("--samples", type=int, default=4096, help="samples in the store")
+    parser.add_argument("--steps", type=at_least(1), default=20, help="steps per measurement, after two for warm-up")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="number of rounds")
+    parser.add_argument("--samples", type=at_least(1), default=4096, help="samples in the store")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="peak TFLOP/s of the device, for MFU")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()

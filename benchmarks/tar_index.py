@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from arguments import at_least
+
 from repa_pipe.sources.tar_headers import TarHeaders
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "GNU": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -44,8 +46,8 @@ def index_with_tarfile(path: Path) -> list[tuple[str, int, int]]:
 def main() -> None:
     """Parse the command line and print one line per format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", type=int, default=100_000, help="files in the archive (default: 100000)")
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds (default: 5)")
+    parser.add_argument("--members", type=at_least(1), default=100_000, help="files in the archive (default: 100000)")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="alternating rounds (default: 5)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name, kind in FORMATS.items():

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import at_least
 from synthetic import features_template, new_store
 
 from repa_pipe.stores.writer import ShardWriter, create_group
@@ -87,8 +88,8 @@ WRITERS: dict[str, Callable[[Path, int, Block], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=2048, help="samples per array, a multiple of 512")
-    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    parser.add_argument("--samples", type=at_least(512), default=2048, help="samples per array, a multiple of 512")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="number of rounds")
     parser.add_argument("--folder", default=None, help="folder for the data. Default: the system's temporary folder")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()

@@ -1,17 +1,61 @@
-"""A short version of the benchmark that kills encode runs."""
+"""Short versions of the benchmarks, their smallest arguments, and their list."""
 
+import importlib
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+PARTS = {"synthetic.py", "peers.py", "arguments.py"}
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in PARTS)
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Import a benchmark by its name, as its forked processes do."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+def test_every_script_is_listed():
+    text = (FOLDER / "README.md").read_text()
+    commands = re.findall(
+        r"^\| `([a-z_]+\.py)[^`]*` \|.*\| `python benchmarks/([a-z_]+\.py)[^`]*` \|$", text, re.MULTILINE
+    )
+    assert all(script == run for script, run in commands)
+    assert sorted({script for script, _ in commands}) == SCRIPTS
+
+
+def test_numbers_that_are_too_small_are_refused(benchmark):
+    for script, words in (("encode", ["--images", "7"]), ("read", ["--samples", "255"]), ("step", ["--rounds", "0"])):
+        command = [sys.executable, str(FOLDER / f"{script}.py"), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert f"argument {words[0]}: {words[1]} is too small: expected at least" in done.stderr
+
+
+@pytest.mark.parametrize("count", [8, 15, 256, 320, 512, 640, 10_000])
+def test_a_measurement_of_encode_has_shards_after_those_of_the_warm_up(benchmark, count):
+    encode = benchmark("encode")
+    shards = -(-count // encode.shard_size(count))
+    assert shards > 2 * encode.IN_FLIGHT  # two workers
+    assert count - 2 * encode.IN_FLIGHT * encode.shard_size(count) > 0
+    assert encode.shard_size(640) == encode.SHARD
+
 
 @pytest.mark.slow
-def test_a_store_survives_ten_kills_with_identical_bytes(tmp_path, monkeypatch):
-    folder = Path(__file__).parents[1] / "benchmarks"
-    monkeypatch.syspath_prepend(folder)  # the forked processes import the functions by the name of their module
-    import kill_encode
+def test_encode_is_measured_with_few_images(benchmark):
+    row = benchmark("encode").throughput(8, 1)
+    assert set(row["images_per_s"]) == {"inline", "ray-1", "ray-2", "published", "loop"}
+    assert all(rate > 0 for rate in row["images_per_s"].values())
 
-    summary = kill_encode.kill_runs(tmp_path, runs=10, images=48, seed=1)
+
+@pytest.mark.slow
+def test_a_store_survives_ten_kills_with_identical_bytes(tmp_path, benchmark):
+    summary = benchmark("kill_encode").kill_runs(tmp_path, runs=10, images=48, seed=1)
     assert summary["killed"] >= 5
     assert summary["differing_files"] == 0
     assert len(summary["shards_committed_when_killed"]) >= 3

@@ -106,7 +106,7 @@ def test_every_printed_command_is_valid(name, command, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        "smaple",
+        "samples",
         "sample RUN RUN",
         "train --stor s",
         "train --store s --seed x",
