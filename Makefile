@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --progress-bar on --editable '.[demo,dev]' $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	@touch $@
 
-demo: install  ## encode, train, sample and evaluate on real images, then write an HTML report
+demo: install  ## encode, train and sample on real images, then write an HTML report
 	$(BIN)/repa-pipe demo
 
 test: install lint  ## run lint and all tests but the slow ones (minutes)

@@ -360,7 +360,7 @@ def encoders(pattern: str) -> None:
 
 @cli.command()
 @click.option("--out", default="demo-out", show_default=True, help="Output folder.")
-@click.option("--steps", default=None, type=int, help="Training steps per run. Default: sized for 2 CPU cores.")
+@click.option("--steps", default=None, type=int, help="Training steps. Default: sized for 2 CPU cores.")
 def demo(out: str, steps: int | None) -> None:
     """Run the complete pipeline on real images, offline.
 

@@ -26,7 +26,7 @@ from arguments import at_least
 from repa_pipe.config import EncodeConfig, TrainConfig
 from repa_pipe.pipeline import encode
 from repa_pipe.pipeline.demo import ENCODER, MODEL, VAE
-from repa_pipe.pipeline.demonstration.online import WARM_UP, compare_steps, make_trainer, train_step
+from repa_pipe.pipeline.training.online import WARM_UP, compare_steps, make_trainer, train_step
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.sources.demo_images import make_crops
 from repa_pipe.stores import open_store

@@ -16,8 +16,10 @@ from ..sources.demo_images import make_crops
 from ..stores import open_store
 from . import encode, report, sample, train
 from .artifacts.run_folder import RunFolder
-from .demonstration.online import WARM_UP, compare_steps
-from .demonstration.sections import alignment_section, codec_section, step_section
+from .plan import IMAGENET
+from .reporting.demo_sections import alignment_section, codec_section
+from .reporting.steps import step_section
+from .training.online import WARM_UP, compare_steps
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ def run(out: Path, steps: int | None = None) -> Path:
     with open_store(store) as opened:
         sections = [
             step_section(comparison, MODEL, ENCODER),
-            codec_section(opened, VAE, ENCODER),
+            codec_section(opened, VAE, ENCODER, IMAGENET),
             alignment_section(run_folder),
         ]
     page = report.run(

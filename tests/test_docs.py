@@ -11,7 +11,9 @@ import click
 import pytest
 
 from repa_pipe.cli import cli
+from repa_pipe.config import PlanConfig
 from repa_pipe.config.recipe import recipe_names
+from repa_pipe.pipeline import plan
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +60,19 @@ COMMANDS = dict(commands())
 def test_the_reference_lists_exactly_the_commands_there_are():
     listed = re.findall(r"^\| `repa-pipe ([a-z -]+)` \|", PAGES["cli.md"], re.MULTILINE)
     assert sorted(listed) == sorted(COMMANDS)
+
+
+def test_the_pairs_that_pay_off_are_those_of_plan():
+    rows = re.findall(
+        r"^\| (SiT-\S+) \| (\S+) \| (\d+) % \| ([\d.]+) \| ([\d,]+) GB \| (.+) \|$", TEXTS["README.md"], re.MULTILINE
+    )
+    assert len(rows) > 5
+    for model, encoder, faster, hours, size, verdict in rows:
+        found = plan.run(PlanConfig(model=model, encoder=(encoder,)))
+        assert found.verdict.lower().startswith(verdict)
+        assert f"steps are {faster} % faster" in found.verdict
+        assert f"80 epochs save {hours} h" in found.describe()
+        assert size == f"{found.gigabytes:,.0f}"
 
 
 def test_every_recipe_is_described():

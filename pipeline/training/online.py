@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +18,11 @@ from ...models.encoders import load_encoder
 from ...sources import decode_crop, open_source, records_of
 from ...stores import Batch, Store, open_store
 from ..artifacts.run_folder import RunFolder
+from ..reporting.steps import StepComparison, Steps, StepTimes
 from ..runtime.device import choose_device
 from ..runtime.distributed import DistributedContext
-from ..training.setup import resolve
-from ..training.trainer import Trainer
+from .setup import resolve
+from .trainer import Trainer
 
 WARM_UP = 2  # first steps, which are not timed
 
@@ -53,58 +52,6 @@ class OnlineEncoder:
     def encode(self, images: Tensor) -> list[Tensor]:
         """Return the patch tokens float32 `[B, N, D]` of each encoder."""
         return [encoder(images).patch_tokens for encoder in self._encoders]
-
-
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """Seconds of the parts of a step. Without an encoder, `decode` and `encode` are 0."""
-
-    read: float
-    decode: float
-    encode: float
-    train: float
-
-    @property
-    def total(self) -> float:
-        """Seconds of the step."""
-        return self.read + self.decode + self.encode + self.train
-
-
-def median_times(steps: Sequence[StepTimes]) -> StepTimes:
-    """Return the median of each part."""
-    names = [field.name for field in dataclasses.fields(StepTimes)]
-    return StepTimes(**{name: statistics.median(getattr(step, name) for step in steps) for name in names})
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Steps of one model."""
-
-    times: list[StepTimes]  # without the first WARM_UP
-    losses: npt.NDArray[np.float32]  # [steps, losses]
-
-
-@dataclass(frozen=True, slots=True)
-class StepComparison:
-    """The same steps from the store and with the encoder online."""
-
-    stored: Steps
-    online: Steps
-    losses: tuple[str, ...]  # names
-    batch_size: int
-    device: str
-    token_cosine: float  # smallest cosine between a stored token and the same token online
-
-    @property
-    def ratios(self) -> list[float]:
-        """Time of each step with the encoder online, relative to the same step from the store."""
-        pairs = zip(self.online.times, self.stored.times, strict=True)
-        return [online.total / stored.total for online, stored in pairs]
-
-    @property
-    def loss_difference(self) -> float:
-        """Largest absolute difference of a loss in any step."""
-        return float(np.abs(self.stored.losses - self.online.losses).max())
 
 
 def compare_steps(config: TrainConfig, steps: int) -> StepComparison:

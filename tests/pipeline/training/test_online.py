@@ -8,7 +8,8 @@ import torch
 
 from repa_pipe.config import EncodeConfig, TrainConfig
 from repa_pipe.pipeline import encode
-from repa_pipe.pipeline.demonstration.online import WARM_UP, OnlineEncoder, StepTimes, compare_steps, median_times
+from repa_pipe.pipeline.reporting.steps import StepTimes, median_times
+from repa_pipe.pipeline.training.online import WARM_UP, OnlineEncoder, compare_steps
 from repa_pipe.sources.demo_images import photographs
 from repa_pipe.stores import open_store
 from repa_pipe.stores.tokens import read_tokens

@@ -8,8 +8,8 @@ import pytest
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
-from repa_pipe.pipeline.demonstration.online import StepComparison, Steps, StepTimes
-from repa_pipe.pipeline.demonstration.sections import alignment_section, codec_section, step_section
+from repa_pipe.pipeline.reporting.demo_sections import alignment_section, codec_section
+from repa_pipe.pipeline.reporting.steps import StepComparison, Steps, StepTimes, step_section
 from repa_pipe.pipeline.reporting.tables import bytes_text
 from repa_pipe.stores import open_store
 
@@ -20,9 +20,9 @@ def texts(table):
 
 @pytest.fixture
 def comparison():
-    """Three steps: 100 ms from the store, and 150, 200 and 300 ms with the encoder online."""
+    """Three steps: 100 ms from the store, and 150, 200 and 290 ms with the encoder online."""
     stored = [StepTimes(0.01, 0.0, 0.0, 0.09)] * 3
-    online = [StepTimes(0.005, 0.02, encode, 0.085) for encode in (0.04, 0.09, 0.19)]
+    online = [StepTimes(0.005, 0.02, encode, 0.085) for encode in (0.04, 0.09, 0.18)]
     losses = np.zeros((3, 2), np.float32)
     return StepComparison(
         stored=Steps(stored, losses),
@@ -37,9 +37,16 @@ def comparison():
 def test_the_ratio_is_the_median_of_those_of_single_steps(comparison):
     section = step_section(comparison, "SiT-T/2", "enc")
     assert "2.00 times" in section.paragraphs[0]
-    assert "lowest 1.50, highest 3.00" in section.paragraphs[0]
+    assert "lowest 1.50, highest 2.90" in section.paragraphs[0]
+    assert "differ widely" not in section.paragraphs[0]
     for words in ("SiT-T/2 with batch size 8", "aligned with enc", "CPU, 2 threads", "0.875000", "2.5e-01"):
         assert words in section.paragraphs[1]
+
+
+def test_a_disturbed_measurement_is_marked(comparison):
+    comparison.online.times.append(StepTimes(0.005, 0.02, 0.3, 0.085))
+    comparison.stored.times.append(comparison.stored.times[0])
+    assert "The rounds differ widely" in step_section(comparison, "SiT-T/2", "enc").paragraphs[0]
 
 
 def test_the_table_of_times_has_the_parts_of_a_step_and_their_sum(comparison):
@@ -58,7 +65,7 @@ def test_the_figure_of_times_has_a_bar_per_part(comparison):
 def test_bytes_per_image_are_those_of_the_shapes_in_the_store(make_store):
     path, _ = make_store()
     with open_store(path) as store:
-        rows = {row[0]: row[1:] for row in texts(codec_section(store, "tiny", "enc").table)[1:]}
+        rows = {row[0]: row[1:] for row in texts(codec_section(store, "tiny", "enc", 1_281_167).table)[1:]}
         assert store.group("features/enc").spec.arrays[0].sample_bytes == 16 * 24 * 2
     moments = 8 * 8 * 8 * 4
     assert rows["float16"][:3] == ["1.00000 (min 1.00000)", bytes_text(16 * 24 * 2), bytes_text(16 * 24 * 2 + moments)]
