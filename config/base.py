@@ -1,7 +1,8 @@
 """The base class of all configs: validation, JSON, command-line flags, and the settings that affect a result.
 
 The help text of a field is in its metadata, so that a flag, its default and its meaning are in one place. Fields with
-`affects_result=False` may change when a run is resumed, and are ignored when results are compared.
+`affects_result=False` may change when a run is resumed, and are ignored when results are compared. Fields with
+`chosen=True` are None until the work starts, chooses a value and records it: None equals any recorded value.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ ACTORS_HELP = "Number of Ray actors. Default: one per GPU in the cluster, else o
 MODEL_PRECISION_HELP = "Autocast precision of the model."
 
 
-def option(section: str, text: str, default: Any = MISSING, *, affects_result: bool = True) -> Any:
+def option(
+    section: str, text: str, default: Any = MISSING, *, affects_result: bool = True, chosen: bool = False
+) -> Any:
     """Declare a config field with its section of the help and its help text; without a default it is required."""
-    metadata = {"section": section, "help": text, "affects_result": affects_result}
+    metadata = {"section": section, "help": text, "affects_result": affects_result, "chosen": chosen}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
@@ -143,9 +146,12 @@ class Config:
 
         `self` is the recorded config, `other` the requested one.
         """
+        chosen = {item.name for item in fields(self) if item.metadata["chosen"]}
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in self.result_fields()]
         return [
-            f"{flag(name)}: recorded {mine!r}, requested {theirs!r}" for name, mine, theirs in pairs if mine != theirs
+            f"{flag(name)}: recorded {mine!r}, requested {theirs!r}"
+            for name, mine, theirs in pairs
+            if mine != theirs and not (name in chosen and theirs is None)
         ]
 
     def command(self) -> str:

@@ -10,7 +10,6 @@ from .base import (
     DEVICE_HELP,
     HARDWARE,
     MODEL,
-    MODEL_PRECISION_HELP,
     OBJECTIVE,
     OPTIMIZATION,
     OUTPUT,
@@ -113,7 +112,13 @@ class TrainConfig(Config):
     adam_epsilon: float = option(OPTIMIZATION, "AdamW epsilon.", 1e-8)
     max_grad_norm: float = option(OPTIMIZATION, "Maximum gradient norm (gradient clipping).", 1.0)
     ema_decay: float = option(OPTIMIZATION, "Decay of the exponential moving average (EMA) of the weights.", 0.9999)
-    mixed_precision: Precision = option(HARDWARE, MODEL_PRECISION_HELP, "bf16")
+    mixed_precision: Precision | None = option(
+        HARDWARE,
+        "Autocast precision of the model. Default: the recorded one when a run is resumed; else bf16 if the GPU has it, "
+        "or the CPU has AVX512_BF16 or AMX; else fp32.",
+        None,
+        chosen=True,
+    )
     allow_tf32: bool = option(HARDWARE, "Allow TF32 matrix products on GPUs.", True)
     compile: bool | None = option(
         HARDWARE, "Run the model through torch.compile. Default: on GPUs.", None, affects_result=False

@@ -5,7 +5,6 @@ and `tiny-kl-f8`, a small one that ships with the package (docs/vae.md).
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,24 +15,17 @@ from torch import Tensor
 
 from ..errors import ConfigError, WeightsError
 from .precision import autocast_dtype, precision_name
-from .weight_files import WeightsSource, download_weights, read_checkpoint, weights_sha256
+from .vae_files import PUBLISHED, describe_vae, find_config, find_weights, read_config, shape_of, vae_names
+from .weight_files import read_checkpoint, weights_sha256
 
-_SHIPPED = Path(__file__).parent / "weights"
-_SHIPPED_NAMES = ("tiny-kl-f8",)
-_PUBLISHED = {
-    "sd-vae-ft-mse": "stabilityai/sd-vae-ft-mse",
-    "sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
-}
-_PUBLISHED_SHAPE = (4, 8)  # latent channels and downsampling of both
-_PUBLISHED_ARCHITECTURE = {  # of both
+__all__ = ["Vae", "create_vae_on_meta", "describe_vae", "load_vae", "vae_names"]
+
+_PUBLISHED_ARCHITECTURE = {  # of both published VAEs
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
-_CONFIG_FILE = "config.json"
-_WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
 # Files written before diffusers 0.12, including Stability AI's, use other names for the attention layers.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # Entries of a diffusers config that do not affect the moments, so they are left out of the fingerprint.
@@ -137,11 +129,6 @@ class Vae:
             raise ConfigError(f"{found}; {self.name} needs sides that are multiples of {self.downsampling} pixels")
 
 
-def vae_names() -> tuple[str, ...]:
-    """Return the names that `load_vae` accepts in addition to Hugging Face names and folders."""
-    return (*_PUBLISHED, *_SHIPPED_NAMES)
-
-
 def load_vae(name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Vae:
     """Load a VAE.
 
@@ -159,11 +146,11 @@ def load_vae(name_or_path: str | Path, device: str | torch.device = "cpu", dtype
     """
     dtype = autocast_dtype(dtype, "a VAE")
     name = str(name_or_path)
-    config_path, weights_path = _find_config(name), _find_weights(name)
-    model = _build(_read_config(config_path), config_path)
+    config_path, weights_path = find_config(name), find_weights(name)
+    model = _build(read_config(config_path), config_path)
     _load_weights(model, weights_path)
     config = json.loads(json.dumps({k: v for k, v in model.config.items() if not k.startswith("_")}))
-    channels, downsampling = _shape(config, config_path)
+    channels, downsampling = shape_of(config, config_path)
     scale, bias = _scale_and_bias(config, config_path)
     fingerprint = {
         "architecture": "AutoencoderKL",
@@ -186,88 +173,14 @@ def load_vae(name_or_path: str | Path, device: str | torch.device = "cpu", dtype
     )
 
 
-def describe_vae(name_or_path: str | Path) -> tuple[int, int]:
-    """Return `(latent_channels, downsampling)` without loading weights. A Hugging Face name may download the config."""
-    name = str(name_or_path)
-    if name in _PUBLISHED:
-        return _PUBLISHED_SHAPE
-    path = _find_config(name)
-    return _shape(_read_config(path), path)
-
-
 def create_vae_on_meta(name_or_path: str | Path) -> Any:
     """Build the network on the meta device, to count operations. A Hugging Face name may download the config."""
     name = str(name_or_path)
     with torch.device("meta"):
-        if name in _PUBLISHED:
+        if name in PUBLISHED:
             return _build(_PUBLISHED_ARCHITECTURE, Path(name))
-        path = _find_config(name)
-        return _build(_read_config(path), path)
-
-
-def _find_config(name: str) -> Path:
-    if name in _SHIPPED_NAMES:
-        return _SHIPPED / f"{name}.json"
-    if Path(name).is_dir():
-        return _in_folder(Path(name), (_CONFIG_FILE,))
-    return _from_hub(name, (_CONFIG_FILE,))
-
-
-def _find_weights(name: str) -> Path:
-    if name in _SHIPPED_NAMES:
-        return _SHIPPED / f"{name}.safetensors"
-    if Path(name).is_dir():
-        return _in_folder(Path(name), _WEIGHTS_FILES)
-    return _from_hub(name, _WEIGHTS_FILES)
-
-
-def _in_folder(folder: Path, names: Sequence[str]) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise WeightsError(
-        f"VAE folder {folder} has no {' or '.join(names)}; expected a diffusers AutoencoderKL as save_pretrained "
-        f"writes it: {_CONFIG_FILE} and {_WEIGHTS_FILES[0]}"
-    )
-
-
-def _from_hub(name: str, files: Sequence[str]) -> Path:
-    hub_name = _PUBLISHED.get(name, name)
-    if not _HUB_NAME.fullmatch(hub_name):
-        raise ConfigError(
-            f"unknown VAE {name!r}; expected one of {', '.join(vae_names())}, a folder, or the owner/name of an "
-            "AutoencoderKL on Hugging Face"
-        )
-    owner, repo, *folders = hub_name.split("/")
-    prefix = "".join(f"{folder}/" for folder in folders)
-    sources = [WeightsSource(repo=f"{owner}/{repo}", file=prefix + file) for file in files]
-    remedy = (
-        f"Download {_CONFIG_FILE} and {_WEIGHTS_FILES[0]} from https://huggingface.co/{owner}/{repo} on a machine with "
-        "network access and pass the path of the folder that holds both instead of the name"
-    )
-    return download_weights(name, sources, remedy)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise WeightsError(f"VAE config {path} cannot be read as JSON ({error}). Download it again") from error
-    found = config.get("_class_name", "AutoencoderKL") if isinstance(config, dict) else type(config).__name__
-    if found != "AutoencoderKL":
-        raise WeightsError(f"VAE config {path}: expected a diffusers AutoencoderKL, found {found}")
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def _shape(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
-    """Return a diffusers config's latent channels and downsampling: every block but the last halves the sides."""
-    channels, blocks = config.get("latent_channels", 4), config.get("block_out_channels", [64])
-    if not isinstance(channels, int) or not isinstance(blocks, list):
-        raise WeightsError(
-            f"VAE config {path}: expected an integer latent_channels and a list block_out_channels, found "
-            f"{channels!r} and {blocks!r}. Download it again"
-        )
-    return channels, 2 ** (len(blocks) - 1)
+        path = find_config(name)
+        return _build(read_config(path), path)
 
 
 def _build(config: Mapping[str, Any], path: Path) -> Any:

@@ -1,5 +1,7 @@
 """Weights files: downloaded from their hubs, read without executing anything in them, identified by a digest."""
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import re
@@ -8,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock
-from torch import Tensor
 
 from ..errors import WeightsError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def read_checkpoint(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
@@ -37,12 +40,17 @@ def read_checkpoint(path: str | Path, key: str | None = None) -> dict[str, Tenso
 def read_weights_file(path: str | Path) -> dict[str, object]:
     """Read the outermost dict of a weights file; raises WeightsError like `read_checkpoint`."""
     path = Path(path)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise WeightsError(f"weights file {path} {found}; expected a .safetensors, .pth, .pt or .bin file")
+    require_weights_file(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return _read_torch(path)
+
+
+def require_weights_file(path: Path) -> None:
+    """Raise WeightsError unless there is a file at `path`. Imports no torch."""
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise WeightsError(f"weights file {path} {found}; expected a .safetensors, .pth, .pt or .bin file")
 
 
 def tensors_under(content: Mapping[str, object], key: str | None, path: str | Path) -> dict[str, Tensor]:
@@ -51,6 +59,8 @@ def tensors_under(content: Mapping[str, object], key: str | None, path: str | Pa
     Raises:
         WeightsError: `key` is missing, or it holds no named tensors. The message names `path`.
     """
+    from torch import Tensor
+
     if key is not None and key not in content:
         raise WeightsError(
             f"weights file {path} has no entry {key!r}: expected tensors under that key, found "
@@ -71,6 +81,8 @@ def tensors_under(content: Mapping[str, object], key: str | None, path: str | Pa
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
     """Return the hexadecimal SHA-256 of tensors: names in sorted order, dtypes, shapes and raw bytes."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().cpu().contiguous()
@@ -137,6 +149,8 @@ def _find_cached(source: WeightsSource) -> Path | None:
 
 def _download(source: WeightsSource) -> Path:
     if source.url is not None:
+        import torch
+
         path = _torch_hub_path(source.url)
         path.parent.mkdir(parents=True, exist_ok=True)
         # One process per machine downloads. hf_hub_download takes such a lock itself.
@@ -162,6 +176,8 @@ def _require_reachable(url: str) -> None:
 
 
 def _torch_hub_path(url: str) -> Path:
+    import torch
+
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
@@ -178,6 +194,8 @@ def _read_safetensors(path: Path) -> dict[str, object]:
 
 
 def _read_torch(path: Path) -> dict[str, object]:
+    import torch
+
     # Files written since torch 1.6 are zip archives. Mapping them avoids reading optimizer state stored with the
     # weights. Older files cannot be mapped.
     try:
@@ -198,6 +216,7 @@ def _read_torch(path: Path) -> dict[str, object]:
 def harmless_globals() -> AbstractContextManager[None]:
     """Allow the inert objects that published checkpoints store with their weights: options and numpy scalars."""
     import numpy as np
+    import torch
 
     scalar: Any = np.float64(0).__reduce__()[0]
     dtypes = [np.dtype] + [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]

@@ -1,6 +1,5 @@
 """Running an encoder: from a name to a frozen network, from uint8 images to tokens on SiT's grid."""
 
-import re
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from ...errors import ConfigError
 from ..precision import autocast_dtype, precision_name
 from ..weight_files import weights_sha256
 from .entry import EncoderEntry, token_grid
-from .registry import REGISTRY, TIMM_NAMES, find_entry
+from .registry import REGISTRY, TIMM_NAMES, parse_name
 
 Fingerprint = dict[str, str | int | float | list[int]]
 
@@ -48,7 +47,7 @@ def describe_encoder(name: str, resolution: int = 256) -> EncoderInfo:
     Raises:
         ConfigError: the name, block or resolution is not valid.
     """
-    entry, _ = _parse_name(name)
+    entry, _ = parse_name(name)
     return EncoderInfo(token_grid(resolution) ** 2, entry.width, entry.has_cls_token)
 
 
@@ -76,7 +75,7 @@ def load_encoder(
     """
     dtype = autocast_dtype(dtype, "an encoder")
     token_grid(resolution)
-    entry, block = _parse_name(name)
+    entry, block = parse_name(name)
     path = None if weights is None else Path(weights).expanduser()
     model = entry.weights.load(name, entry.architecture, entry.options, path)
     return Encoder(name, entry, model, block=block, resolution=resolution, device=torch.device(device), dtype=dtype)
@@ -188,23 +187,6 @@ class Encoder:
         with torch.no_grad():
             pixels = torch.zeros(1, 3, self._input_size, self._input_size, device=self._device)
             return self._features(pixels)[0].shape[-1]
-
-
-def _parse_name(name: str) -> tuple[EncoderEntry, int | None]:
-    """Split `NAME@block=N` into the name's entry and the block, counted from 1 and by default the last."""
-    base, at, selection = name.partition("@")
-    entry = find_entry(base)
-    if not at:
-        return entry, entry.depth
-    match = re.fullmatch(r"block=(\d+)", selection)
-    if match is None:
-        raise ConfigError(f"encoder {name!r}: expected NAME@block=N, found {at + selection!r} after the name")
-    block = int(match.group(1))
-    if entry.depth is None:
-        raise ConfigError(f"encoder {name!r}: {base} has no numbered blocks; remove {at + selection!r}")
-    if not 1 <= block <= entry.depth:
-        raise ConfigError(f"encoder {name!r}: expected blocks 1 to {entry.depth} of {base}, found {block}")
-    return entry, block
 
 
 def _set_input_size(model: Any, size: int) -> str:

@@ -3,19 +3,21 @@
 A file that already has timm's names passes through unchanged, so both kinds of file load and give the same digest.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from ...errors import WeightsError
 from ..weight_files import read_weights_file, tensors_under
-from .torchscript import is_torchscript, read_torchscript
 
-Tensors = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors: TypeAlias = "dict[str, Tensor]"
 
 
 def read_published_file(path: Path) -> dict[str, object]:
@@ -24,6 +26,8 @@ def read_published_file(path: Path) -> dict[str, object]:
     Raises:
         WeightsError: the file is missing or damaged, or it holds other Python objects.
     """
+    from .torchscript import is_torchscript, read_torchscript
+
     return dict(read_torchscript(path)) if is_torchscript(path) else read_weights_file(path)
 
 
@@ -57,6 +61,8 @@ class PublishedFormat:
 
     def to_timm(self, published: Mapping[str, Tensor], names: Sequence[str]) -> Tensors:
         """Rename published tensors; `names` are those of timm's model, in order."""
+        import torch
+
         prefixed = {n.removeprefix(self.prefix): t for n, t in published.items() if n.startswith(self.prefix)}
         tensors = {}
         for name, tensor in (prefixed or published).items():

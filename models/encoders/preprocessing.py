@@ -1,11 +1,12 @@
 """Preprocessing from uint8 images to an encoder's input: value range, normalization and resizing as published."""
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rgb = tuple[float, float, float]
 
@@ -32,6 +33,8 @@ class Preprocessing:
 
     def __call__(self, images: Tensor, size: int) -> Tensor:
         """Convert images, uint8 [B, 3, R, R], to an encoder's input, float32 [B, 3, size, size]."""
+        import torch
+
         pixels = images.float() / 255.0
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
@@ -50,6 +53,8 @@ class Preprocessing:
         return "; ".join(steps)
 
     def _resize(self, pixels: Tensor, size: int) -> Tensor:
+        from torch.nn import functional
+
         if pixels.shape[-1] == size:
             return pixels
         resized = functional.interpolate(

@@ -5,9 +5,11 @@ Names are REPA's, architectures timm's. Token choice and preprocessing follow RE
 """
 
 import difflib
+import re
+from pathlib import Path
 
 from ...errors import ConfigError
-from ..weight_files import WeightsSource
+from ..weight_files import WeightsSource, require_weights_file
 from . import formats
 from .entry import EncoderEntry
 from .onnx_weights import OnnxWeights
@@ -220,3 +222,36 @@ def find_entry(name: str) -> EncoderEntry:
     similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     suggestion = f" Did you mean {' or '.join(similar)}?" if similar else ""
     raise ConfigError(f"unknown encoder {name!r}.{suggestion} Expected one of {', '.join(known)}, or timm:MODEL")
+
+
+def parse_name(name: str) -> tuple[EncoderEntry, int | None]:
+    """Split `NAME@block=N` into the name's entry and the block, counted from 1 and by default the last."""
+    base, at, selection = name.partition("@")
+    entry = find_entry(base)
+    if not at:
+        return entry, entry.depth
+    match = re.fullmatch(r"block=(\d+)", selection)
+    if match is None:
+        raise ConfigError(f"encoder {name!r}: expected NAME@block=N, found {at + selection!r} after the name")
+    block = int(match.group(1))
+    if entry.depth is None:
+        raise ConfigError(f"encoder {name!r}: {base} has no numbered blocks; remove {at + selection!r}")
+    if not 1 <= block <= entry.depth:
+        raise ConfigError(f"encoder {name!r}: expected blocks 1 to {entry.depth} of {base}, found {block}")
+    return entry, block
+
+
+def check_encoder(name: str, weights: str | None = None) -> None:
+    """Raise the errors of `load_encoder` that can be found without torch: an unknown name, or a missing file.
+
+    The names of timm's networks are not checked, since timm imports torch.
+
+    Raises:
+        ConfigError: the name or the block is not valid.
+        WeightsError: there is no file at `weights`, or the weights come in a package that is not installed.
+    """
+    base, path = name.partition("@")[0], None if weights is None else Path(weights).expanduser()
+    if base not in TIMM_NAMES and not base.startswith("timm:"):
+        parse_name(name)[0].weights.check(name, path)
+    elif path is not None:
+        require_weights_file(path)

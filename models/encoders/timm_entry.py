@@ -1,10 +1,10 @@
 """Entries for any timm network with a grid of tokens: plain vision transformers and hierarchical networks."""
 
+from __future__ import annotations
+
 import difflib
 import inspect
 from typing import Any
-
-import torch
 
 from ...errors import ConfigError
 from ..weight_files import WeightsSource
@@ -76,6 +76,8 @@ def _reductions(model_name: str, model: Any) -> list[int]:
 
 def _width(model_name: str, model: Any, index: int, norm: bool) -> int:
     """Measure the width of a feature map: timm's feature_info ignores the projection of some final norms."""
+    import torch
+
     size = int(model.pretrained_cfg["input_size"][-1])
     pixels = torch.empty(1, 3, size, size, device="meta")
     try:

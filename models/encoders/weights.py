@@ -1,5 +1,7 @@
 """Encoder weights: locating the file, and building the network with it."""
 
+from __future__ import annotations
+
 import io
 import logging
 import re
@@ -8,14 +10,14 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ...errors import WeightsError
-from ..weight_files import WeightsSource, download_weights, tensors_under
+from ..weight_files import WeightsSource, download_weights, require_weights_file, tensors_under
 from .formats import PublishedFormat, check_fit, misfit_message, read_published_file
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,7 @@ class PublishedWeights:
         path = self._locate(name, weights)
         model = create_on_meta(architecture, options)
         expected = model.state_dict()
-        origin = f"the published weights of {name}, from {self.origin()}"
+        origin = self._description(name)
         try:
             tensors = self.format.read(path, list(expected))
         except WeightsError as error:
@@ -53,6 +55,19 @@ class PublishedWeights:
         check_fit(tensors, expected, name, path, origin)
         model.load_state_dict(tensors, assign=True)
         return model
+
+    def check(self, name: str, weights: Path | None) -> None:
+        """Raise the WeightsErrors of `load` that need no download and no torch: a file or a package is missing."""
+        if weights is None and self.sources:
+            return
+        path = self._locate(name, weights)
+        try:
+            require_weights_file(path)
+        except WeightsError as error:
+            raise WeightsError(f"{error}. Use {self._description(name)}") from error
+
+    def _description(self, name: str) -> str:
+        return f"the published weights of {name}, from {self.origin()}"
 
     def _locate(self, name: str, weights: Path | None) -> Path:
         if weights is not None and weights.is_dir():
@@ -92,6 +107,11 @@ class TimmWeights:
     def origin(self) -> str:
         """Return where the weights come from."""
         return str(self.sources[0]) if self.sources else "no source known to timm"
+
+    def check(self, name: str, weights: Path | None) -> None:
+        """Raise WeightsError if there is no file at `weights`."""
+        if weights is not None:
+            require_weights_file(weights)
 
     def load(self, name: str, architecture: str, options: Mapping[str, Any], weights: Path | None) -> nn.Module:
         """Build the network at its published input size and load the file, which may also hold a classifier.
@@ -142,7 +162,7 @@ class _MisfitLog(logging.Handler):
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             self.problem = f"{match.group(1).lower()} {keys[0]}{more}"
 
-    def __enter__(self) -> "_MisfitLog":
+    def __enter__(self) -> _MisfitLog:
         self._logger.addHandler(self)
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
@@ -157,6 +177,7 @@ class _MisfitLog(logging.Handler):
 def create_on_meta(architecture: str, options: Mapping[str, Any]) -> nn.Module:
     """Build a timm network without its classifier on the meta device, where parameters take no memory."""
     import timm
+    import torch
 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

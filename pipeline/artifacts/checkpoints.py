@@ -3,26 +3,27 @@
 A checkpoint is a `torch.save` of plain values and tensors:
 `{"model", "ema", "opt", "scaler", "steps", "config", "sit", "store"}`. `model` and `ema` are SiT state dicts with the
 published names, `sit` is the SiTConfig, `store` describes what the run was trained from (scale, bias, VAE,
-fingerprints).
+fingerprints). Finding one imports no torch, reading one does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ...config import TrainConfig
 from ...converter import structure, unstructure
 from ...errors import CheckpointError, first_line
-from ...models.sit import SiT, SiTConfig, load_sit_state, make_sit
 from ...models.weight_files import harmless_globals, read_weights_file, tensors_under
 from ...stores.files import atomic_write
 from .published import LATENTS_SCALE, PUBLISHED, find_published, is_published, published_model
 from .run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...models.sit import SiT
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ def _short(digest: str | None) -> str:
 
 def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
     """Write a checkpoint atomically and durably; raise CheckpointError when it cannot be written."""
+    import torch
+
     try:
         with atomic_write(path, durable=True) as temporary, temporary.open("wb") as file:
             torch.save(values, file)
@@ -84,6 +87,8 @@ def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; raise CheckpointError when it is missing, damaged, or not a checkpoint."""
+    import torch
+
     try:
         with harmless_globals():  # published checkpoints contain the options of their training
             values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -143,6 +148,8 @@ class TrainedModel:
 
 def load_model(path: Path, ema: bool) -> TrainedModel:
     """Load the model of a checkpoint of repa-pipe or REPA on the CPU, in evaluation mode; EMA weights if `ema`."""
+    from ...models.sit import SiTConfig, load_sit_state, make_sit
+
     values = load_checkpoint(path)
     if is_published(values):
         model, config, step = published_model(values, ema, path)

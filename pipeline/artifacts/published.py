@@ -10,15 +10,17 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ...config import TrainConfig
 from ...errors import CheckpointError, WeightsError
-from ...models.sit import SiT, infer_sit_config, load_sit_state
 from ...stores.files import atomic_write
 from ..runtime.cache import VARIABLE, cache_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...models.sit import SiT
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +48,12 @@ PUBLISHED = {
 
 def find_published(name: str) -> Path:
     """Return the path of a released checkpoint, downloaded if necessary; raise WeightsError when that fails."""
-    import torch
-
     entry = PUBLISHED[name]
     path = cache_folder("checkpoints") / f"{name}.pt"
     if path.exists():
         return path
+    import torch
+
     logger.info("downloading %s from %s to %s", name, entry.url, path)
     try:
         with atomic_write(path) as temporary:
@@ -83,6 +85,8 @@ def published_model(values: Mapping[str, Any], ema: bool, path: Path) -> tuple[S
     Raises:
         CheckpointError: the file does not hold a SiT, or only EMA weights if `ema` is false.
     """
+    from ...models.sit import SiT, infer_sit_config, load_sit_state
+
     weights: Mapping[str, Tensor] = values.get("ema" if ema else "model", {})
     if "x_embedder.proj.weight" in values:
         weights = values if ema else {}

@@ -7,10 +7,12 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
 from ...errors import ConfigError, first_line
+from .cpu import has_bf16
 from .memory import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -44,6 +46,19 @@ def peak_memory_gib(device: torch.device) -> float:
 def float64_device(device: torch.device) -> torch.device:
     """Return the device for float64 arithmetic: a CUDA device itself, else the CPU (other accelerators have none)."""
     return device if device.type == "cuda" else torch.device("cpu")
+
+
+def choose_precision(device: torch.device) -> tuple[Literal["bf16", "fp32"], str]:
+    """Return bf16 if the device computes in it, else fp32; and the reason, a clause."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        with torch.cuda.device(device):
+            found = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", f"{name} has bf16") if found else ("fp32", f"{name} has no bf16")
+    if device.type == "cpu":
+        found = has_bf16()
+        return ("bf16" if found else "fp32", f"this CPU has {'' if found else 'no '}AVX512_BF16 or AMX")
+    return "fp32", f"it is not known whether {device.type} has bf16"
 
 
 @contextmanager

@@ -225,7 +225,7 @@ class Trainer:
 
     def _accumulate_gradients(self, inputs: Inputs) -> Tensor:
         """Accumulate the gradients of a step over its micro-batches; return the means of its losses."""
-        precision, parts = self.config.mixed_precision, self.config.microbatches
+        precision, parts = str(self.config.mixed_precision), self.config.microbatches
         size = len(inputs.labels) // parts
         means = torch.zeros(len(self.objective.names), device=self.device)
         for part in range(parts):

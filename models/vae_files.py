@@ -1,0 +1,125 @@
+"""The files of a VAE: known names, folders and Hugging Face repositories, and what a config says about the latents.
+
+Imports no torch, so names can be checked before the work starts.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, WeightsError
+from .weight_files import WeightsSource, download_weights
+
+_SHIPPED = Path(__file__).parent / "weights"
+_SHIPPED_NAMES = ("tiny-kl-f8",)
+PUBLISHED = {
+    "sd-vae-ft-mse": "stabilityai/sd-vae-ft-mse",
+    "sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
+}
+_PUBLISHED_SHAPE = (4, 8)  # latent channels and downsampling of both
+_CONFIG_FILE = "config.json"
+_WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
+
+
+def vae_names() -> tuple[str, ...]:
+    """Return the names that `load_vae` accepts in addition to Hugging Face names and folders."""
+    return (*PUBLISHED, *_SHIPPED_NAMES)
+
+
+def describe_vae(name_or_path: str | Path) -> tuple[int, int]:
+    """Return `(latent_channels, downsampling)` without loading weights. A Hugging Face name may download the config."""
+    name = str(name_or_path)
+    if name in PUBLISHED:
+        return _PUBLISHED_SHAPE
+    path = find_config(name)
+    return shape_of(read_config(path), path)
+
+
+def check_vae(name_or_path: str | Path) -> None:
+    """Raise the errors of `load_vae` that can be found without torch and without a download.
+
+    Raises:
+        ConfigError: the name is unknown.
+        WeightsError: a folder lacks the config or the weights.
+    """
+    name = str(name_or_path)
+    if name in _SHIPPED_NAMES or Path(name).is_dir():
+        find_config(name)
+        find_weights(name)
+    else:
+        _hub_name(name)
+
+
+def find_config(name: str) -> Path:
+    """Return the config file of a VAE, downloaded if necessary; ConfigError or WeightsError if there is none."""
+    if name in _SHIPPED_NAMES:
+        return _SHIPPED / f"{name}.json"
+    if Path(name).is_dir():
+        return _in_folder(Path(name), (_CONFIG_FILE,))
+    return _from_hub(name, (_CONFIG_FILE,))
+
+
+def find_weights(name: str) -> Path:
+    """Return the weights file of a VAE, downloaded if necessary; ConfigError or WeightsError if there is none."""
+    if name in _SHIPPED_NAMES:
+        return _SHIPPED / f"{name}.safetensors"
+    if Path(name).is_dir():
+        return _in_folder(Path(name), _WEIGHTS_FILES)
+    return _from_hub(name, _WEIGHTS_FILES)
+
+
+def _in_folder(folder: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(
+        f"VAE folder {folder} has no {' or '.join(names)}; expected a diffusers AutoencoderKL as save_pretrained "
+        f"writes it: {_CONFIG_FILE} and {_WEIGHTS_FILES[0]}"
+    )
+
+
+def _from_hub(name: str, files: Sequence[str]) -> Path:
+    owner, repo, *folders = _hub_name(name).split("/")
+    prefix = "".join(f"{folder}/" for folder in folders)
+    sources = [WeightsSource(repo=f"{owner}/{repo}", file=prefix + file) for file in files]
+    remedy = (
+        f"Download {_CONFIG_FILE} and {_WEIGHTS_FILES[0]} from https://huggingface.co/{owner}/{repo} on a machine with "
+        "network access and pass the path of the folder that holds both instead of the name"
+    )
+    return download_weights(name, sources, remedy)
+
+
+def _hub_name(name: str) -> str:
+    found = PUBLISHED.get(name, name)
+    if not _HUB_NAME.fullmatch(found):
+        raise ConfigError(
+            f"unknown VAE {name!r}; expected one of {', '.join(vae_names())}, a folder, or the owner/name of an "
+            "AutoencoderKL on Hugging Face"
+        )
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the config of an AutoencoderKL, without private entries; WeightsError for anything else."""
+    try:
+        config = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"VAE config {path} cannot be read as JSON ({error}). Download it again") from error
+    found = config.get("_class_name", "AutoencoderKL") if isinstance(config, dict) else type(config).__name__
+    if found != "AutoencoderKL":
+        raise WeightsError(f"VAE config {path}: expected a diffusers AutoencoderKL, found {found}")
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def shape_of(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
+    """Return a diffusers config's latent channels and downsampling: every block but the last halves the sides."""
+    channels, blocks = config.get("latent_channels", 4), config.get("block_out_channels", [64])
+    if not isinstance(channels, int) or not isinstance(blocks, list):
+        raise WeightsError(
+            f"VAE config {path}: expected an integer latent_channels and a list block_out_channels, found "
+            f"{channels!r} and {blocks!r}. Download it again"
+        )
+    return channels, 2 ** (len(blocks) - 1)
