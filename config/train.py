@@ -114,8 +114,8 @@ class TrainConfig(Config):
     ema_decay: float = option(OPTIMIZATION, "Decay of the exponential moving average (EMA) of the weights.", 0.9999)
     mixed_precision: Precision | None = option(
         HARDWARE,
-        "Autocast precision of the model. Default: the recorded one when a run is resumed; else bf16 if the GPU has it, "
-        "or the CPU has AVX512_BF16 or AMX; else fp32.",
+        "Autocast precision of the model. Default: the recorded one when a run is resumed; else bf16 if the GPU has "
+        "it, or the CPU has AVX512_BF16 or AMX; else fp32.",
         None,
         chosen=True,
     )

@@ -1,6 +1,7 @@
 """`repa-pipe encode`: encode the shards that have no commit, in this process or on Ray.
 
 To resume, the stage lists commits and encodes every shard without one. Re-running a finished command does nothing.
+Source, store and names are checked before torch is imported.
 """
 
 from __future__ import annotations
@@ -17,13 +18,20 @@ from ..stores.creation import prepare_groups
 from ..stores.files import remove_abandoned, remove_leftovers
 from ..stores.layout import COMMITS, QUARANTINE_FILE, features_group
 from ..stores.manifest import write_quarantine
-from .encoding.inline import run_inline
+from ..stores.upload import store_exists
 from .encoding.monitor import EncodeMonitor
-from .encoding.on_ray import run_on_ray
-from .encoding.shard import ShardEncoder, use_recorded_threads
-from .encoding.work import FailedShard, groups_of, images_of, open_or_create, plan_work, wanted_groups
-from .runtime.device import choose_device
+from .encoding.work import (
+    FailedShard,
+    ShardTask,
+    groups_of,
+    images_of,
+    open_or_create,
+    plan_work,
+    require_models,
+    wanted_groups,
+)
 from .runtime.progress import progress
+from .runtime.task_queue import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +67,16 @@ def run(config: EncodeConfig, wanted: Sequence[str] | None = None) -> EncodeResu
     start = time.monotonic()
     wanted = wanted_groups(config) if wanted is None else wanted
     monitor, failures = None, []
+    if not store_exists(config.store):
+        require_models(config, wanted)
     with open_or_create(config) as store:
         work = plan_work(config, store, wanted)
+        require_models(config, groups_of(work))
         _check_given_weights(config, store, set(wanted) - set(groups_of(work)))
         if work:
             with progress("encode", images_of(work, store), "images") as bar:
                 monitor = EncodeMonitor(config, store, wanted, bar)
-                runner = run_on_ray if config.uses_ray else run_inline
-                failures = runner(config, store, work, monitor)
+                failures = _encode(config, store, work, monitor)
         else:
             names = ", ".join(wanted)
             logger.info("%s is complete (%s samples of %s); nothing to do", config.store, f"{len(store):,}", names)
@@ -76,11 +86,27 @@ def run(config: EncodeConfig, wanted: Sequence[str] | None = None) -> EncodeResu
         return _finish(store, groups, monitor, failed, time.monotonic() - start)
 
 
+def _encode(
+    config: EncodeConfig, store: Store, work: list[ShardTask], monitor: EncodeMonitor
+) -> list[Failure[ShardTask]]:
+    if config.uses_ray:
+        from .encoding.on_ray import run_on_ray
+
+        return run_on_ray(config, store, work, monitor)
+    from .encoding.inline import run_inline
+
+    return run_inline(config, store, work, monitor)
+
+
 def _check_given_weights(config: EncodeConfig, store: Store, finished: Collection[str]) -> None:
     """Check that weights files given for finished groups, which are not encoded again, match these groups."""
     given = [features_group(encoder) for encoder in config.encoder if config.weights_of(encoder)]
     groups = tuple(group for group in given if group in finished)
     if groups:
+        from .encoding.shard import ShardEncoder, use_recorded_threads
+        from .runtime.device import choose_device
+
+        require_models(config, groups)
         device = choose_device(config.device)
         if device.type == "cpu":
             use_recorded_threads(config, groups)

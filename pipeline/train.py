@@ -3,28 +3,27 @@
 Every draw of step s (time, noise, posterior, dropped labels) is made for the whole global batch from (seed, s), and the
 order of samples depends on (seed, epoch) alone. A run that was killed and resumed is therefore bit-identical to an
 uninterrupted one, and the number of ranks only changes rounding.
+
+Settings are checked before torch is imported, so that a finished run and a setting that cannot work answer at once.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..config import TrainConfig
-from ..stores import open_store
+from ..stores import Store, open_store
 from .artifacts.run_folder import RunFolder
-from .runtime.device import choose_device
-from .runtime.distributed import init_distributed
+from .runtime.distributed import init_distributed, ranks_of_environment
 from .runtime.signals import collected_signals
 from .training.guards import full_disk_error
 from .training.on_ray import launch
 from .training.session import record_notes, recorded_session
-from .training.setup import resolve
-from .training.trainer import Trainer
+from .training.setup import require_trainable, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -54,25 +53,67 @@ def train_on_ray(config: TrainConfig) -> TrainResult:
     """Train on Ray workers. Results are read from the disk that all ranks share; Ray does not carry them."""
     start = time.monotonic()
     with open_store(config.store, config.store_cache) as store:
-        run_folder = RunFolder(Path(config.output_dir) / str(resolve(config, store).exp_name))
-    launch(config, train_rank)
-    last = run_folder.last_checkpoint()
-    return TrainResult(str(run_folder.path), int(last.stem), str(last), round(time.monotonic() - start, 1))
+        resolved = resolve(config, store)
+    run_folder = _run_folder(resolved)
+    if not _is_finished(resolved, run_folder):
+        launch(config, train_rank)
+    return _result(run_folder, start)
 
 
 def train_rank(config: TrainConfig) -> TrainResult:
     """Train as one rank of the process group that the environment describes, or alone if it describes none."""
     start = time.monotonic()
-    device = choose_device(config.device)
     with (
-        init_distributed(device) as ranks,
         open_store(config.store, config.store_cache) as store,
         collected_signals() as signals,
         full_disk_error(config.output_dir),
     ):
         config = resolve(config, store)
-        run_folder = RunFolder(Path(config.output_dir) / str(config.exp_name))
-        run_folder.require_same_settings(config)
+        run_folder, ranks = _run_folder(config), ranks_of_environment()
+        if not _is_finished(config, run_folder):
+            require_trainable(config, store, run_folder, ranks)
+            _train(config, store, run_folder, signals)
+        elif ranks.is_first and (config.notes is not None or config.tag):
+            record_notes(run_folder, config)
+        return _result(run_folder, start, bool(signals))
+
+
+def _run_folder(config: TrainConfig) -> RunFolder:
+    return RunFolder(Path(config.output_dir) / str(config.exp_name))
+
+
+def _is_finished(config: TrainConfig, run_folder: RunFolder) -> bool:
+    """Return whether the run has all its steps; raise ConfigError if it was trained with other settings.
+
+    A run that is continued from another store is not finished before its last checkpoint was compared with that store.
+    """
+    run_folder.require_same_settings(config)
+    checkpoints = run_folder.checkpoints()
+    if not checkpoints or int(checkpoints[-1].stem) < config.max_train_steps:
+        return False
+    if run_folder.read_config().store != config.store or not zipfile.is_zipfile(checkpoints[-1]):
+        return False
+    _log_finished(run_folder, int(checkpoints[-1].stem))
+    return True
+
+
+def _log_finished(run_folder: RunFolder, step: int) -> None:
+    logger.info(
+        "%s already has its %s steps; nothing to do (raise --max-train-steps to continue)", run_folder.path, f"{step:,}"
+    )
+
+
+def _train(config: TrainConfig, store: Store, run_folder: RunFolder, signals: list[int]) -> None:
+    """Take the remaining steps as one rank."""
+    import torch
+
+    from .runtime.device import choose_device
+    from .training.precision import with_precision
+    from .training.trainer import Trainer
+
+    device = choose_device(config.device)
+    with init_distributed(device) as ranks:
+        config = with_precision(config, run_folder, device, ranks)
         torch.manual_seed(config.seed)  # for the initial weights
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
         trainer = Trainer(config, store, device, ranks, run_folder)
@@ -81,15 +122,14 @@ def train_rank(config: TrainConfig) -> TrainResult:
             run_folder.write_config(config)
             record_notes(run_folder, config)
         if trainer.step >= config.max_train_steps:
-            logger.info(
-                "%s already has its %s steps; nothing to do (raise --max-train-steps to continue)",
-                run_folder.path,
-                f"{trainer.step:,}",
-            )
+            _log_finished(run_folder, trainer.step)
         else:
             with recorded_session(run_folder, config, device, ranks, trainer.step) as session:
                 trainer.train(signals, session)
         ranks.barrier()  # the first rank may still be writing
-        last = str(run_folder.last_checkpoint())
-        seconds = round(time.monotonic() - start, 1)
-        return TrainResult(str(run_folder.path), trainer.step, last, seconds, bool(signals))
+
+
+def _result(run_folder: RunFolder, start: float, interrupted: bool = False) -> TrainResult:
+    last = run_folder.last_checkpoint()
+    seconds = round(time.monotonic() - start, 1)
+    return TrainResult(str(run_folder.path), int(last.stem), str(last), seconds, interrupted)

@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...config import EncodeConfig
 from ...errors import StoreError
 from ...stores import Store
 from ..runtime.progress import Progress
-from .shard import ShardResult
+
+if TYPE_CHECKING:
+    from .shard import ShardResult
 
 ALWAYS_TOLERATED = 10  # broken images, even in a small store
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from ...config import EncodeConfig
 from ...errors import ConfigError, RemoteError, StoreError, WeightsError
+from ...models.encoders.registry import check_encoder
+from ...models.vae_files import check_vae
 from ...sources import Source, index_digest, open_source
 from ...stores import Store
 from ...stores.creation import open_or_create_store
@@ -71,6 +73,15 @@ def _list_images(source: Source) -> Any:
 def wanted_groups(config: EncodeConfig) -> tuple[str, ...]:
     """Return the paths of the groups that the config requests: latents first, then features."""
     return (latents_group(config.vae), *(features_group(encoder) for encoder in config.encoder))
+
+
+def require_models(config: EncodeConfig, groups: Sequence[str]) -> None:
+    """Raise ConfigError or WeightsError, without torch, if the model of a group is unknown or its file is missing."""
+    if latents_group(config.vae) in groups:
+        check_vae(config.vae)
+    for encoder in config.encoder:
+        if features_group(encoder) in groups:
+            check_encoder(encoder, config.weights_of(encoder))
 
 
 def plan_work(config: EncodeConfig, store: Store, wanted: Sequence[str]) -> list[ShardTask]:

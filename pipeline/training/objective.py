@@ -19,12 +19,11 @@ from ...stores import Batch, Store
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.distributed import DistributedContext
 from ..runtime.seeds import step_generator
+from .setup import LEGACY_DROPOUT
 from .terms.alignment import AlignmentTerm
 from .terms.class_token import ClassTokenTerm
 from .terms.denoising import DenoisingTerm
 from .terms.term import ModelOutput, Prepared, Term
-
-LEGACY_DROPOUT = 0.1  # REPA's model drops labels with this probability in training, in addition to its trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

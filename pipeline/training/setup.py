@@ -1,25 +1,36 @@
-"""Settings of a training run that the store determines: VAE, encoders, classes, shapes, metadata for checkpoints."""
+"""Settings of a training run that the store determines: VAE, encoders, classes, shapes, metadata for checkpoints.
+
+Settings are checked without torch, which only the dataset and the model import.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...config import TrainConfig
 from ...errors import ConfigError, RepaPipeError, StoreError
-from ...models.sit import SiT, make_sit, sit_config
-from ...stores import AlignmentDataset, Store
+from ...models.sit.config import SiTConfig, sit_config
+from ...models.weight_files import require_weights_file
+from ...stores import Store
 from ...stores.layout import features_group, latents_group
 from ...stores.order import held_out_samples
 from ...stores.selection import digest_of_rows, read_indices
+from ...stores.trainable import trainable_indices
 from ..artifacts.checkpoints import StoreMetadata
+from ..artifacts.run_folder import RunFolder
 from ..runtime.distributed import DistributedContext
-from .objective import LEGACY_DROPOUT
-from .terms.class_token import cls_dim
+
+if TYPE_CHECKING:
+    from ...models.sit import SiT
+    from ...stores import AlignmentDataset
+
+CLS_TOKEN = "cls_token"
+LEGACY_DROPOUT = 0.1  # REPA's model drops labels with this probability in training, in addition to its trainer
 
 
 def resolve(config: TrainConfig, store: Store) -> TrainConfig:
@@ -96,9 +107,79 @@ def _selected_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64
     return found
 
 
+def require_trainable(config: TrainConfig, store: Store, run_folder: RunFolder, ranks: DistributedContext) -> None:
+    """Raise what can be found before torch is imported: the dataset, the model or the initial weights cannot work.
+
+    Args:
+        config: the settings, resolved.
+        store: the store.
+        run_folder: the run.
+        ranks: the number of ranks.
+
+    Raises:
+        ConfigError: the batch cannot be divided, or a setting of the model is invalid.
+        StoreError: a group is missing or incomplete, or its shapes do not fit the model.
+        WeightsError: there is no file at `--init-from`.
+    """
+    groups = [latents_group(str(config.vae)), *map(features_group, config.enc_type)]
+    chosen = store.select(indices=training_indices(config, store))
+    trainable_indices(chosen, groups, batch_size=config.batch_size, world_size=ranks.world_size, flip=config.flip)
+    per_rank = config.batch_size // ranks.world_size
+    if per_rank % config.microbatches:
+        raise ConfigError(
+            f"--microbatches {config.microbatches} does not divide the {per_rank} samples per rank and step"
+        )
+    model_config(config, store)
+    if config.init_from and not run_folder.checkpoints():
+        require_weights_file(Path(config.init_from))
+
+
+def model_config(config: TrainConfig, store: Store) -> SiTConfig:
+    """Return the config of the model for the shapes in the store; raise StoreError if token grids differ."""
+    latents = store.group(latents_group(str(config.vae))).shard_indexes["moments"].layout.spec
+    channels, side, _ = latents.sample_shape
+    encoders = {encoder: store.group(features_group(encoder)).attributes for encoder in config.enc_type}
+    options = {} if config.encoder_depth is None else {"encoder_depth": config.encoder_depth}
+    model = sit_config(
+        config.model,
+        input_size=side,
+        in_channels=channels // 2,
+        num_classes=int(config.num_classes or 0),
+        class_dropout_prob=LEGACY_DROPOUT if config.legacy else config.cfg_prob,
+        z_dims=tuple(attributes["width"] for attributes in encoders.values()) if config.proj_coeff else (),
+        cls_dim=_cls_dim(config, store) if config.cls_coeff else None,
+        projector_dim=config.projector_embed_dims,
+        qk_norm=config.qk_norm,
+        projector=config.projector,
+        **options,
+    )
+    grid = (side // model.patch_size) ** 2
+    for encoder, attributes in encoders.items():
+        if attributes["num_tokens"] != grid:
+            raise StoreError(
+                f"{config.model} has {grid} tokens, {encoder} has {attributes['num_tokens']} in {store.location}: "
+                "choose a model with another patch size, or an encoder with that token grid"
+            )
+    return model
+
+
+def _cls_dim(config: TrainConfig, store: Store) -> int:
+    """Return the width of the first encoder's class token; raise StoreError if an encoder has none."""
+    for encoder in config.enc_type:
+        group = store.group(features_group(encoder))
+        if CLS_TOKEN not in group.shard_indexes:
+            raise StoreError(
+                f"{encoder} has no class token in {store.location}, which --cls-coeff requires: choose an encoder with "
+                "one (docs/encoders.md), or --cls-coeff 0"
+            )
+    return store.group(features_group(config.enc_type[0])).shard_indexes[CLS_TOKEN].layout.spec.sample_shape[0]
+
+
 def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -> AlignmentDataset:
-    """Open the batches of a run; raise ConfigError if they cannot be divided among ranks and micro-batches."""
-    dataset = AlignmentDataset(
+    """Open the batches of a run."""
+    from ...stores import AlignmentDataset
+
+    return AlignmentDataset(
         store.select(indices=training_indices(config, store)),
         window=config.shuffle_window,
         alignment_steps=config.aligned_steps,
@@ -106,16 +187,12 @@ def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -
         process=config.reader_process,
         **_reading(config, ranks),
     )
-    per_rank = config.batch_size // ranks.world_size
-    if per_rank % config.microbatches:
-        raise ConfigError(
-            f"--microbatches {config.microbatches} does not divide the {per_rank} samples per rank and step"
-        )
-    return dataset
 
 
 def open_held_out(config: TrainConfig, store: Store, ranks: DistributedContext) -> AlignmentDataset:
     """Open the batches of the samples that are held out."""
+    from ...stores import AlignmentDataset
+
     return AlignmentDataset(store.select(indices=held_out_indices(config, store)), **_reading(config, ranks))
 
 
@@ -135,32 +212,10 @@ def _reading(config: TrainConfig, ranks: DistributedContext) -> dict[str, Any]:
 
 
 def build_model(config: TrainConfig, store: Store) -> SiT:
-    """Build the model with random weights, for the shapes in the store; raise StoreError if token grids differ."""
-    latents = store.group(latents_group(str(config.vae))).shard_indexes["moments"].layout.spec
-    channels, side, _ = latents.sample_shape
-    encoders = {encoder: store.group(features_group(encoder)).attributes for encoder in config.enc_type}
-    options = {} if config.encoder_depth is None else {"encoder_depth": config.encoder_depth}
-    model = sit_config(
-        config.model,
-        input_size=side,
-        in_channels=channels // 2,
-        num_classes=int(config.num_classes or 0),
-        class_dropout_prob=LEGACY_DROPOUT if config.legacy else config.cfg_prob,
-        z_dims=tuple(attributes["width"] for attributes in encoders.values()) if config.proj_coeff else (),
-        cls_dim=cls_dim(config, store) if config.cls_coeff else None,
-        projector_dim=config.projector_embed_dims,
-        qk_norm=config.qk_norm,
-        projector=config.projector,
-        **options,
-    )
-    grid = (side // model.patch_size) ** 2
-    for encoder, attributes in encoders.items():
-        if attributes["num_tokens"] != grid:
-            raise StoreError(
-                f"{config.model} has {grid} tokens, {encoder} has {attributes['num_tokens']} in {store.location}: "
-                "choose a model with another patch size, or an encoder with that token grid"
-            )
-    return make_sit(model)
+    """Build the model with random weights, for the shapes in the store."""
+    from ...models.sit import make_sit
+
+    return make_sit(model_config(config, store))
 
 
 def store_metadata(config: TrainConfig, store: Store) -> StoreMetadata:

@@ -9,28 +9,14 @@ from torch import Tensor
 
 from ....config import TrainConfig
 from ....diffusion.loss import denoising_loss
-from ....errors import StoreError
 from ....models.sit import EntangledSiT
-from ....stores import Batch, Store
-from ....stores.layout import features_group
+from ....stores import Batch
 from ...runtime.distributed import DistributedContext
 from ...runtime.seeds import Stream, step_generator
+from ..setup import CLS_TOKEN
 from .term import ModelOutput, Prepared, Term
 
-CLS_TOKEN = "cls_token"
 CLS_NOISE = "cls_noise"
-
-
-def cls_dim(config: TrainConfig, store: Store) -> int:
-    """Return the width of the first encoder's class token; raise StoreError if an encoder has none."""
-    for encoder in config.enc_type:
-        group = store.group(features_group(encoder))
-        if CLS_TOKEN not in group.shard_indexes:
-            raise StoreError(
-                f"{encoder} has no class token in {store.location}, which --cls-coeff requires: choose an encoder with "
-                "one (docs/encoders.md), or --cls-coeff 0"
-            )
-    return store.group(features_group(config.enc_type[0])).shard_indexes[CLS_TOKEN].layout.spec.sample_shape[0]
 
 
 class ClassTokenTerm(Term):
