@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from .flops import encoder_flops, sit_flops, vae_flops
-
 RESOLUTION = 256
 ENCODERS = {  # images per second
     "dinov2-vit-b": 5401.0,
@@ -45,12 +43,16 @@ def encoder_seconds(name: str, resolution: int) -> tuple[float, str]:
     """Return an encoder's seconds per image on the H100, and how the figure was obtained."""
     if name in ENCODERS and resolution == RESOLUTION:
         return 1 / ENCODERS[name], "measured"
+    from .flops import encoder_flops
+
     measured = {known: encoder_flops(known, RESOLUTION) for known in ENCODERS}
     return _estimate(encoder_flops(name, resolution), measured, ENCODERS)
 
 
 def vae_seconds(name: str, resolution: int) -> tuple[float, str]:
     """Return a VAE encoder's seconds per image on the H100, estimated from its FLOPs, and how it was estimated."""
+    from .flops import vae_flops
+
     seconds = vae_flops(name, resolution) / VAE_FLOPS_PER_SECOND
     return seconds, f"estimated from FLOPs, assuming {VAE_FLOPS_PER_SECOND / 1e12:.0f} TFLOP/s"
 
@@ -59,6 +61,8 @@ def step_seconds(model: str, input_size: int, channels: int, widths: tuple[int, 
     """Return a training step's seconds per image on the H100, reading a store, and how the figure was obtained."""
     if model in STEPS and input_size == RESOLUTION // 8:
         return 1 / STEPS[model], "measured"
+    from .flops import sit_flops
+
     measured = {known: sit_flops(known, RESOLUTION // 8, 4, (768,)) for known in STEPS}
     return _estimate(sit_flops(model, input_size, channels, widths), measured, STEPS)
 

@@ -1,6 +1,7 @@
 """`repa-pipe ablate`: train, sample and evaluate many runs from one store, and compare them in one report.
 
-All state is on disk: re-running the command skips finished runs and resumes the others.
+All state is on disk: re-running the command skips finished runs and resumes the others. A sweep of which nothing has
+changed since its report was written is left as it is.
 """
 
 from __future__ import annotations
@@ -8,21 +9,24 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import AblateConfig, TrainConfig
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
+from ..stores.files import last_change
 from ..stores.layout import features_group, latents_group
-from . import report
 from .ablation import results
+from .ablation.fork_server import ForkServer
 from .ablation.job import STAGES, Job, Outcome, run_job
 from .ablation.on_ray import run_jobs_on_ray
-from .ablation.results import Row, write_results
+from .ablation.results import Row, read_results, write_results
 from .ablation.sweep import Sweep, read_sweep
 from .artifacts.run_folder import RunFolder
 from .reporting.tables import count_text, list_text
+from .runtime.gpu import has_gpu
 from .runtime.signals import sigterm_as_interrupt
 from .training.setup import resolve
 
@@ -62,6 +66,10 @@ def run(config: AblateConfig) -> AblateResult:
     out = out_folder(config)
     sweep = read_sweep(Path(config.sweep), config.store, out)
     jobs = plan(sweep, config.store)
+    finished = _finished(out, jobs) if config.part is None else None
+    if finished:
+        logger.info("%s is complete; nothing to do", out / PAGE)
+        return finished
     number, parts = config.part_of
     mine = jobs[number::parts]
     out.mkdir(parents=True, exist_ok=True)
@@ -78,6 +86,8 @@ def run(config: AblateConfig) -> AblateResult:
     rows, means = write_results(out, _started(jobs), outcomes)
     failed = tuple(outcome for outcome in outcomes if outcome.error)
     remarks = [f"{one.name} failed in {one.stage}: {one.error}." for one in failed]
+    from . import report  # imports torch
+
     page = None
     started = [str(run_folder.path) for run_folder in _started(jobs)]
     if started and config.part is None:
@@ -90,6 +100,18 @@ def run(config: AblateConfig) -> AblateResult:
 def out_folder(config: AblateConfig) -> Path:
     """Return the folder of the runs and their comparison."""
     return Path(config.out or Path("exps") / Path(config.sweep).stem)
+
+
+def _finished(out: Path, jobs: Sequence[Job]) -> AblateResult | None:
+    """Return the result of a sweep if its report is complete and newer than everything that it shows."""
+    page, written = out / PAGE, read_results(out)
+    if written is None or [row["run"] for row in written.runs] != [job.name for job in jobs] or written.failed:
+        return None
+    if not page.exists() or not all(job.is_done for job in jobs):
+        return None
+    if page.stat().st_mtime_ns < max(last_change(job.run_folder.path) for job in jobs):
+        return None
+    return AblateResult(written.runs, written.over_seeds, (), str(out), str(page))
 
 
 def plan(sweep: Sweep, store: str) -> list[Job]:
@@ -140,15 +162,14 @@ def _run_jobs(config: AblateConfig, sweep: Sweep, jobs: Sequence[Job], on_outcom
         return
     if todo:
         logger.info("%s to do, one after the other", count_text(len(todo), "run", "runs"))
-    for job in todo:
-        on_outcome(run_job(job, show_output=True))
+    with nullcontext() if has_gpu() or not todo else ForkServer() as server:
+        for job in todo:
+            on_outcome(run_job(job, server=server, show_output=True))
 
 
 def _wants_ray(config: AblateConfig) -> bool:
-    import torch
-
     if config.ray is None:
-        return config.ray_address is not None or torch.cuda.is_available()
+        return config.ray_address is not None or has_gpu()
     return config.ray
 
 

@@ -1,21 +1,30 @@
-"""`repa-pipe evaluate`: FID, sFID, IS, precision, recall and KID of images, as ADM defines them."""
+"""`repa-pipe evaluate`: FID, sFID, IS, precision, recall and KID of images, as ADM defines them.
+
+Metrics that exist with the same settings, newer than everything that they were computed from, are not computed again.
+Files and names are checked before torch is imported.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..config import EvaluateConfig
-from ..metrics import Detector, Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
-from .artifacts.images import open_images
-from .artifacts.metric_files import MetricRecord, metrics_file, resolve_samples, write_metrics_file
-from .evaluation.features import INCEPTION, DetectorFeatures, extract, load_detector
-from .evaluation.reference_cache import load_reference
-from .runtime.device import choose_device, float64_device
+from ..models.encoders.registry import check_encoder
+from .artifacts.images import open_images, open_reference
+from .artifacts.metric_files import (
+    INCEPTION,
+    MetricRecord,
+    finished_metrics,
+    metrics_file,
+    resolve_samples,
+    write_metrics_file,
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,52 +45,37 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     Raises:
         ConfigError, SourceError, StoreError, WeightsError: the images, the reference or a detector are unusable.
     """
-    start = time.monotonic()
     config = resolve_samples(config)
-    device = choose_device(config.device)
-    metrics: dict[str, float] = {}
-    warnings: list[str] = []
-    detectors: dict[str, dict[str, Any]] = {}
-    counts: tuple[int | None, int | None] = (None, None)
+    out = metrics_file(config)
+    record = finished_metrics(config)
+    if record is not None:
+        logger.info("%s already exists with the same settings; skipping", out)
+    else:
+        _require_inputs(config)
+        record = _evaluate(config)
+        write_metrics_file(out, record)
+    return EvaluateResult(
+        metrics=record.metrics,
+        num_samples=record.num_samples,
+        num_reference=record.num_reference,
+        detectors=record.detectors,
+        warnings=list(record.warnings),
+        out=str(out),
+    )
+
+
+def _require_inputs(config: EvaluateConfig) -> None:
+    """Raise the errors of missing images and unknown encoders."""
     for name in config.detector:
-        samples = open_images(config.samples, config.batch_size)
-        detector = load_detector(name, config, samples.side, device)
-        own = extract(detector, samples, f"{name}: samples", device)
-        reference = load_reference(detector, config, samples.side, device)
-        metrics |= _compare(name, own, reference, device)
-        warnings += _warnings(detector, own.count, reference.count)
-        detectors[name] = {"name": detector.name, "width": detector.width}
-        counts = own.count, reference.count
-    out, seconds = metrics_file(config), round(time.monotonic() - start, 1)
-    write_metrics_file(out, MetricRecord(metrics, *counts, detectors, tuple(warnings), config, seconds))
-    return EvaluateResult(metrics, *counts, detectors, warnings, str(out))
+        if name != INCEPTION:
+            check_encoder(name, config.weights_of(name))
+    open_images(config.samples, config.batch_size)
+    open_reference(config)
 
 
-def _compare(name: str, own: DetectorFeatures, reference: DetectorFeatures, device: torch.device) -> dict[str, float]:
-    is_inception = name == INCEPTION
-    suffix = "" if is_inception else f"_{name}"
-    where = float64_device(device)
-    metrics = {"fid" if is_inception else f"fd{suffix}": _frechet(own.statistics, reference.statistics, where)}
-    if own.spatial and reference.spatial:
-        metrics["sfid"] = _frechet(own.spatial, reference.spatial, where)
-    if own.probabilities is not None:
-        metrics["inception_score"] = inception_score(own.probabilities)
-    if own.features is not None and reference.features is not None:
-        features = reference.features.to(where), own.features.to(where)
-        metrics[f"kid{suffix}" if is_inception else f"kd{suffix}"] = kernel_distance(*features)
-        precision, recall = precision_recall(*features)
-        metrics |= {f"precision{suffix}": precision, f"recall{suffix}": recall}
-    return {key: float(value) for key, value in metrics.items()}
+def _evaluate(config: EvaluateConfig) -> MetricRecord:
+    from .evaluation.comparison import compare
 
-
-def _frechet(a: Gaussian, b: Gaussian, where: torch.device) -> float:
-    return frechet_distance(*(part.to(where) for one in (a, b) for part in (one.mean, one.covariance)))
-
-
-def _warnings(detector: Detector, *counts: int | None) -> Iterable[str]:
-    fewest = min(count for count in counts if count is not None)
-    if fewest < 2 * detector.width:
-        yield (
-            f"{fewest:,} images for {detector.width:,} features of {detector.name}: Fréchet distances of so few images "
-            "are biased upward; compare them only with distances computed from the same counts"
-        )
+    start = time.monotonic()
+    record = compare(config)
+    return dataclasses.replace(record, seconds=round(time.monotonic() - start, 1))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import EvaluateConfig, SampleConfig
+from ..converter import read_json
 from ..stores.files import write_json
 from . import evaluate, sample
 from .artifacts.metric_files import MetricRecord, curve_file, finished_metrics, metrics_file, read_metrics_file
@@ -50,7 +51,9 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
     checkpoints = run_folder.require_checkpoints()
     out = curve_file(sampling, evaluation)
     page = out.with_suffix(".html")
-    rows: list[dict[str, Any]] = []
+    result = CurveResult([], str(out), str(page))
+    rows = result.rows
+    recorded = read_json(out)["rows"] if out.exists() else []
     for number, checkpoint in enumerate(checkpoints, start=1):
         logger.info("checkpoint %d of %d: %s", number, len(checkpoints), checkpoint.name)
         made = sample.run(dataclasses.replace(sampling, checkpoint=str(checkpoint), out=None))
@@ -65,9 +68,18 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
                 "warnings": list(found.warnings),
             }
         )
-        write_json(out, {"rows": rows, "sampling": sampling.as_json(), "evaluation": evaluation.as_json()})
-        _draw(page, f"{run_folder.name}: metrics over steps", rows)
-    return CurveResult(rows, str(out), str(page))
+        if rows != recorded[: len(rows)]:
+            _write(result, sampling, evaluation)
+    if rows != recorded or not page.exists():
+        _write(result, sampling, evaluation)
+    return result
+
+
+def _write(result: CurveResult, sampling: SampleConfig, evaluation: EvaluateConfig) -> None:
+    title = f"{RunFolder(Path(sampling.checkpoint)).name}: metrics over steps"
+    _draw(Path(result.page), title, result.rows)
+    values = {"rows": result.rows, "sampling": sampling.as_json(), "evaluation": evaluation.as_json()}
+    write_json(Path(result.json), values)
 
 
 def _evaluate(config: EvaluateConfig) -> MetricRecord:

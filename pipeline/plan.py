@@ -1,25 +1,26 @@
-"""`repa-pipe plan`: the cost of a store in bytes and hours, and whether training pays it back."""
+"""`repa-pipe plan`: the cost of a store in bytes and hours, and whether training pays it back.
+
+Names and the source are checked before torch is imported.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..config import EncodeConfig, PlanConfig
 from ..errors import ConfigError
-from ..models.encoders import describe_encoder
-from ..models.sit import SIT_PRESETS
+from ..models.encoders.registry import check_encoder_name
+from ..models.sit.config import SIT_PRESETS
 from ..models.throughput import READING, encoder_seconds, step_seconds, vae_seconds
-from ..models.vae import describe_vae
+from ..models.vae_files import check_vae, describe_vae
 from ..sources import open_source
-from ..stores.codecs import make_codec
 from ..stores.layout import features_group, latents_group
-from .encoding.batch_size import CPU_BATCH
-from .encoding.loading import load_group_encoders
-from .runtime.device import choose_device
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGENET = 1_281_167  # images in its training set
 SMALL_GAIN = 0.10  # in speed, as a fraction of a step
@@ -105,7 +106,15 @@ def run(config: PlanConfig) -> PlanResult:
     """Compute a plan; ConfigError for unknown models, SourceError for a source without images."""
     if config.model not in SIT_PRESETS:
         raise ConfigError(f"--model is {config.model!r}: expected one of {', '.join(SIT_PRESETS)}")
-    images = config.images or _count_images(config)
+    check_vae(config.vae)
+    for name in config.encoder:
+        check_encoder_name(name)
+    return _compute(config, config.images or _count_images(config))
+
+
+def _compute(config: PlanConfig, images: int) -> PlanResult:
+    from ..models.encoders import describe_encoder
+
     views = 2 if config.flip else 1
     table = {config.vae: vae_seconds(config.vae, config.resolution)}
     table |= {name: encoder_seconds(name, config.resolution) for name in config.encoder}
@@ -138,6 +147,9 @@ def run(config: PlanConfig) -> PlanResult:
 
 def bytes_per_sample(config: PlanConfig) -> int:
     """Return the bytes of one image in the store, without checksums and indexes."""
+    from ..models.encoders import describe_encoder
+    from ..stores.codecs import make_codec
+
     channels, downsampling = describe_vae(config.vae)
     total = 4 * 2 * channels * (config.resolution // downsampling) ** 2
     for name in config.encoder:
@@ -152,12 +164,22 @@ def _count_images(config: PlanConfig) -> int:
 
 
 def _this_machine(config: PlanConfig) -> str:
+    import torch
+
+    from .runtime.device import choose_device
+
     device = choose_device(config.device)
     return f"on this machine's {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}"
 
 
 def _probe(config: PlanConfig) -> dict[str, tuple[float, str]]:
     """Measure the seconds per image of every model on this machine, with the weights and the code of `encode`."""
+    import torch
+
+    from .encoding.batch_size import CPU_BATCH
+    from .encoding.loading import load_group_encoders
+    from .runtime.device import choose_device
+
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"
     encoding = EncodeConfig(

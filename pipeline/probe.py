@@ -7,27 +7,24 @@ encoder is run.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.nn.functional import normalize
-
 from ..config import ProbeConfig
 from ..converter import read_json
 from ..errors import StoreError
-from ..metrics import cknna, linear_probe
 from ..stores import Store, open_store
 from ..stores.files import atomic_write, write_json
-from .artifacts.checkpoints import TrainedModel, load_model, resolve_checkpoint
+from ..stores.layout import features_group, latents_group
+from .artifacts.checkpoints import load_model, resolve_checkpoint
 from .artifacts.run_folder import RunFolder, run_of
-from .evaluation.probe_features import ProbedImages
 from .reporting.plots import Line, line_figure, write_page
-from .runtime.device import choose_device
 
-TOPK = 10
+logger = logging.getLogger(__name__)
+
 MAX_LINES = 8  # checkpoints per figure
 
 Row = dict[str, Any]  # checkpoint, step, time, block, accuracy, cknna_<encoder> …
@@ -63,54 +60,54 @@ def run(config: ProbeConfig) -> ProbeResult:
         StoreError: the store lacks the latents or an encoder.
         ConfigError: the model lacks a requested block.
     """
-    device = choose_device(config.device)
     last = resolve_checkpoint(config.checkpoint)
     run_folder = run_of(last) or RunFolder(last.parent)
     checkpoints = RunFolder(Path(config.checkpoint)).checkpoints() or [last]
     out = Path(config.out) if config.out else run_folder.probes
-    trained = load_model(last, config.ema)
-    with open_store(config.store or trained.config.store) as store:
-        latents = config.vae or str(trained.config.vae)
+    training = run_folder.read_config() if run_folder.config_file.exists() else load_model(last, config.ema).config
+    with open_store(config.store or training.store) as store:
+        latents = config.vae or str(training.vae)
         encoders = config.encoder or store.encoders
         if not encoders:
             raise StoreError(
                 f"{store.location} has no encoder to compare with: add one with 'repa-pipe encode … --encoder NAME'"
             )
-        images = ProbedImages(store, latents, encoders, config)
-        target = {encoder: images.of_encoder(encoder).to(device) for encoder in encoders}
+        store.valid_indices([latents_group(latents), *map(features_group, encoders)])
         settings = _settings(config, store, latents, encoders)
-        rows = _finished_rows(out, settings)
-        accuracies = {encoder: _accuracy(features, images) for encoder, features in target.items()}
-        result = ProbeResult(rows, accuracies, str(out), *(str(out.with_suffix(end)) for end in (".parquet", ".html")))
-        for checkpoint in checkpoints:
-            name = f"{checkpoint.name} {checkpoint.stat().st_mtime_ns}"
-            if not any(row["checkpoint"] == name for row in rows):
-                trained = load_model(checkpoint, config.ema)
-                trained.model.to(device)
-                rows += _probe_checkpoint(name, trained, images, target, config.time)
-            _write(result, settings, run_folder.name)
+        result = _finished(out, settings)
+        todo = {name: path for name, path in _names(checkpoints).items() if name not in _probed(result.rows)}
+        if todo:
+            _probe(config, store, todo, result, settings, run_folder.name)
+        else:
+            logger.info("%s already exists with the same settings; skipping", out)
     return result
 
 
-def _probe_checkpoint(
-    name: str, trained: TrainedModel, images: ProbedImages, target: dict[str, Tensor], times: Sequence[float]
-) -> list[Row]:
-    device = trained.model.pos_embed.device
-    rows: list[Row] = []
-    for time in times:
-        for block, features in images.of_blocks(trained, time).items():
-            own = features.to(device)
-            row: Row = {"checkpoint": name, "step": trained.step, "time": time, "block": block}
-            row["accuracy"] = _accuracy(own, images)
-            for encoder, tokens in target.items():
-                row[f"cknna_{encoder}"] = cknna(normalize(own), normalize(tokens), TOPK)
-            rows.append(row)
-    return rows
+def _names(checkpoints: Sequence[Path]) -> dict[str, Path]:
+    """Return the checkpoints by the name that rows record; a file that was rewritten has another one."""
+    return {f"{path.name} {path.stat().st_mtime_ns}": path for path in checkpoints}
 
 
-def _accuracy(features: Tensor, images: ProbedImages) -> float:
-    cut = images.num_train
-    return linear_probe(features[:cut], images.labels[:cut], features[cut:], images.labels[cut:])
+def _probed(rows: Sequence[Row]) -> set[str]:
+    return {row["checkpoint"] for row in rows}
+
+
+def _probe(  # noqa: PLR0917 - called once
+    config: ProbeConfig, store: Store, todo: dict[str, Path], result: ProbeResult, settings: dict[str, Any], title: str
+) -> None:
+    """Add the rows of the checkpoints `todo` to the result, and write it after each of them."""
+    from .evaluation.probe_features import ProbedImages, accuracy, probe_checkpoint
+    from .runtime.device import choose_device
+
+    device = choose_device(config.device)
+    images = ProbedImages(store, settings["vae"], settings["encoder"], config)
+    target = {encoder: images.of_encoder(encoder).to(device) for encoder in settings["encoder"]}
+    result.encoders.update({encoder: accuracy(features, images) for encoder, features in target.items()})
+    for name, checkpoint in todo.items():
+        trained = load_model(checkpoint, config.ema)
+        trained.model.to(device)
+        result.rows.extend(probe_checkpoint(name, trained, images, target, config.time))
+        _write(result, settings, title)
 
 
 def _settings(config: ProbeConfig, store: Store, latents: str, encoders: Sequence[str]) -> dict[str, Any]:
@@ -121,14 +118,19 @@ def _settings(config: ProbeConfig, store: Store, latents: str, encoders: Sequenc
     return settings | {"store": store.location, "images": digest, "vae": latents, "encoder": list(encoders)}
 
 
-def _finished_rows(out: Path, settings: dict[str, Any]) -> list[Row]:
+def _finished(out: Path, settings: dict[str, Any]) -> ProbeResult:
+    """Return the result that was written with the same settings, else an empty one."""
     values = read_json(out) if out.exists() else {}
-    return list(values["rows"]) if values.get("settings") == settings else []
+    same = values.get("settings") == settings
+    rows, encoders = (values["rows"], values["encoder_accuracy"]) if same else ([], {})
+    return ProbeResult(rows, encoders, str(out), *(str(out.with_suffix(end)) for end in (".parquet", ".html")))
 
 
 def _write(result: ProbeResult, settings: dict[str, Any], title: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from .evaluation.probe_features import TOPK
 
     values = {"rows": result.rows, "encoder_accuracy": result.encoders, "settings": settings, "cknna_topk": TOPK}
     write_json(Path(result.json), values)

@@ -1,36 +1,35 @@
 """`repa-pipe rank`: rank the encoders of a store by the spatial structure of their tokens, before training.
 
 No encoder is run: tokens are read from the store and restored from their codec. All encoders are measured on the same
-samples.
+samples. Without work to do, torch is not imported.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from ..config import RankConfig
+from ..converter import read_json
 from ..errors import ConfigError, StoreError
-from ..metrics.spatial import cds, lds, rmsc
 from ..stores import Store, open_store
 from ..stores.files import write_json
 from ..stores.layout import features_group
-from ..stores.tokens import codec_of, read_tokens
 from .reporting.plots import dot_figure, write_page
 from .runtime.progress import progress
 from .runtime.seeds import shuffled
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 logger = logging.getLogger(__name__)
 
-METRICS: dict[str, Callable[[Tensor], Tensor]] = {"lds": lds, "cds": cds, "rmsc": rmsc}
+# Functions of `metrics.spatial`.
 TITLES = {
     "lds": "LDS (local vs. distant similarity): cosine of adjacent tokens minus cosine of distant tokens",
     "cds": "CDS (correlation decay slope): decrease of the cosine per patch of distance",
@@ -58,9 +57,9 @@ class RankResult:
     def table(self) -> str:
         """One line per encoder: mean over the samples ± standard error."""
         width = max(len("encoder"), *(len(row["encoder"]) for row in self.rows))
-        lines = ["  ".join([f"{'encoder':<{width}}", *(f"{name.upper():>17}" for name in METRICS), "stored as"])]
+        lines = ["  ".join([f"{'encoder':<{width}}", *(f"{name.upper():>17}" for name in TITLES), "stored as"])]
         for row in self.rows:
-            values = [f"{_text(row, name):>17}" for name in METRICS]
+            values = [f"{_text(row, name):>17}" for name in TITLES]
             lines.append("  ".join([f"{row['encoder']:<{width}}", *values, row["codec"]]))
         return "\n".join([*lines, f"means over {self.num_samples:,} samples ± standard error"])
 
@@ -82,21 +81,47 @@ def run(config: RankConfig) -> RankResult:
             if features_group(encoder) not in groups:
                 logger.warning("skipping %s, which is incomplete: re-run its encode command to finish it", encoder)
         samples = np.sort(shuffled(store.valid_indices(groups), config.seed)[: config.num_samples])
+        settings = _settings(config, store, groups)
+        rows = _finished_rows(config, settings)
+        if rows:
+            logger.info("%s already exists with the same settings; skipping", config.out)
+            return _result(config, rows, len(samples))
         rows = [_measure(store, group, samples, config.batch_size) for group in groups]
-    if all(row[name] is None for row in rows for name in METRICS):
+    if all(row[name] is None for row in rows for name in TITLES):
         raise ConfigError(f"no encoder in {config.store} has a square token grid, which the spatial metrics require")
     rows.sort(key=lambda row: (row["lds"] is None, -(row["lds"] or 0.0), row["encoder"]))
-    out = Path(config.out)
-    result = RankResult(rows, len(samples), str(out), str(out.with_suffix(".html")))
-    write_json(out, {"rows": rows, "num_samples": len(samples), "note": PREDICTION, "config": config.as_json()})
+    result = _result(config, rows, len(samples))
     paragraphs = PREDICTION, f"Means over {len(samples):,} samples ± one standard error."
     write_page(Path(result.page), f"Ranking of the encoders in {Path(config.store).name}", _figures(rows), paragraphs)
+    values = {"rows": rows, "num_samples": len(samples), "note": PREDICTION, "config": config.as_json()}
+    write_json(Path(config.out), values | {"settings": settings})  # last: then both files are complete
     return result
+
+
+def _result(config: RankConfig, rows: list[Row], num_samples: int) -> RankResult:
+    return RankResult(rows, num_samples, config.out, str(Path(config.out).with_suffix(".html")))
+
+
+def _settings(config: RankConfig, store: Store, groups: list[str]) -> dict[str, Any]:
+    """Return everything that the rows depend on."""
+    fingerprints = {group: store.group(group).fingerprint for group in groups}
+    return config.result_settings() | {"images": store.manifest.index_digest, "groups": fingerprints}
+
+
+def _finished_rows(config: RankConfig, settings: dict[str, Any]) -> list[Row]:
+    """Return the rows that were written with the same settings, if any."""
+    values = read_json(Path(config.out)) if Path(config.out).exists() else {}
+    return list(values["rows"]) if values.get("settings") == settings else []
 
 
 def _measure(store: Store, group: str, samples: npt.NDArray[np.int64], batch_size: int) -> Row:
     """Return the row of one group; metrics that are not defined for its token grid are None."""
-    found: dict[str, list[Tensor] | None] = {name: [] for name in METRICS}
+    import torch
+
+    from ..metrics import spatial
+    from ..stores.tokens import codec_of, read_tokens
+
+    found: dict[str, list[Tensor] | None] = {name: [] for name in TITLES}
     with progress(group, len(samples), "samples") as bar:
         for start in range(0, len(samples), batch_size):
             batch = samples[start : start + batch_size]
@@ -104,7 +129,7 @@ def _measure(store: Store, group: str, samples: npt.NDArray[np.int64], batch_siz
             for name, values in found.items():
                 if values is not None:
                     try:
-                        values.append(METRICS[name](tokens).double())
+                        values.append(getattr(spatial, name)(tokens).double())
                     except ConfigError as error:
                         logger.warning("%s: %s is not available: %s", group, name.upper(), error)
                         found[name] = None

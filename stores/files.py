@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .layout import SAMPLES_FILE
+
 TEMPORARY = ".tmp-"
 
 
@@ -108,3 +110,12 @@ def _remove(leftovers: list[Path]) -> int:
         else:
             path.unlink(missing_ok=True)
     return len(leftovers)
+
+
+def last_change(path: Path) -> int:
+    """Return when a file, a store's images, or anything in a folder has last changed, in ns; 0 if it is missing."""
+    if (path / SAMPLES_FILE).exists():  # encoding more groups of a store does not change its images
+        path /= SAMPLES_FILE
+    if not path.is_dir():
+        return path.stat().st_mtime_ns if path.exists() else 0
+    return max(Path(folder, name).stat().st_mtime_ns for folder, _, names in os.walk(path) for name in (*names, "."))

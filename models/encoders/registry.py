@@ -241,17 +241,26 @@ def parse_name(name: str) -> tuple[EncoderEntry, int | None]:
     return entry, block
 
 
-def check_encoder(name: str, weights: str | None = None) -> None:
-    """Raise the errors of `load_encoder` that can be found without torch: an unknown name, or a missing file.
+def check_encoder_name(name: str) -> None:
+    """Raise ConfigError for an unknown name or block. timm's networks are not checked, since timm imports torch."""
+    if not _is_of_timm(name):
+        parse_name(name)
 
-    The names of timm's networks are not checked, since timm imports torch.
+
+def check_encoder(name: str, weights: str | None) -> None:
+    """Raise the errors of `load_encoder` that can be found without torch: an unknown name, or a missing file.
 
     Raises:
         ConfigError: the name or the block is not valid.
         WeightsError: there is no file at `weights`, or the weights come in a package that is not installed.
     """
-    base, path = name.partition("@")[0], None if weights is None else Path(weights).expanduser()
-    if base not in TIMM_NAMES and not base.startswith("timm:"):
+    path = None if weights is None else Path(weights).expanduser()
+    if not _is_of_timm(name):
         parse_name(name)[0].weights.check(name, path)
     elif path is not None:
         require_weights_file(path)
+
+
+def _is_of_timm(name: str) -> bool:
+    base = name.partition("@")[0]
+    return base in TIMM_NAMES or base.startswith("timm:")

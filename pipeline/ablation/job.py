@@ -1,22 +1,25 @@
 """One run of a sweep: it is trained, sampled and evaluated by the same commands that a user would type.
 
-Every command is a separate process, so that a failure affects nothing else. Finished stages are not started again.
+Every command is a separate process, so that a failure affects nothing else: a fork of the sweep's `ForkServer`, or, for
+several ranks and on machines with a GPU, a process started anew. Finished stages are not started again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import logging
 import shlex
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from ...config import EvaluateConfig, SampleConfig, TrainConfig
 from ...errors import RepaPipeError
@@ -24,12 +27,17 @@ from ...stores.files import write_json
 from ..artifacts.metric_files import curve_file, finished_metrics
 from ..artifacts.run_folder import RunFolder
 from ..artifacts.sample_files import files_of, finished_samples
+from ..runtime.gpu import has_gpu
+from .fork_server import CLI, ForkedCommand, ForkServer
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("train", "sample", "evaluate")
 POLL_S = 0.2
-_CLI = ["-m", "repa_pipe.cli"]
+_CLI = ["-m", CLI]
+
+
+Command: TypeAlias = "subprocess.Popen[bytes] | ForkedCommand"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +136,14 @@ class Job:
         return curve_file(self.sampling, self.evaluate).exists()
 
 
-def run_job(job: Job, *, show_output: bool = False, stop: threading.Event | None = None) -> Outcome:
+def run_job(
+    job: Job, *, server: ForkServer | None = None, show_output: bool = False, stop: threading.Event | None = None
+) -> Outcome:
     """Run the unfinished stages of a job.
 
     Args:
         job: the run.
+        server: starts the commands. None: every command is started anew.
         show_output: whether to log the output of its commands.
         stop: when set, the current command is terminated; `train` writes a checkpoint first.
 
@@ -150,7 +161,9 @@ def run_job(job: Job, *, show_output: bool = False, stop: threading.Event | None
                 if stage == "train":
                     write_json(run_folder.machine_file, {"gpus": _gpus_here(job)})
                 logger.info("%s: %s, log in %s", job.name, stage, run_folder.log)
-                error = _call(_launcher(job, stage) + args, args, run_folder.log, lock, show_output, stop)
+                forks = server if stage != "train" or job.processes == 1 else None
+                start = functools.partial(_start, forks, _launcher(job, stage), args, lock)
+                error = _call(start, args, run_folder.log, show_output, stop)
                 if error:
                     return Outcome(job.name, stage, error)
     except (RepaPipeError, OSError) as error:
@@ -160,9 +173,7 @@ def run_job(job: Job, *, show_output: bool = False, stop: threading.Event | None
 
 def _gpus_here(job: Job) -> float:
     """Return the number of GPUs that the training uses on this machine."""
-    import torch
-
-    return job.gpus if torch.cuda.is_available() and job.train.device != "cpu" else 0.0
+    return job.gpus if job.train.device != "cpu" and has_gpu() else 0.0
 
 
 def _launcher(job: Job, stage: str) -> list[str]:
@@ -172,15 +183,26 @@ def _launcher(job: Job, stage: str) -> list[str]:
     return [sys.executable, *torchrun, *_CLI]
 
 
-def _call(  # noqa: PLR0917 - called once
-    command: list[str], args: list[str], log: Path, lock: int, show_output: bool, stop: threading.Event | None
+def _start(server: ForkServer | None, launcher: list[str], args: list[str], lock: int, log: int) -> Command:
+    """Start a command that inherits the lock and writes to `log`, file descriptors both."""
+    if server is not None:
+        return server.start(args, log, lock)
+    return subprocess.Popen(launcher + args, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,))
+
+
+def _call(
+    start_command: Callable[[int], Command],
+    args: list[str],
+    log: Path,
+    show_output: bool,
+    stop: threading.Event | None,
 ) -> str:
     """Run a command with its output in the log; return its error in one line, or an empty string."""
     with log.open("ab") as file:
         file.write(f"$ {shlex.join(['repa-pipe', *args])}\n".encode())
         file.flush()
         start = file.tell()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, pass_fds=(lock,))
+        process = start_command(file.fileno())
         try:
             _follow(process, log, start, show_output, stop)
         except BaseException:
@@ -194,9 +216,7 @@ def _call(  # noqa: PLR0917 - called once
     return f"exit code {process.returncode}: {(errors or lines)[-1]}"
 
 
-def _follow(
-    process: subprocess.Popen[bytes], log: Path, start: int, show_output: bool, stop: threading.Event | None
-) -> None:
+def _follow(process: Command, log: Path, start: int, show_output: bool, stop: threading.Event | None) -> None:
     """Wait for a command; if `show_output`, log its output except for results in JSON.
 
     The output is read from the file and not from a pipe, because a closed pipe would end the command with this process.

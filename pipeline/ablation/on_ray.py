@@ -9,8 +9,10 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..runtime.actor_pool import ActorPool, ActorShape
+from ..runtime.gpu import has_gpu
 from ..runtime.ray_session import actor_options, ray_session
 from ..runtime.task_queue import TaskQueue
+from .fork_server import ForkServer
 from .job import Job, Outcome, run_job
 from .sweep import Resources
 
@@ -27,10 +29,11 @@ class JobActor:
     def ready(self) -> None:
         """Change to the driver's folder: paths in the configs are relative to it."""
         os.chdir(self._folder)
+        self._server = None if has_gpu() else ForkServer()
 
     def run(self, job: Job) -> Outcome:
         """Run one job."""
-        return run_job(job, stop=self._stop)
+        return run_job(job, server=self._server, stop=self._stop)
 
     def stop(self) -> None:
         """Terminate the command of the current job; `train` writes a checkpoint first."""

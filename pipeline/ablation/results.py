@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...converter import read_json, structure
+from ...errors import ConfigError
 from ...stores.files import atomic_write, write_json
 from ..artifacts.run_folder import RunFolder
 from ..reporting.comparison import settings_that_differ
@@ -20,6 +23,23 @@ from .job import Outcome
 FILE = "results.json"
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The contents of `results.json`."""
+
+    runs: list[Row]
+    over_seeds: list[Row]
+    failed: list[Row]
+
+
+def read_results(out: Path) -> Results | None:
+    """Read `results.json`, or return None if it does not exist or is damaged."""
+    try:
+        return structure(read_json(out / FILE), Results, FILE)
+    except ConfigError:
+        return None
 
 
 def write_results(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from ...config import EvaluateConfig
 from ...errors import BadImageError, ConfigError, SourceError, StoreError
 from ...sources import Index, Record, Source, decode_crop, open_source, records_of
 from ...stores import Store, open_store
@@ -51,6 +52,18 @@ def open_images(path: str, batch_size: int, source: str | None = None) -> Images
     if (given / "zarr.json").exists():
         return _store_images(open_store(given), batch_size, source)
     return _folder_images(path, batch_size)
+
+
+def open_reference(config: EvaluateConfig) -> Images | None:
+    """Open the images of a reference, or return None if it is a statistics file.
+
+    Raises:
+        ConfigError, SourceError, StoreError: there is no such reference.
+    """
+    path = Path(config.reference)
+    if path.suffix == ".npz" and path.exists() and read_npz_header(path) is None:
+        return None
+    return open_images(config.reference, config.batch_size, config.source)
 
 
 def read_npz_header(path: Path) -> tuple[int, ...] | None:

@@ -10,9 +10,11 @@ from typing import Any
 from ...config import EvaluateConfig, SampleConfig
 from ...converter import read_json, structure, unstructure
 from ...errors import ConfigError, RepaPipeError
-from ...stores.files import write_json
+from ...stores.files import last_change, write_json
 from .run_folder import RunFolder
 from .sample_files import SampleFiles, sample_sets, settings_name
+
+INCEPTION = "inception"  # the detector whose metrics are named without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class MetricRecord:
         for detector in self.detectors:
             if name.endswith(f"_{detector}"):
                 return name.removesuffix(f"_{detector}"), detector
-        return name, "inception"
+        return name, INCEPTION
 
 
 def resolve_samples(config: EvaluateConfig) -> EvaluateConfig:
@@ -84,9 +86,12 @@ def read_metrics_file(path: Path) -> MetricRecord:
 
 
 def finished_metrics(config: EvaluateConfig) -> MetricRecord | None:
-    """Return the metrics of an earlier, finished evaluation of the same samples with the same settings, if any."""
-    path, samples = metrics_file(config), Path(config.samples)
-    if not (path.exists() and samples.exists()) or path.stat().st_mtime_ns < samples.stat().st_mtime_ns:
+    """Return the metrics of an earlier, finished evaluation of the same images with the same settings, if any."""
+    path = metrics_file(config)
+    if not path.exists() or not Path(config.samples).exists():
+        return None
+    inputs = (config.samples, config.reference, *(config.weights_of(name) for name in config.detector))
+    if path.stat().st_mtime_ns < max(last_change(Path(given)) for given in inputs if given):
         return None
     try:
         record = read_metrics_file(path)

@@ -12,10 +12,9 @@ from ...config import EvaluateConfig
 from ...metrics import Detector, Features, FeatureStatistics, Gaussian, InceptionDetector
 from ...models.encoders import load_encoder
 from ..artifacts.images import Images
+from ..artifacts.metric_files import INCEPTION
 from ..runtime.device import float64_device
 from ..runtime.progress import progress
-
-INCEPTION = "inception"
 
 
 class EncoderDetector:

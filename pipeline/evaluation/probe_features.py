@@ -1,17 +1,20 @@
-"""Features for probes, one vector per image: token means of a SiT's blocks and of stored encoders."""
+"""Probes and their features, one vector per image: token means of a SiT's blocks and of stored encoders."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ...config import ProbeConfig
 from ...diffusion.interpolant import Interpolant
 from ...diffusion.posterior import sample_posterior
+from ...metrics import cknna, linear_probe
 from ...stores import Store
 from ...stores.layout import features_group, latents_group
 from ...stores.tokens import read_tokens
@@ -19,6 +22,8 @@ from ..artifacts.checkpoints import TrainedModel
 from ..runtime.device import DTYPES
 from ..runtime.progress import progress
 from ..runtime.seeds import image_generator, shuffled
+
+TOPK = 10  # neighbors of CKNNA
 
 
 class ProbedImages:
@@ -81,3 +86,26 @@ class ProbedImages:
 
 def _draws(seed: int, row: int, shape: torch.Size) -> Tensor:
     return torch.randn((2, *shape), generator=image_generator(seed, row))
+
+
+def probe_checkpoint(
+    name: str, trained: TrainedModel, images: ProbedImages, target: dict[str, Tensor], times: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return one row per time and block of a checkpoint, named `name` in the rows."""
+    device = trained.model.pos_embed.device
+    rows: list[dict[str, Any]] = []
+    for time in times:
+        for block, features in images.of_blocks(trained, time).items():
+            own = features.to(device)
+            row: dict[str, Any] = {"checkpoint": name, "step": trained.step, "time": time, "block": block}
+            row["accuracy"] = accuracy(own, images)
+            for encoder, tokens in target.items():
+                row[f"cknna_{encoder}"] = cknna(normalize(own), normalize(tokens), TOPK)
+            rows.append(row)
+    return rows
+
+
+def accuracy(features: Tensor, images: ProbedImages) -> float:
+    """Return the test accuracy of a linear classifier on features `[N, D]` of the images."""
+    cut = images.num_train
+    return linear_probe(features[:cut], images.labels[:cut], features[cut:], images.labels[cut:])

@@ -19,7 +19,7 @@ from ...errors import ConfigError
 from ...metrics import Detector, Gaussian, load_statistics
 from ...stores.checksum import crc32c
 from ...stores.files import atomic_write
-from ..artifacts.images import Images, open_images, read_npz_header
+from ..artifacts.images import Images, open_reference
 from ..runtime.cache import VARIABLE, cache_file
 from .features import DetectorFeatures, extract
 
@@ -30,11 +30,10 @@ FORMAT = 1
 
 def load_reference(detector: Detector, config: EvaluateConfig, side: int, device: torch.device) -> DetectorFeatures:
     """Return the features of the reference: from a statistics file, from the cache, or computed from its images."""
-    path = Path(config.reference)
-    if path.suffix == ".npz" and path.exists() and read_npz_header(path) is None:
-        pooled, spatial = load_statistics(path)
+    images = open_reference(config)
+    if images is None:
+        pooled, spatial = load_statistics(Path(config.reference))
         return DetectorFeatures(pooled, spatial, None, None, pooled.count)
-    images = open_images(config.reference, config.batch_size, config.source)
     if images.side != side:
         raise ConfigError(
             f"the samples are {side} x {side}, the reference {images.description} is {images.side} x {images.side}: "

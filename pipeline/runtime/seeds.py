@@ -7,10 +7,13 @@ is drawn in `stores/order.py`.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Stream(IntEnum):
@@ -25,11 +28,15 @@ VALIDATION_STEPS = 1 << 30  # validation batch i draws as if it were this step p
 
 def step_generator(seed: int, step: int, device: torch.device, stream: Stream = Stream.STEP) -> torch.Generator:
     """Return the generator of one stream of training step `step`, on `device`."""
+    import torch
+
     return torch.Generator(device).manual_seed((seed << 32) + stream + step)
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
     """Return the CPU generator of image `index`. It draws the initial noise first, then the noise of each SDE step."""
+    import torch
+
     return torch.Generator().manual_seed((seed << 32) + index)
 
 

@@ -17,9 +17,10 @@ from repa_pipe import cli
 from repa_pipe.config import AblateConfig
 from repa_pipe.errors import ConfigError, RepaPipeError, StoreError
 from repa_pipe.metrics import Features
-from repa_pipe.pipeline import ablate, evaluate
+from repa_pipe.pipeline import ablate
 from repa_pipe.pipeline.ablation import job
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
+from repa_pipe.pipeline.evaluation import comparison
 
 TRAIN = """
 [train]
@@ -86,7 +87,7 @@ def calls(monkeypatch):
         return call_in_this_process(args, log)
 
     monkeypatch.setattr(job, "_call", call)
-    monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColors())
+    monkeypatch.setattr(comparison, "load_detector", lambda *_: MeanColors())
     return started
 
 

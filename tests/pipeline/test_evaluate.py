@@ -11,6 +11,7 @@ from repa_pipe.errors import ConfigError
 from repa_pipe.metrics import Features
 from repa_pipe.pipeline import evaluate
 from repa_pipe.pipeline.artifacts.images import open_images, write_npz
+from repa_pipe.pipeline.evaluation import comparison
 from repa_pipe.sources import center_crop
 from repa_pipe.sources.demo_images import photographs
 
@@ -75,7 +76,7 @@ class MeanColors:
 
 
 def test_the_distance_of_gaussian_features_matches_the_closed_form(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColors())
+    monkeypatch.setattr(comparison, "load_detector", lambda *_: MeanColors())
     rng = np.random.default_rng(0)
     means, deviations = np.array([[100, 120, 140], [110, 120, 125]]), np.array([[10, 20, 15], [20, 10, 15]])
     paths = []

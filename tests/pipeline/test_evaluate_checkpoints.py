@@ -13,6 +13,7 @@ from repa_pipe.config import EvaluateConfig, SampleConfig
 from repa_pipe.errors import CheckpointError
 from repa_pipe.metrics import Features
 from repa_pipe.pipeline import evaluate, evaluate_checkpoints, report, sample, train
+from repa_pipe.pipeline.evaluation import comparison
 
 
 class MeanColors:
@@ -26,7 +27,7 @@ class MeanColors:
 @pytest.fixture
 def run(config_of, tmp_path, monkeypatch):
     """A run of 4 steps with checkpoints at 2 and 4."""
-    monkeypatch.setattr(evaluate, "load_detector", lambda *_: MeanColors())
+    monkeypatch.setattr(comparison, "load_detector", lambda *_: MeanColors())
     options = {"learning_rate": 1e-2, "ema_decay": 0.5, "batch_size": 4, "mixed_precision": "bf16", "log_steps": 1}
     return train.run(config_of(output_dir=str(tmp_path), max_train_steps=4, checkpointing_steps=2, **options)).run
 

@@ -16,7 +16,7 @@ from repa_pipe.metrics import cknna
 from repa_pipe.pipeline import probe, train
 from repa_pipe.pipeline.artifacts.checkpoints import load_model
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
-from repa_pipe.pipeline.evaluation.probe_features import ProbedImages
+from repa_pipe.pipeline.evaluation.probe_features import ProbedImages, accuracy
 from repa_pipe.pipeline.runtime.seeds import image_generator
 from repa_pipe.stores import open_store
 
@@ -104,8 +104,8 @@ def test_linear_probe_finds_classes_in_clean_latents_but_not_in_noise(trained, m
             return {"latents/tiny/moments": np.concatenate([mean, 0.1 * np.ones_like(mean)], 1).astype(np.float32)}
 
         images._store.read = read_signs
-        clean = probe._accuracy(images.of_blocks(model, 0.0)[2], images)
-        noise = probe._accuracy(images.of_blocks(model, 1.0)[2], images)
+        clean = accuracy(images.of_blocks(model, 0.0)[2], images)
+        noise = accuracy(images.of_blocks(model, 1.0)[2], images)
     assert clean == 1.0
     assert noise < 0.8
 
