@@ -1,8 +1,8 @@
 """A process that has imported what the commands of a run need, and forks one child per command.
 
 Importing takes several seconds of CPU time, a fork milliseconds. A child is a process of its own: it writes to the log
-of its run, inherits the lock of its run, and can fail or be killed without affecting anything else. The end of the sweep
-does not kill a child; the server ends after it.
+of its run, inherits the lock of its run, and can fail or be killed without affecting anything else. The end of the
+sweep does not kill a child; the server ends after it.
 
 The server must not use CUDA, which does not survive a fork, so sweeps use it only on machines without a GPU.
 """
@@ -66,20 +66,23 @@ class ForkedCommand:
 class ForkServer:
     """The server as a sweep sees it. It is started for the first command, and again if it was killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str] = PRELOADED) -> None:
+        self._modules = tuple(modules)
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket
 
     def _start(self) -> None:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-c", f"from {__name__} import serve; serve({theirs.fileno()})"]
+        command = [sys.executable, "-c", f"from {__name__} import serve; serve({theirs.fileno()}, {self._modules!r})"]
         null = subprocess.DEVNULL
         with theirs:
             self._process = subprocess.Popen(command, stdin=null, stdout=null, pass_fds=(theirs.fileno(),))
 
     def start(self, args: Sequence[str], log: int, lock: int) -> ForkedCommand:
         """Start `repa-pipe ARGS` with its output in the file `log`; it inherits the lock until it ends."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is not None and self._process.poll() is not None:
+            self._stop()
+        if self._process is None:
             self._start()
         socket.send_fds(self._connection, [json.dumps(list(args)).encode()], [log, lock])
         answer = self._connection.recv(_MESSAGE)
@@ -87,24 +90,28 @@ class ForkServer:
             raise ChildProcessError("the process that starts the commands of the sweep ended unexpectedly")
         return ForkedCommand(self._connection, json.loads(answer))
 
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._connection.close()
+            self._process.wait()
+            self._process = None
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self._connection.close()
-            self._process.wait()
+        self._stop()
 
 
-def serve(descriptor: int) -> None:
-    """Serve one command after the other until the sweep closes the connection."""
+def serve(descriptor: int, modules: Sequence[str]) -> None:
+    """Import modules, then serve one command after the other until the sweep closes the connection."""
     import importlib
 
     share_one_arena()  # before imports start threads
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command and for the sweep
-    for module in PRELOADED:
+    for module in modules:
         with suppress(ImportError):  # the command that needs it reports what is missing
             importlib.import_module(module)
     with socket.socket(fileno=descriptor) as connection:

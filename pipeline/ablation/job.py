@@ -1,7 +1,7 @@
 """One run of a sweep: it is trained, sampled and evaluated by the same commands that a user would type.
 
-Every command is a separate process, so that a failure affects nothing else: a fork of the sweep's `ForkServer`, or, for
-several ranks and on machines with a GPU, a process started anew. Finished stages are not started again.
+Every command is a separate process, so that a failure affects nothing else: a fork of the sweep's `ForkServer`, or a
+new interpreter for several ranks and on machines with a GPU. Finished stages are not started again.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def run_job(
 
     Args:
         job: the run.
-        server: starts the commands. None: every command is started anew.
+        server: starts the commands. None: every command starts a new interpreter.
         show_output: whether to log the output of its commands.
         stop: when set, the current command is terminated; `train` writes a checkpoint first.
 

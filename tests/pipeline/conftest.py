@@ -1,5 +1,8 @@
 """Fixtures for small training runs and their checkpoints."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +72,31 @@ def weights_of():
 def assert_same_weights():
     """Compare two results of `weights_of` bit by bit."""
     return _assert_same_weights
+
+
+_COLD = """
+import contextlib, io, json, sys
+from repa_pipe import cli
+HEAVY = ("torch", "diffusers", "timm", "ray", "torchvision", "bokeh", "zarr")
+for words in json.load(sys.stdin):
+    sys.argv, code, errors = ["repa-pipe", *words], 0, io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+    print(json.dumps([code, errors.getvalue(), [name for name in HEAVY if name in sys.modules]]))
+"""
+
+
+@pytest.fixture
+def run_cold():
+    """Run commands one after the other in a new process; return exit code, stderr and heavy imports after each."""
+
+    def run(*commands):
+        done = subprocess.run(
+            [sys.executable, "-c", _COLD], input=json.dumps(commands), capture_output=True, text=True, check=True
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
