@@ -97,9 +97,10 @@ def _probe(  # noqa: PLR0917 - called once
 ) -> None:
     """Add the rows of the checkpoints `todo` to the result, and write it after each of them."""
     from .evaluation.probe_features import ProbedImages, accuracy, probe_checkpoint
-    from .runtime.device import choose_device
+    from .runtime.device import choose_device, warn_if_emulated
 
     device = choose_device(config.device)
+    warn_if_emulated(config.precision, device)
     images = ProbedImages(store, settings["vae"], settings["encoder"], config)
     target = {encoder: images.of_encoder(encoder).to(device) for encoder in settings["encoder"]}
     result.encoders.update({encoder: accuracy(features, images) for encoder, features in target.items()})

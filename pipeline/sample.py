@@ -85,9 +85,11 @@ def _make_blocks(  # noqa: PLR0917 - called once
         from .sampling.on_ray import make_blocks_on_ray
 
         return make_blocks_on_ray(config, checkpoint, folder, todo, bar.update)
+    from .runtime.device import warn_if_emulated
     from .sampling.blocks import make_blocks
     from .sampling.sampler import Sampler
 
+    warn_if_emulated(config.precision, device)
     trained = load_model(checkpoint, config.ema)
     sampler = Sampler(config, trained, device)
     make_blocks(sampler, folder, todo, device, bar.update)

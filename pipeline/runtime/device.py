@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import resource
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import torch
 from ...errors import ConfigError, first_line
 from .cpu import has_bf16
 from .memory import keep_freed_memory
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -59,6 +62,13 @@ def choose_precision(device: torch.device) -> tuple[Literal["bf16", "fp32"], str
         found = has_bf16()
         return ("bf16" if found else "fp32", f"this CPU has {'' if found else 'no '}AVX512_BF16 or AMX")
     return "fp32", f"it is not known whether {device.type} has bf16"
+
+
+def warn_if_emulated(precision: str, device: torch.device) -> None:
+    """Log a warning if `precision` is bf16 and the device only emulates it."""
+    own, reason = choose_precision(device)
+    if precision == "bf16" and own == "fp32":
+        logger.warning("%s: bf16 is emulated, which can be many times slower than fp32", reason)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 
 from ...config import TrainConfig
 from ..artifacts.run_folder import RunFolder
-from ..runtime.device import choose_precision
+from ..runtime.device import choose_precision, warn_if_emulated
 from ..runtime.distributed import DistributedContext
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,5 @@ def with_precision(
         precision, why = own, f"because {reason}"
     if ranks.is_first:
         logger.info("precision: %s, %s", precision, why)
-        if precision == "bf16" and own == "fp32":
-            logger.warning("%s: bf16 is emulated, which can be many times slower than fp32", reason)
+        warn_if_emulated(precision, device)
     return dataclasses.replace(config, mixed_precision=precision)
