@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ConfigError, SampleIndexError, StoreError
+from ..errors import ConfigError, SampleIndexError
 from .batch import Batch
 from .buffers import BufferPool, shared_tensor
 from .indexing import Indices, as_names, as_rows, as_single
@@ -28,6 +28,7 @@ from .order import epoch_flips, epoch_order
 from .reading_process import ReadingProcess
 from .selection import digest_of_rows
 from .store import Selection, Store, open_store
+from .trainable import trainable_indices
 
 if TYPE_CHECKING:
     Base = torch.utils.data.IterableDataset[Batch]
@@ -100,20 +101,8 @@ class AlignmentDataset(Base):
         self.latents = latents_group(latents or _only_vae(self.store))
         self.features = [features_group(encoder) for encoder in as_names(encoders)]
         self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
-        self.indices = self.store.valid_indices([self.latents, *self.features])
-        if isinstance(chosen, Selection):
-            self.indices = self.indices[np.isin(self.indices, chosen.indices)]
-        if flip:
-            self._require_flips()
-        if batch_size % world_size:
-            raise ConfigError(f"batch size {batch_size} is not divisible by the number of ranks ({world_size})")
-        if batch_size > len(self.indices):
-            selected = "selected " if len(chosen) < len(self.store) else ""
-            raise ConfigError(
-                f"batch size {batch_size} is larger than the {len(self.indices)} {selected}samples of "
-                f"{self.store.location}: lower --batch-size"
-            )
         groups = [self.latents, *self.features]
+        self.indices = trainable_indices(chosen, groups, batch_size=batch_size, world_size=world_size, flip=flip)
         self.direct = self.store.outgrows_memory(groups) if direct is None else direct
         self._pool = BufferPool(pin_memory=torch.cuda.is_available(), shared=process)
         self._process = ReadingProcess(self.store) if process else None
@@ -129,14 +118,6 @@ class AlignmentDataset(Base):
             f"{self.steps_per_epoch} batches of {self.batch_size} per epoch ({left_out} of {len(self.indices)} samples "
             f"left out of each), seed {self.seed}, rank {self.rank} of {self.world_size}>"
         )
-
-    def _require_flips(self) -> None:
-        for name in (self.latents, *self.features):
-            if not self.store.group(name).spec.has_flips:
-                raise StoreError(
-                    f"{self.store.location}: {name} has no flipped views: "
-                    "create a store with 'repa-pipe encode … --flip'"
-                )
 
     @property
     def steps_per_epoch(self) -> int:
