@@ -19,7 +19,7 @@ from ..stores import Store, open_store
 from ..stores.files import last_change
 from ..stores.layout import features_group, latents_group
 from .ablation import results
-from .ablation.fork_server import ForkServer
+from .ablation.fork_server import fork_server
 from .ablation.job import STAGES, Job, Outcome, run_job
 from .ablation.on_ray import run_jobs_on_ray
 from .ablation.results import Row, read_results, write_results
@@ -162,7 +162,7 @@ def _run_jobs(config: AblateConfig, sweep: Sweep, jobs: Sequence[Job], on_outcom
         return
     if todo:
         logger.info("%s to do, one after the other", count_text(len(todo), "run", "runs"))
-    with nullcontext() if has_gpu() or not todo else ForkServer() as server:
+    with fork_server() or nullcontext() as server:
         for job in todo:
             on_outcome(run_job(job, server=server, show_output=True))
 

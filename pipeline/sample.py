@@ -43,7 +43,7 @@ def run(config: SampleConfig) -> SampleResult:
     if result:
         logger.info("%s already exists with the same settings; skipping", files.npz)
     else:
-        if config.vae is not None:
+        if config.vae is not None and not config.uses_ray:  # on Ray, it needs to exist only on the nodes
             check_vae(config.vae)
         result = _generate(config, checkpoint, files)
     if config.png_folder and ranks_of_environment().is_first:

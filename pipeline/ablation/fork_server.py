@@ -20,6 +20,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from ..runtime.gpu import has_gpu
 from ..runtime.memory import share_one_arena
 
 CLI = "repa_pipe.cli"
@@ -103,6 +104,11 @@ class ForkServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+
+
+def fork_server() -> ForkServer | None:
+    """Return a new server, or None where commands cannot be forks: with a GPU, and on systems other than Linux."""
+    return None if sys.platform != "linux" or has_gpu() else ForkServer()
 
 
 def serve(descriptor: int, modules: Sequence[str]) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..runtime.actor_pool import ActorPool, ActorShape
-from ..runtime.gpu import has_gpu
 from ..runtime.ray_session import actor_options, ray_session
 from ..runtime.task_queue import TaskQueue
-from .fork_server import ForkServer
+from .fork_server import fork_server
 from .job import Job, Outcome, run_job
 from .sweep import Resources
 
@@ -29,7 +28,7 @@ class JobActor:
     def ready(self) -> None:
         """Change to the driver's folder: paths in the configs are relative to it."""
         os.chdir(self._folder)
-        self._server = None if has_gpu() else ForkServer()
+        self._server = fork_server()
 
     def run(self, job: Job) -> Outcome:
         """Run one job."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ...config import EncodeConfig
 from ...errors import ConfigError, RemoteError, StoreError, WeightsError
-from ...models.encoders.registry import check_encoder
+from ...models.encoders.registry import check_encoder, check_encoder_name
 from ...models.vae_files import check_vae
 from ...sources import Source, index_digest, open_source
 from ...stores import Store
@@ -76,12 +76,19 @@ def wanted_groups(config: EncodeConfig) -> tuple[str, ...]:
 
 
 def require_models(config: EncodeConfig, groups: Sequence[str]) -> None:
-    """Raise ConfigError or WeightsError, without torch, if the model of a group is unknown or its file is missing."""
+    """Raise ConfigError or WeightsError, without torch, if the model of a group is unknown or its file is missing.
+
+    On Ray, files need to exist only on the nodes, so only the names of encoders are checked.
+    """
+    encoders = [encoder for encoder in config.encoder if features_group(encoder) in groups]
+    if config.uses_ray:
+        for encoder in encoders:
+            check_encoder_name(encoder)
+        return
     if latents_group(config.vae) in groups:
         check_vae(config.vae)
-    for encoder in config.encoder:
-        if features_group(encoder) in groups:
-            check_encoder(encoder, config.weights_of(encoder))
+    for encoder in encoders:
+        check_encoder(encoder, config.weights_of(encoder))
 
 
 def plan_work(config: EncodeConfig, store: Store, wanted: Sequence[str]) -> list[ShardTask]:

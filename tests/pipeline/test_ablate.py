@@ -91,7 +91,7 @@ def calls(monkeypatch):
     return started
 
 
-def test_runs_are_trained_sampled_evaluated_and_compared_once(config_of, calls):
+def test_runs_are_trained_sampled_evaluated_and_compared_once(config_of, calls, run_cold):
     text = f"{TRAIN}max_train_steps = 2\n[grid]\nproj_coeff = [0.0, 0.5]\nseed = [0, 1]\n{EVALUATE}"
     result = ablate.run(config_of(text))
     assert [args[0] for args in calls] == ["train", "sample", "evaluate"] * 4
@@ -118,8 +118,15 @@ def test_runs_are_trained_sampled_evaluated_and_compared_once(config_of, calls):
     assert "repa-pipe sample --checkpoint" in page
 
     calls.clear()
-    assert ablate.run(config_of(text)).rows == result.rows
+    written_at = Path(result.page).stat().st_mtime_ns
+    assert ablate.run(config_of(text)) == result
+    ((code, errors, heavy),) = run_cold(command_args(config_of(text)))
+    assert (code, heavy) == (0, []), errors
     assert calls == []
+    assert Path(result.page).stat().st_mtime_ns == written_at
+    Path(result.page).unlink()
+    assert ablate.run(config_of(text)) == result
+    assert Path(result.page).exists()
     longer = text.replace("max_train_steps = 2", "max_train_steps = 3")
     assert [row["step"] for row in ablate.run(config_of(longer)).rows] == [3] * 4
     assert [args[0] for args in calls] == ["train", "sample", "evaluate"] * 4

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from repa_pipe.config import EncodeConfig, EvaluateConfig, ProbeConfig, RankConfig, SampleConfig
+from repa_pipe.errors import ConfigError
 from repa_pipe.metrics import Features
 from repa_pipe.pipeline import encode, evaluate, evaluate_checkpoints, probe, rank, sample, train
+from repa_pipe.pipeline.encoding.work import require_models, wanted_groups
 from repa_pipe.pipeline.evaluation import comparison
 
 
@@ -155,3 +157,15 @@ def test_commands_that_cannot_work_import_no_torch(images, config_of, tmp_path, 
         assert (command[0], code, heavy) == (command[0], 2, []), errors
         assert message in errors
     assert not Path(encoding_again.store).exists()
+
+
+def test_on_ray_files_of_models_need_not_exist_on_this_machine(tmp_path):
+    weights = (f"dinov2-vit-b={tmp_path / 'on-the-nodes.pth'}",)
+    config = EncodeConfig(
+        source="s", store="s", vae=str(tmp_path / "vae"), encoder=("dinov2-vit-b",), encoder_weights=weights
+    )
+    with pytest.raises(ConfigError, match="unknown VAE"):
+        require_models(config, wanted_groups(config))
+    require_models(replace(config, ray=True), wanted_groups(config))
+    with pytest.raises(ConfigError, match="unknown encoder"):
+        require_models(replace(config, encoder=("dino",), encoder_weights=(), ray=True), ("features/dino",))
