@@ -44,7 +44,7 @@ from .pipeline.runtime.machine import version_text
 from .pipeline.runtime.memory import share_one_arena
 
 INTERRUPTED = 130
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"{__package__}.cli")  # with `python -m`, __name__ is not below the logger of the package
 
 # Options of `sample` that `evaluate-checkpoints` also has; it sets the others itself.
 _NOT_SAMPLING = ("checkpoint", "out", "device", "png_folder")
