@@ -20,11 +20,12 @@ from repa_pipe import cli
 from repa_pipe.config import AblateConfig, EncodeConfig, EvaluateConfig, ProbeConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import StoreError
 from repa_pipe.models.sit import SIT_PRESETS, SiTConfig
-from repa_pipe.pipeline import ablate, encode, evaluate, evaluate_checkpoints, probe, report, sample, train
+from repa_pipe.pipeline import ablate, encode, evaluate_checkpoints, probe, report, sample, train
 from repa_pipe.pipeline.ablation import job
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
+from repa_pipe.pipeline.evaluation import comparison
 from repa_pipe.stores import open_store
 from repa_pipe.stores.verify import verify_store
 from repa_pipe.stores.writer import ShardWriter
@@ -182,7 +183,7 @@ def test_a_run_resumes_to_the_same_losses_and_weights():
 
 
 def test_finished_images_and_metrics_are_not_computed_again(monkeypatch):
-    monkeypatch.setattr(evaluate, "extract", forbidden)
+    monkeypatch.setattr(comparison, "extract", forbidden)
     sampling = SampleConfig(checkpoint=str(RUN), num_fid_samples=4, num_steps=2, device="cpu")
     made = sample.run(sampling)
     assert Path(made.npz).stat().st_mtime_ns == WRITTEN_S * 10**9
@@ -201,7 +202,7 @@ def test_the_checkpoint_gives_the_same_images():
 
 def test_finished_probes_are_not_computed_again(monkeypatch):
     recorded = json.loads((RUN / "probe.json").read_text())["rows"]
-    monkeypatch.setattr(probe, "_probe_checkpoint", forbidden)
+    monkeypatch.setattr(probe, "_probe", forbidden)
     assert probe.run(ProbeConfig(checkpoint=str(RUN), device="cpu", test_share=0.5)).rows == recorded
 
 
