@@ -88,6 +88,12 @@ def prepare(program: str, folder: Path) -> Figures:
     return measure(program, ABLATE, folder, 0)
 
 
+def _print(table: dict[str, list[Figures]], command: str) -> None:
+    """Print a row of the table in Markdown: seconds and, in parentheses, CPU seconds of each program."""
+    figures = " | ".join(f"{seconds:.2f} ({cpu:.2f})" for seconds, cpu in table[command])
+    print(f"| `{command}` | {figures} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", action="append", default=None, help="program to measure; repeatable")
@@ -100,6 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folders = {program: Path(temporary) / str(number) for number, program in enumerate(programs)}
         table = {"the sweep": [prepare(program, folder) for program, folder in folders.items()]}
+        _print(table, "the sweep")
         for command, exit_code in cases:
             rounds = [
                 [measure(program, command, folder, exit_code) for program, folder in folders.items()]
@@ -109,10 +116,7 @@ def main() -> None:
                 (statistics.median(one[0] for one in runs), statistics.median(one[1] for one in runs))
                 for runs in zip(*rounds, strict=True)
             ]
-            print(command, *(f"{seconds:.2f} s, CPU {cpu:.2f} s" for seconds, cpu in table[command]), flush=True)
-    print(f"\nmedians of {args.runs}; seconds (CPU seconds) of {', '.join(programs)}")
-    for command, figures in table.items():
-        print(f"| `{command}` | " + " | ".join(f"{seconds:.2f} ({cpu:.2f})" for seconds, cpu in figures) + " |")
+            _print(table, command)
     if args.out:
         args.out.write_text(json.dumps({"programs": programs, "runs": args.runs, "table": table}, indent=1))
 
