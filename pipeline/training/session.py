@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ...config import TrainConfig
 from ...errors import first_line
@@ -18,6 +17,9 @@ from ..artifacts.run_folder import RunFolder
 from ..artifacts.run_record import RunRecord, Session, State, read_run_record, time_text, write_run_record
 from ..runtime.distributed import DistributedContext
 from ..runtime.machine import cpu_model, cuda_version, git_state, relevant_cpu_flags, software_versions
+
+if TYPE_CHECKING:
+    import torch
 
 UPDATE_EVERY_S = 10.0
 
@@ -80,6 +82,8 @@ def recorded_session(
 
 
 def _new_session(config: TrainConfig, device: torch.device, ranks: DistributedContext, step: int) -> Session:
+    import torch
+
     on_gpu = device.type == "cuda"
     cuda = cuda_version()
     git = git_state(Path.cwd())

@@ -19,7 +19,7 @@ def mfu_per_image_rate(config: TrainConfig, model: SiTConfig, device: torch.devi
         return None
     from ...models.throughput import peak_flops_per_second
 
-    peak = peak_flops_per_second(torch.cuda.get_device_name(device), config.mixed_precision)
+    peak = peak_flops_per_second(torch.cuda.get_device_name(device), str(config.mixed_precision))
     if peak is None:
         return None
     from ...models.flops import forward_flops

@@ -61,7 +61,7 @@ class Validation:
             size = len(inputs.labels) // self._config.microbatches
             for start in range(0, len(inputs.labels), size):
                 precision = self._config.mixed_precision
-                with torch.autocast(self._device.type, DTYPES[precision], precision != "fp32"):
+                with torch.autocast(self._device.type, DTYPES[str(precision)], precision != "fp32"):
                     total += self._objective(inputs.rows(slice(start, start + size)))[1:]
         means = self._ranks.mean(total / (batches * self._config.microbatches))
         return dict(zip(self.names, means.tolist(), strict=True))
