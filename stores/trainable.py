@@ -34,7 +34,7 @@ def trainable_indices(
     for name in groups if flip else ():
         if not store.group(name).spec.has_flips:
             raise StoreError(
-                f"{store.location}: {name} has no flipped views: create a store with 'repa-pipe encode --flip'"
+                f"{store.location}: {name} has no flipped views: create a store with 'repa-pipe encode … --flip'"
             )
     if batch_size % world_size:
         raise ConfigError(f"batch size {batch_size} is not divisible by the number of ranks ({world_size})")
