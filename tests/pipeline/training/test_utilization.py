@@ -32,7 +32,7 @@ def test_the_flops_of_a_model_with_class_tokens_are_counted():
 
 def test_mfu_compares_the_flops_of_training_steps_with_the_peak_of_all_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    factor = mfu_per_image_rate(TrainConfig(store="s"), XL, torch.device("cuda"), 8)
+    factor = mfu_per_image_rate(TrainConfig(store="s", mixed_precision="bf16"), XL, torch.device("cuda"), 8)
     assert 8 * 513 * factor == pytest.approx(3 * 2 * 118.6e9 * 513 / 989e12, rel=0.01)
 
 
