@@ -21,10 +21,14 @@ from ..artifacts.run_folder import RunFolder
 from ..reporting.steps import StepComparison, Steps, StepTimes
 from ..runtime.device import choose_device
 from ..runtime.distributed import DistributedContext
+from .precision import with_precision
 from .setup import resolve
 from .trainer import Trainer
 
 WARM_UP = 2  # first steps, which are not timed
+
+_ALONE = DistributedContext(0, 1)
+_NO_RUN = RunFolder(Path("unused"))
 
 
 class OnlineEncoder:
@@ -68,7 +72,7 @@ def compare_steps(config: TrainConfig, steps: int) -> StepComparison:
     """
     device = choose_device(config.device)
     with open_store(config.store) as store:
-        config = resolve(config, store)
+        config = with_precision(resolve(config, store), _NO_RUN, device, _ALONE)
         trainers = [make_trainer(config, store, device) for _ in range(2)]
         encoder = OnlineEncoder(store, config.enc_type, device)
         stored: list[_Step] = []
@@ -93,7 +97,7 @@ def compare_steps(config: TrainConfig, steps: int) -> StepComparison:
 def make_trainer(config: TrainConfig, store: Store, device: torch.device) -> Trainer:
     """Return a trainer at step 0 with the initial weights of `repa-pipe train`. Its steps write no files."""
     torch.manual_seed(config.seed)
-    return Trainer(config, store, device, DistributedContext(0, 1), RunFolder(Path("unused")))
+    return Trainer(config, store, device, _ALONE, _NO_RUN)
 
 
 def train_step(trainer: Trainer, batch: Batch) -> npt.NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """Steps from the store next to the same steps with a real encoder online, on a few of the demo's images."""
 
+import dataclasses
 import shutil
 import time
 
@@ -51,7 +52,7 @@ def test_times_are_those_of_the_parts_of_a_step_and_other_tokens_are_noticed(con
         return [-tokens for tokens in true(self, images)]
 
     monkeypatch.setattr(OnlineEncoder, "encode", slow_and_wrong)
-    comparison = compare_steps(config, STEPS)
+    comparison = compare_steps(dataclasses.replace(config, mixed_precision=None), STEPS)  # chosen by hardware
     assert comparison.token_cosine < -0.99
     assert comparison.loss_difference > 1e-3
     assert len(comparison.ratios) == len(comparison.stored.times) == STEPS - WARM_UP
