@@ -82,7 +82,7 @@ class EncodeMonitor:
         parts = []
         rates, bad = self.rates, sum(self._bad.values())
         if len(rates) > 1:
-            parts.append(f"{len(rates)} actors at {rates[0]:.1f} to {rates[-1]:.1f} img/s")
+            parts.append(f"{len(rates)} actors at {rates[0]:.1f} to {rates[-1]:.1f} images/s")
         if self.busy_fraction is not None:
             parts.append(f"models busy {100 * self.busy_fraction:.0f} %")
         if bad:

@@ -52,7 +52,7 @@ def test_rates_are_per_actor_and_the_busy_fraction_is_over_all_actors(monitor, b
     monitor.on_shard(result_of(2, "a", 20.0, 10.0))  # a: 32 images from 2 to 30 s
     assert monitor.rates == pytest.approx([32 / 28, 16 / 4])
     assert monitor.busy_fraction == pytest.approx((8 + 3 + 10) / (28 + 4))
-    assert bar.text == "2 actors at 1.1 to 4.0 img/s, models busy 66 %, 2 broken"
+    assert bar.text == "2 actors at 1.1 to 4.0 images/s, models busy 66 %, 2 broken"
 
 
 def test_too_many_broken_images_end_the_run(monitor):
