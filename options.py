@@ -110,7 +110,7 @@ class Command(click.Command):
         """Write the options, section by section."""
         found: dict[str, list[tuple[str, str]]] = {name: [] for name in (*SECTIONS, OTHER, GENERAL)}
         for parameter in self.get_params(ctx):
-            record = None if isinstance(parameter, _Words) else parameter.get_help_record(ctx)
+            record = None if isinstance(parameter, click.Argument) else parameter.get_help_record(ctx)
             if record:
                 found[getattr(parameter, "section", _section_of(parameter))].append(record)
         width = min(_WIDEST, max(len(names) for records in found.values() for names, _ in records))

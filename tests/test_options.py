@@ -44,6 +44,13 @@ def test_help_shows_options_in_sections(run_cli):
     assert "--config FILE" in sections["General"]
 
 
+def test_help_lists_arguments_in_the_usage_line_only(run_cli):
+    for command in ("train", "report", "runs", "encoders"):
+        _, out, _ = run_cli(command, "--help")
+        assert out.splitlines()[0].endswith("]") or out.splitlines()[0].endswith("]...")
+        assert not re.search(r"^  \[", out, re.MULTILINE)
+
+
 # --- positional arguments ----------------------------------------------------------------------------------------
 
 
