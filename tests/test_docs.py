@@ -23,6 +23,7 @@ TEXTS = PAGES | {name: (ROOT / name).read_text() for name in ("README.md", "runs
 PACKAGES = ("config", "diffusion", "metrics", "models", "pipeline", "sources", "stores")
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path):
     pytest.importorskip("material", reason="mkdocs-material is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
