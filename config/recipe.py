@@ -6,7 +6,6 @@ TOML file works, too. Flags and `--config` override a recipe.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from ..converter import structure
 from ..errors import ConfigError
-from .settings_file import check_settings
+from .settings_file import check_settings, read_toml
 from .train import TrainConfig
 
 SUFFIX = ".toml"
@@ -61,11 +60,7 @@ def read_recipe(name: str) -> Recipe:
     packaged = _folder() / f"{name}{SUFFIX}"
     if path.suffix != SUFFIX and not packaged.is_file():
         raise ConfigError(f"--recipe is {name!r}: expected one of {', '.join(recipe_names())}, or a .toml file")
-    try:
-        text = path.read_text(encoding="utf-8") if path.suffix == SUFFIX else packaged.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--recipe {name} cannot be read ({error})") from error
+    values = read_toml(path if path.suffix == SUFFIX else packaged, f"--recipe {name}")
     about = values.pop("about", None)
     return Recipe(
         check_settings(values, (TrainConfig,), f"recipe {name}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,16 @@ def read_settings(path: str, configs: Sequence[type[Config]], without: Collectio
     Raises:
         ConfigError: the file cannot be read, is not valid TOML, or holds an unknown key or a wrong value.
     """
+    where = f"--config {path}"
+    return check_settings(read_toml(Path(path), where), configs, where, without)
+
+
+def read_toml(file: Traversable, where: str) -> dict[str, Any]:
+    """Return the contents of a TOML file; raise ConfigError, naming `where`, when it cannot be read."""
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read ({error})") from error
-    return check_settings(values, configs, f"--config {path}", without)
+        raise ConfigError(f"{where} cannot be read ({error})") from error
 
 
 def check_settings(
@@ -34,8 +40,8 @@ def check_settings(
     Raises:
         ConfigError: a key is no field of `configs` or among `without`, or a value has a wrong type or is not allowed.
     """
-    fields = {field.name: field for config in configs for field in dataclasses.fields(config)}
-    require_known_keys(values, [name for name in fields if name not in without], where)
+    names = dict.fromkeys(field.name for config in configs for field in dataclasses.fields(config))
+    require_known_keys(values, [name for name in names if name not in without], where)
     checked: dict[str, Any] = {}
     for config in configs:
         own = [field for field in dataclasses.fields(config) if field.name in values]
