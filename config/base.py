@@ -96,6 +96,10 @@ class Config:
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "must be at least 1")
 
+    def require_seed(self, name: str) -> None:
+        """Raise ConfigError unless the field is a seed."""
+        self.require(0 <= getattr(self, name) < 1 << 63, name, "expected 0 to 2^63 - 1")
+
     def require_no_repeats(self, name: str) -> None:
         """Raise ConfigError when a repeatable flag has the same value twice."""
         values = getattr(self, name)

@@ -40,6 +40,7 @@ class ProbeConfig(Config):
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""
         self.require_at_least_1("num_images", "batch_size")
+        self.require_seed("seed")
         self.require(0 < self.test_share < 1, "test_share", "expected a fraction between 0 and 1")
         self.require(bool(self.time) and all(0 <= t <= 1 for t in self.time), "time", "expected times from 0 to 1")
         self.require(all(block >= 1 for block in self.block), "block", "blocks are counted from 1")

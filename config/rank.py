@@ -25,4 +25,5 @@ class RankConfig(Config):
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""
         self.require_at_least_1("num_samples", "batch_size")
+        self.require_seed("seed")
         self.require(self.out.endswith(".json"), "out", "expected a name that ends in .json")

@@ -73,6 +73,7 @@ class SampleConfig(Config):
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""
         self.require_at_least_1("num_fid_samples", "per_proc_batch_size", "num_steps", "actors")
+        self.require_seed("global_seed")
         self.require(self.cfg_scale >= 1, "cfg_scale", "must be 1 (no guidance) or more")
         self.require(not (self.heun and self.mode == "sde"), "heun", "requires --mode ode")
 

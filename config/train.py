@@ -216,6 +216,7 @@ class TrainConfig(Config):
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""
         self.require_at_least_1("batch_size", "microbatches", "max_train_steps", "checkpointing_steps", "log_steps")
+        self.require_seed("seed")
         self.require_at_least_1("ray_workers", "val_steps", "lr_decay_steps")
         for name in (
             "keep_checkpoints",

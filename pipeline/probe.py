@@ -22,6 +22,7 @@ from ..stores.layout import features_group, latents_group
 from .artifacts.checkpoints import load_model, resolve_checkpoint
 from .artifacts.run_folder import RunFolder, run_of
 from .reporting.plots import Line, line_figure, write_page
+from .runtime.seeds import STREAMS_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,13 @@ def _settings(config: ProbeConfig, store: Store, latents: str, encoders: Sequenc
     settings = config.result_settings()
     del settings["checkpoint"]  # recorded in each row
     digest = store.manifest.index_digest
-    return settings | {"store": store.location, "images": digest, "vae": latents, "encoder": list(encoders)}
+    return settings | {
+        "store": store.location,
+        "images": digest,
+        "vae": latents,
+        "encoder": list(encoders),
+        "random_streams": STREAMS_VERSION,
+    }
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> ProbeResult:

@@ -19,6 +19,7 @@ from ..config import TrainConfig
 from ..stores import Store, open_store
 from .artifacts.run_folder import RunFolder
 from .runtime.distributed import init_distributed, ranks_of_environment
+from .runtime.seeds import seed_weights
 from .runtime.signals import collected_signals
 from .training.guards import full_disk_error
 from .training.on_ray import launch
@@ -114,7 +115,7 @@ def _train(config: TrainConfig, store: Store, run_folder: RunFolder, signals: li
     device = choose_device(config.device)
     with init_distributed(device) as ranks:
         config = with_precision(config, run_folder, device, ranks)
-        torch.manual_seed(config.seed)  # for the initial weights
+        seed_weights(config.seed)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
         trainer = Trainer(config, store, device, ranks, run_folder)
         trainer.resume()

@@ -68,8 +68,8 @@ class AlignmentDataset(Base):
             without quarantined ones.
 
     Raises:
-        ConfigError: the batch size is not divisible by the number of ranks, or is larger than the store, or `latents`
-            is not given and the store does not have exactly one VAE.
+        ConfigError: the seed is not from 0 to 2^63 - 1, the batch size is not divisible by the number of ranks, or is
+            larger than the store, or `latents` is not given and the store does not have exactly one VAE.
         StoreError: a group is missing or incomplete, or has no flipped views although `flip` is set.
     """
 
@@ -92,6 +92,8 @@ class AlignmentDataset(Base):
         process: bool = False,
         prefetch: int = 4,
     ) -> None:
+        if not 0 <= seed < 1 << 63:
+            raise ConfigError(f"seed is {seed}: expected 0 to 2^63 - 1")
         self._owns_store = isinstance(store, str | Path)
         chosen = open_store(store) if isinstance(store, str | Path) else store
         self.store = chosen.store if isinstance(chosen, Selection) else chosen

@@ -20,12 +20,13 @@ from repa_pipe import cli
 from repa_pipe.config import AblateConfig, EncodeConfig, EvaluateConfig, ProbeConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import StoreError
 from repa_pipe.models.sit import SIT_PRESETS, SiTConfig
-from repa_pipe.pipeline import ablate, encode, evaluate_checkpoints, probe, report, sample, train
-from repa_pipe.pipeline.ablation import job
+from repa_pipe.pipeline import ablate, encode, evaluate, probe, report, sample, train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
+from repa_pipe.pipeline.artifacts.sample_files import finished_samples
 from repa_pipe.pipeline.evaluation import comparison
+from repa_pipe.pipeline.sampling.sampler import Sampler
 from repa_pipe.stores import open_store
 from repa_pipe.stores.verify import verify_store
 from repa_pipe.stores.writer import ShardWriter
@@ -182,37 +183,55 @@ def test_a_run_resumes_to_the_same_losses_and_weights():
             torch.testing.assert_close(new[part][name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_finished_images_and_metrics_are_not_computed_again(monkeypatch):
+def test_finished_metrics_of_images_are_not_computed_again(monkeypatch):
     monkeypatch.setattr(comparison, "extract", forbidden)
-    sampling = SampleConfig(checkpoint=str(RUN), num_fid_samples=4, num_steps=2, device="cpu")
-    made = sample.run(sampling)
-    assert Path(made.npz).stat().st_mtime_ns == WRITTEN_S * 10**9
     recorded = json.loads((RUN / "by-step/ode2-cfg1.5-seed0-4.json").read_text())
-    evaluation = EvaluateConfig(samples=str(RUN), reference="store", detector=("efficientnet-lite0",), device="cpu")
-    assert evaluate_checkpoints.run(sampling, evaluation).rows == recorded["rows"]
+    for row in recorded["rows"]:
+        evaluation = EvaluateConfig(
+            samples=row["samples"], reference="store", detector=("efficientnet-lite0",), device="cpu"
+        )
+        assert evaluate.run(evaluation).metrics == row["metrics"]
 
 
-def test_the_checkpoint_gives_the_same_images():
+def test_finished_images_with_the_old_random_streams_are_not_taken_for_new_ones():
+    sampling = SampleConfig(checkpoint=str(RUN), num_fid_samples=4, num_steps=2, device="cpu")
+    old = np.load(RUN / "samples/0000004-ode2-cfg1.5-seed0-4.npz")["arr_0"]
+    assert finished_samples(sampling) is None
+    made = sample.run(sampling)
+    assert not np.array_equal(np.load(made.npz)["arr_0"], old)
+    assert finished_samples(sampling) == made
+
+
+def test_the_checkpoint_gives_the_same_images_with_the_old_random_streams(monkeypatch):
     made = np.load(RUN / "samples/0000004-ode2-cfg1.5-seed0-4.npz")
-    sampling = SampleConfig(checkpoint=str(RUN), num_fid_samples=4, num_steps=2, device="cpu", out="again.npz")
+    monkeypatch.setattr(Sampler.__init__, "__defaults__", (1,))
+    labels = ",".join(map(str, made["arr_1"]))
+    sampling = SampleConfig(
+        checkpoint=str(RUN), num_fid_samples=4, num_steps=2, device="cpu", labels=labels, out="again.npz"
+    )
     again = np.load(sample.run(sampling).npz)
     assert (made["arr_1"] == again["arr_1"]).all()
     assert np.abs(made["arr_0"].astype(int) - again["arr_0"].astype(int)).max() <= 1
 
 
-def test_finished_probes_are_not_computed_again(monkeypatch):
+def test_probes_with_the_old_random_streams_are_computed_again():
     recorded = json.loads((RUN / "probe.json").read_text())["rows"]
-    monkeypatch.setattr(probe, "_probe", forbidden)
-    assert probe.run(ProbeConfig(checkpoint=str(RUN), device="cpu", test_share=0.5)).rows == recorded
+    rows = probe.run(ProbeConfig(checkpoint=str(RUN), device="cpu", test_share=0.5)).rows
+    assert [row["checkpoint"] for row in rows] == [row["checkpoint"] for row in recorded]
+    again = json.loads((RUN / "probe.json").read_text())
+    assert again["settings"]["random_streams"] == 2
 
 
-def test_a_finished_sweep_gives_the_same_tables(monkeypatch):
-    monkeypatch.setattr(job, "_call", forbidden)
+def test_a_finished_sweep_is_not_trained_again(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    root = Path("store/zarr.json")  # where the images are now
+    root.write_text(root.read_text().replace("/data/artifacts/images", str(Path("images").absolute())))
     recorded = json.loads(Path("sweep/results.json").read_text())
+    trained = {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("*.pt")}
     result = ablate.run(AblateConfig(sweep="sweep.toml", store="store", out="sweep", ray=False))
     assert not result.failed
-    assert result.rows == recorded["runs"]
-    assert result.means == recorded["over_seeds"]
+    assert {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("*.pt")} == trained
+    assert [row["run"] for row in result.rows] == [row["run"] for row in recorded["runs"]]
 
 
 def test_the_report_shows_all_runs():

@@ -1,9 +1,10 @@
 """Training checkpoints: written atomically, and read without executing code from them.
 
 A checkpoint is a `torch.save` of plain values and tensors:
-`{"model", "ema", "opt", "scaler", "steps", "config", "sit", "store"}`. `model` and `ema` are SiT state dicts with the
-published names, `sit` is the SiTConfig, `store` describes what the run was trained from (scale, bias, VAE,
-fingerprints). Finding one imports no torch, reading one does.
+`{"model", "ema", "opt", "scaler", "steps", "random_streams", "config", "sit", "store"}`. `model` and `ema` are SiT
+state dicts with the published names, `random_streams` is the version of the random streams (`runtime/seeds.py`; absent
+means 1), `sit` is the SiTConfig, `store` describes what the run was trained from (scale, bias, VAE, fingerprints).
+Finding one imports no torch, reading one does.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from ...config import SampleConfig
 from ...converter import read_json, structure
 from ...errors import ConfigError
 from ...stores.files import write_json
+from ..runtime.seeds import STREAMS_VERSION
 from .run_folder import RunFolder, run_of
 
 GRID_IMAGES = 64
@@ -124,7 +125,7 @@ def sample_settings(config: SampleConfig, checkpoint: Path) -> dict[str, Any]:
     """Return all values that determine the images; a checkpoint file that was rewritten counts as another one."""
     stat = checkpoint.stat()
     file = {"path": str(checkpoint.resolve()), "bytes": stat.st_size, "written": stat.st_mtime_ns}
-    return config.result_settings() | {"checkpoint": file}
+    return config.result_settings() | {"checkpoint": file, "random_streams": STREAMS_VERSION}
 
 
 def finished_samples(config: SampleConfig) -> SampleResult | None:

@@ -21,7 +21,7 @@ from ...stores.tokens import read_tokens
 from ..artifacts.checkpoints import TrainedModel
 from ..runtime.device import DTYPES
 from ..runtime.progress import progress
-from ..runtime.seeds import image_generator, shuffled
+from ..runtime.seeds import RandomStreams, shuffled
 
 TOPK = 10  # neighbors of CKNNA
 
@@ -34,6 +34,7 @@ class ProbedImages:
 
     def __init__(self, store: Store, latents: str, encoders: Sequence[str], config: ProbeConfig) -> None:
         self._store, self._latents, self._config = store, latents_group(latents), config
+        self._streams = RandomStreams(config.seed)
         valid = store.valid_indices([self._latents, *map(features_group, encoders)])
         self.rows = shuffled(valid, config.seed)[: config.num_images]
         self.labels = torch.from_numpy(store.labels[self.rows].astype(np.int64))
@@ -64,7 +65,7 @@ class ProbedImages:
         for rows in self._batches(f"step {trained.step:,}, time {time:g}"):
             moments = torch.from_numpy(self._store.read([name], rows)[name])
             shape = torch.Size([moments.shape[1] // 2, *moments.shape[2:]])
-            draws = torch.stack([_draws(config.seed, row, shape) for row in rows.tolist()])
+            draws = torch.stack([_draws(self._streams, row, shape) for row in rows.tolist()])
             data = sample_posterior(moments, draws[:, 0], scale, bias)
             times = torch.full((len(rows),), time)
             x_t = interpolant.interpolate(data, draws[:, 1], times)[0].to(device)
@@ -84,8 +85,8 @@ class ProbedImages:
                 bar.update(len(rows))
 
 
-def _draws(seed: int, row: int, shape: torch.Size) -> Tensor:
-    return torch.randn((2, *shape), generator=image_generator(seed, row))
+def _draws(streams: RandomStreams, row: int, shape: torch.Size) -> Tensor:
+    return torch.randn((2, *shape), generator=streams.of_image(row))
 
 
 def probe_checkpoint(

@@ -22,7 +22,7 @@ from ...models.vae import load_vae
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block
 from ..runtime.device import DTYPES
-from ..runtime.seeds import image_generator, image_label
+from ..runtime.seeds import STREAMS_VERSION, RandomStreams, image_label
 
 
 class Sampler:
@@ -33,8 +33,11 @@ class Sampler:
         WeightsError: the VAE is unavailable.
     """
 
-    def __init__(self, config: SampleConfig, trained: TrainedModel, device: torch.device) -> None:
+    def __init__(
+        self, config: SampleConfig, trained: TrainedModel, device: torch.device, streams_version: int = STREAMS_VERSION
+    ) -> None:
         self._config, self._device = config, device
+        self._streams = RandomStreams(config.global_seed, streams_version)
         self._sit = trained.model.config
         self._plain = trained.model.to(device)
         self._model: Any = torch.compile(self._plain) if config.compile else self._plain
@@ -50,7 +53,7 @@ class Sampler:
     def latents(self, indices: range) -> Tensor:
         """Generate the scaled latents of the images `indices`, float32 `[B, C, h, w]` on the device."""
         config = self._config
-        generators = [image_generator(config.global_seed, i) for i in indices]
+        generators = [self._streams.of_image(i) for i in indices]
         shape = self._plain.state_shape
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self._device)
         labels = torch.tensor([self._label(i) for i in indices], device=self._device)

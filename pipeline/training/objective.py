@@ -18,7 +18,7 @@ from ...models.sit import EntangledSiT, SiT, drop_labels
 from ...stores import Batch, Store
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.distributed import DistributedContext
-from ..runtime.seeds import step_generator
+from ..runtime.seeds import RandomStreams, Stream
 from .setup import LEGACY_DROPOUT
 from .terms.alignment import AlignmentTerm
 from .terms.class_token import ClassTokenTerm
@@ -59,15 +59,19 @@ class Objective(nn.Module):
         model: the model to train.
         config: the settings of the run.
         metadata: scale and bias of the latents.
+        streams: the random streams of the run.
         terms: the terms; `inputs.terms[i]` and `inputs.weights[i]` belong to term i.
     """
 
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, model: SiT, config: TrainConfig, metadata: StoreMetadata, terms: list[Term]) -> None:
+    def __init__(
+        self, model: SiT, config: TrainConfig, metadata: StoreMetadata, streams: RandomStreams, terms: list[Term]
+    ) -> None:
         super().__init__()
         self.model = model
+        self._streams = streams
         self.terms = terms
         self.names = ("loss", *(term.metric for term in terms))  # of the values that `forward` returns
         self._config = config
@@ -79,7 +83,7 @@ class Objective(nn.Module):
     def inputs(self, batch: Batch, step: int, ranks: DistributedContext) -> Inputs:
         """Return this rank's inputs of a step."""
         config, moments = self._config, batch.moments
-        generator = step_generator(config.seed, step, moments.device)
+        generator = self._streams.generator(Stream.STEP, step, moments.device)
         count = config.batch_size
         shape = (count, moments.shape[1] // 2, *moments.shape[2:])
         rows = ranks.rows(count)
@@ -126,9 +130,11 @@ class Objective(nn.Module):
         return sample_posterior(inputs.moments, inputs.posterior, self.scale, self.bias)
 
 
-def make_objective(model: SiT, config: TrainConfig, store: Store, metadata: StoreMetadata) -> Objective:
+def make_objective(
+    model: SiT, config: TrainConfig, store: Store, metadata: StoreMetadata, streams: RandomStreams
+) -> Objective:
     """Build the objective of a config: denoising, alignment and, with class tokens, REG's term."""
     terms: list[Term] = [DenoisingTerm(model), AlignmentTerm(config, store)]
     if isinstance(model, EntangledSiT):
-        terms.append(ClassTokenTerm(config, model))
-    return Objective(model, config, metadata, terms)
+        terms.append(ClassTokenTerm(config, model, streams))
+    return Objective(model, config, metadata, streams, terms)

@@ -21,6 +21,7 @@ from ..artifacts.run_folder import RunFolder
 from ..reporting.steps import StepComparison, Steps, StepTimes
 from ..runtime.device import choose_device
 from ..runtime.distributed import DistributedContext
+from ..runtime.seeds import seed_weights
 from .precision import with_precision
 from .setup import resolve
 from .trainer import Trainer
@@ -96,7 +97,7 @@ def compare_steps(config: TrainConfig, steps: int) -> StepComparison:
 
 def make_trainer(config: TrainConfig, store: Store, device: torch.device) -> Trainer:
     """Return a trainer at step 0 with the initial weights of `repa-pipe train`. Its steps write no files."""
-    torch.manual_seed(config.seed)
+    seed_weights(config.seed)
     return Trainer(config, store, device, _ALONE, _NO_RUN)
 
 

@@ -19,7 +19,7 @@ class SampleGrid:
     All random draws come from separate generators, so training is not affected.
     """
 
-    def __init__(self, trained: TrainedModel, run: RunFolder, device: torch.device) -> None:
+    def __init__(self, trained: TrainedModel, run: RunFolder, device: torch.device, streams_version: int) -> None:
         config = SampleConfig(
             checkpoint=str(run.path),
             num_fid_samples=IMAGES,
@@ -27,7 +27,7 @@ class SampleGrid:
             labels="balanced",
             precision=trained.config.mixed_precision or "fp32",
         )
-        self._sampler = Sampler(config, trained, device)
+        self._sampler = Sampler(config, trained, device, streams_version)
         self._run = run
 
     def draw(self, step: int) -> Block:

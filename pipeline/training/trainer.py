@@ -26,6 +26,7 @@ from ..artifacts.run_folder import RunFolder
 from ..runtime.device import DTYPES, advice_when_out_of_memory
 from ..runtime.distributed import DistributedContext
 from ..runtime.progress import progress
+from ..runtime.seeds import RandomStreams
 from .monitor import TrainingMonitor
 from .nonfinite import NonFiniteGuard, stop_run
 from .objective import Inputs, make_objective
@@ -62,6 +63,7 @@ class Trainer:
     ) -> None:
         self.config, self.device, self.ranks, self.run_folder = config, device, ranks, run_folder
         self.step = 0
+        self.streams = RandomStreams(config.seed)
         self.dataset = open_dataset(config, store, ranks)
         self.metadata = store_metadata(config, store)
         self.model = build_model(config, store).to(device)
@@ -82,11 +84,13 @@ class Trainer:
         self._monitor: TrainingMonitor | None = None  # on the first rank, while it trains
         if device.type == "cuda" if config.compile is None else config.compile:
             self.model.compile()
-        self.objective = make_objective(self.model, config, store, self.metadata).to(device)
+        self.objective = make_objective(self.model, config, store, self.metadata, self.streams).to(device)
         self.nonfinite = NonFiniteGuard(device, self.objective.names, self.scaler.is_enabled())
         self._call = data_parallel(self.objective, self.model, ranks.world_size)
         self.validation = (
-            Validation(config, store, ranks, self.ema.model, self.metadata, device) if config.val_fraction else None
+            Validation(config, store, ranks, self.ema.model, self.metadata, device, self.streams)
+            if config.val_fraction
+            else None
         )
 
     def resume(self) -> None:
@@ -104,6 +108,7 @@ class Trainer:
         self.optimizer.load_state_dict(shard_optimizer_state_dict(values["opt"], self.optimizer))
         self.scaler.load_state_dict(values["scaler"])
         self.step = values["steps"]
+        self.streams.version = values.get("random_streams", 1)
         if self.config.aligned_steps is not None and self.step > self.config.aligned_steps:
             self._freeze_projectors()
         logger.info("resuming from %s", path)
@@ -187,7 +192,7 @@ class Trainer:
         from .sample_grid import SampleGrid  # imports a VAE, which training itself does not need
 
         trained = TrainedModel(self.ema.model, self.metadata, self.config, self.step)
-        return SampleGrid(trained, self.run_folder, self.device)
+        return SampleGrid(trained, self.run_folder, self.device, self.streams.version)
 
     def _require_finite(self) -> None:
         """Stop the run, and leave a checkpoint and a report, if a step so far was not finite."""
@@ -260,6 +265,7 @@ class Trainer:
             "opt": gather_state_dict(self.optimizer.state_dict(), keep),
             "scaler": self.scaler.state_dict(),
             "steps": step,
+            "random_streams": self.streams.version,
             "config": self.config.as_json(),
             "sit": self.model.config.to_dict(),
             "store": self.metadata.as_json(),

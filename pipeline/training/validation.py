@@ -13,7 +13,7 @@ from ...stores import Store
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.device import DTYPES
 from ..runtime.distributed import DistributedContext
-from ..runtime.seeds import VALIDATION_STEPS
+from ..runtime.seeds import VALIDATION_STEPS, RandomStreams
 from .objective import make_objective
 from .setup import open_held_out
 
@@ -30,6 +30,7 @@ class Validation:
         model: the EMA model.
         metadata: scale and bias of the latents.
         device: the device of the model.
+        streams: the random streams of the run.
     """
 
     def __init__(  # noqa: PLR0917 - called once
@@ -40,10 +41,11 @@ class Validation:
         model: SiT,
         metadata: StoreMetadata,
         device: torch.device,
+        streams: RandomStreams,
     ) -> None:
         self._config, self._ranks, self._device = config, ranks, device
         self._dataset = open_held_out(config, store, ranks)
-        self._objective = make_objective(model, config, store, metadata).to(device)
+        self._objective = make_objective(model, config, store, metadata, streams).to(device)
         self.names = tuple(f"{PREFIX}{name}" for name in self._objective.names[1:])
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from repa_pipe.pipeline import probe, train
 from repa_pipe.pipeline.artifacts.checkpoints import load_model
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.evaluation.probe_features import ProbedImages, accuracy
-from repa_pipe.pipeline.runtime.seeds import image_generator
+from repa_pipe.pipeline.runtime.seeds import RandomStreams
 from repa_pipe.stores import open_store
 
 
@@ -59,7 +59,7 @@ def test_cknna_matches_direct_computation(trained):
     moments, tokens = contents["latents/tiny/moments"], contents["features/enc/tokens"]
     own = []
     for index in range(50):
-        posterior, noise = torch.randn(2, 4, 8, 8, generator=image_generator(5, index))
+        posterior, noise = torch.randn(2, 4, 8, 8, generator=RandomStreams(5).of_image(index))
         mean, std = torch.from_numpy(moments[index]).chunk(2)
         x_t = 0.75 * (mean + std * posterior) + 0.25 * noise
         with torch.no_grad():

@@ -17,10 +17,11 @@ import torch
 from repa_pipe.errors import CheckpointError, ConfigError, StoreError, WeightsError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts import metrics_log
-from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
+from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, save_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
+from repa_pipe.pipeline.runtime.seeds import RandomStreams
 from repa_pipe.pipeline.training.objective import Objective
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.pipeline.training.trainer import Trainer
@@ -33,6 +34,23 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(config_of, weigh
     resumed = train.run(config_of())
     assert (whole.step, resumed.step) == (6, 6)
     assert_same_weights(weights_of(whole), weights_of(resumed))
+
+
+def test_a_run_started_with_the_old_random_streams_resumes_with_them(
+    config_of, weights_of, assert_same_weights, monkeypatch
+):
+    monkeypatch.setattr(RandomStreams.__init__, "__defaults__", (1,))
+    whole = train.run(config_of(exp_name="whole", val_fraction=0.3, cls_coeff=0.03))
+    started = train.run(config_of(max_train_steps=3, val_fraction=0.3, cls_coeff=0.03))
+    monkeypatch.undo()
+    values = load_checkpoint(Path(started.checkpoint))
+    assert values.pop("random_streams") == 1
+    save_checkpoint(Path(started.checkpoint), values)  # as version 0.1.0 wrote it
+    resumed = train.run(config_of(val_fraction=0.3, cls_coeff=0.03))
+    assert_same_weights(weights_of(whole), weights_of(resumed))
+    assert load_checkpoint(Path(resumed.checkpoint))["random_streams"] == 1
+    new = train.run(config_of(exp_name="new", val_fraction=0.3, cls_coeff=0.03))
+    assert load_checkpoint(Path(new.checkpoint))["random_streams"] == 2
 
 
 def test_training_changes_the_weights_and_logs_metrics(config_of, weights_of):

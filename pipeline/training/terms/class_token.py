@@ -12,7 +12,7 @@ from ....diffusion.loss import denoising_loss
 from ....models.sit import EntangledSiT
 from ....stores import Batch
 from ...runtime.distributed import DistributedContext
-from ...runtime.seeds import Stream, step_generator
+from ...runtime.seeds import RandomStreams, Stream
 from ..setup import CLS_TOKEN
 from .term import ModelOutput, Prepared, Term
 
@@ -27,13 +27,13 @@ class ClassTokenTerm(Term):
 
     metric: ClassVar[str] = "cls_loss"
 
-    def __init__(self, config: TrainConfig, model: EntangledSiT) -> None:
-        self._config, self._pack, self._unpack = config, model.pack, model.unpack
+    def __init__(self, config: TrainConfig, model: EntangledSiT, streams: RandomStreams) -> None:
+        self._config, self._streams, self._pack, self._unpack = config, streams, model.pack, model.unpack
 
     def prepare(self, batch: Batch, step: int, ranks: DistributedContext) -> Prepared:
         """Return `cls_token` and `cls_noise`, [B, D] float32; the noise is drawn for the whole global batch."""
         first = next(token for token in batch.cls_tokens if token is not None).float()
-        generator = step_generator(self._config.seed, step, first.device, Stream.CLASS_TOKEN)
+        generator = self._streams.generator(Stream.CLASS_TOKEN, step, first.device)
         count = self._config.batch_size
         noise = torch.randn((count, first.shape[1]), generator=generator, device=first.device)
         return {CLS_TOKEN: first, CLS_NOISE: noise[ranks.rows(count)]}

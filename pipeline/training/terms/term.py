@@ -34,7 +34,8 @@ class Term(ABC):
     def prepare(self, batch: Batch, step: int, ranks: DistributedContext) -> Prepared:
         """Return the inputs of the term: this rank's rows, on the device of the batch.
 
-        Random draws must come from a separate stream (`runtime/seeds.py`), so that adding a term changes no other draw.
+        Random draws must come from a separate `Stream` (`runtime/seeds.py`), so that adding a term changes no other
+        draw.
         """
         return {}
 

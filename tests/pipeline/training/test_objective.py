@@ -1,6 +1,7 @@
 """The objective as a sum of terms: weights, random draws, and terms that are defined outside of the package."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
-from repa_pipe.pipeline.runtime.seeds import step_generator
+from repa_pipe.pipeline.runtime.seeds import RandomStreams, Stream
 from repa_pipe.pipeline.training import trainer as trainer_module
 from repa_pipe.pipeline.training.objective import Objective
 from repa_pipe.pipeline.training.setup import resolve
@@ -29,10 +30,10 @@ class VelocityNorm(Term):
     metric = "velocity_norm"
 
     def __init__(self, seed):
-        self._seed = seed
+        self._streams = RandomStreams(seed)
 
     def prepare(self, batch, step, ranks):
-        generator = step_generator(self._seed, step, batch.moments.device, 1 << 30)
+        generator = self._streams.generator(Stream.LABEL, step, batch.moments.device)
         count = len(batch.labels) * ranks.world_size
         return {"factor": torch.rand(count, generator=generator)[ranks.rows(count)]}
 
@@ -70,7 +71,7 @@ def with_extra_term(trainer):
     """Return the objective of a trainer with VelocityNorm as third term."""
     config = trainer.config
     terms = [DenoisingTerm(trainer.model), AlignmentTerm(config, trainer.store), VelocityNorm(config.seed)]
-    return Objective(trainer.model, config, trainer.metadata, terms)
+    return Objective(trainer.model, config, trainer.metadata, trainer.streams, terms)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,17 @@ def test_the_class_token_term_changes_no_other_draw(trainer_of, step):
     assert not torch.equal(other.terms[2]["cls_noise"], torch.zeros_like(other.terms[2]["cls_noise"]))
 
 
+def test_trainings_that_differ_only_in_the_seed_draw_different_times_and_noise(trainer_of):
+    drawn = []
+    for seed in (0, 1, 1 << 32):
+        trainer = trainer_of(seed=seed, cls_coeff=0.03, cfg_prob=0.5)
+        inputs = trainer.objective.inputs(first_batch(trainer), 3, ALONE)
+        drawn.append((inputs.times, inputs.noise, inputs.posterior, inputs.terms[2]["cls_noise"]))
+    for one, other in itertools.combinations(drawn, 2):
+        for a, b in zip(one, other, strict=True):
+            assert (a != b).all()
+
+
 def test_rows_of_the_inputs_are_rows_of_every_term(trainer_of):
     trainer = trainer_of(cls_coeff=0.03)
     inputs = trainer.objective.inputs(first_batch(trainer), 0, ALONE)
@@ -152,9 +164,9 @@ def test_the_rows_of_ranks_together_are_those_of_one_rank(trainer_of):
 
 
 def test_a_run_trains_with_a_term_of_a_user(config_of, monkeypatch):
-    def make_objective(model, config, store, metadata):
+    def make_objective(model, config, store, metadata, streams):
         terms = [DenoisingTerm(model), AlignmentTerm(config, store), VelocityNorm(config.seed)]
-        return Objective(model, config, metadata, terms)
+        return Objective(model, config, metadata, streams, terms)
 
     monkeypatch.setattr(trainer_module, "make_objective", make_objective)
     result = train.run(config_of(max_train_steps=3, log_steps=1, microbatches=2, learning_rate=1e-2))
