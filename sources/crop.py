@@ -4,6 +4,7 @@ import numpy as np
 import PIL.Image
 
 from ..errors import BadImageError, ConfigError
+from .pixels import to_rgb
 
 MAX_PIXELS = 178_956_970
 """Maximum pixels of an image at any stage of decoding and cropping: Pillow's limit for decompression bombs."""
@@ -18,22 +19,22 @@ def center_crop(image: PIL.Image.Image, size: int) -> np.ndarray:
     are ignored.
 
     Args:
-        image: an image in any mode.
+        image: an image in a mode of `sources.pixels.RULES`.
         size: side of the crop in pixels.
 
     Returns:
         uint8 `[size, size, 3]`.
 
     Raises:
-        BadImageError: the image has no pixels, or is so narrow that it would exceed `MAX_PIXELS` after scaling.
+        BadImageError: the image has no pixels, pixels that cannot be converted to RGB (`sources.pixels.RULES`), or is
+            so narrow that it would exceed `MAX_PIXELS` after scaling.
         ConfigError: `size` is smaller than 1.
     """
     if size < 1:
         raise ConfigError(f"crop size: expected at least 1 pixel, found {size}")
     if min(image.size) < 1:
         raise BadImageError(f"{image.width} x {image.height} pixels: nothing to crop")
-    if image.mode != "RGB":
-        image = image.convert("RGB")
+    image = to_rgb(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
     scale = size / min(image.size)

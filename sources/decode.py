@@ -10,14 +10,31 @@ import PIL.ImageFile
 
 from ..errors import BadImageError, ConfigError
 from .crop import MAX_PIXELS, center_crop
-
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
-"""The formats that Pillow may decode: none that start another program (EPS) or contain drawing commands (WMF)."""
+from .formats import bad_header, readable_formats, reason_of, unsupported
+from .pixels import to_rgb
+from .png_chunks import without_metadata
 
 MIN_SIDE = 3  # pixels; images with a side of 1 or 2 are tracking pixels or divider lines
 MAX_SIDE = 65_535
 
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_LARGE_METADATA = re.compile("MAX_TEXT|decompressed data too large", re.I)  # Pillow's messages
+
+
+class _LargeMetadataError(BadImageError):
+    """A PNG with more text than Pillow accepts."""
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return width and height of an image file, read from its header; raises BadImageError like `decode_crop`."""
+    _ignore_pillow_warnings()
+    try:
+        image = _open(data)
+    except _LargeMetadataError:
+        image = _open(without_metadata(data))
+    with image:
+        _check_size(image.width, image.height)
+        return image.size
 
 
 def decode_crop(data: bytes, size: int) -> np.ndarray:
@@ -44,31 +61,32 @@ def decode_crop(data: bytes, size: int) -> np.ndarray:
             "set it to False"
         )
     _ignore_pillow_warnings()
+    try:
+        rgb = _decode(data)
+    except _LargeMetadataError:
+        rgb = _decode(without_metadata(data))
+    return center_crop(rgb, size)
+
+
+def _decode(data: bytes) -> PIL.Image.Image:
     with _open(data) as image:
         _check_size(image.width, image.height)
-        rgb = _load_rgb(image)
-    return center_crop(rgb, size)
+        _check_depth(image, data)
+        return _load_rgb(image)
 
 
 def _open(data: bytes) -> PIL.Image.Image:
     try:
-        return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        return PIL.Image.open(io.BytesIO(data), formats=readable_formats())
     except PIL.UnidentifiedImageError:
-        raise BadImageError(_bad_header(data, f"{len(data):,} bytes")) from None
+        raise BadImageError(bad_header(data)) from None
     except PIL.Image.DecompressionBombError:
         raise BadImageError(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise various exceptions for damaged headers
-        raise BadImageError(_bad_header(data, _reason(error))) from None
-
-
-def _bad_header(data: bytes, reason: str) -> str:
-    for name in FORMATS:
-        accept = PIL.Image.OPEN[name][1]
-        if accept and accept(data[:16]):
-            return f"its {name} header is truncated or damaged ({reason})"
-    return f"not an image (starts with {data[:8]!r}): expected one of {', '.join(FORMATS)}"
+        _raise_if_large_metadata(error)
+        raise BadImageError(bad_header(data, error)) from None
 
 
 def _check_size(width: int, height: int) -> None:
@@ -80,20 +98,30 @@ def _check_size(width: int, height: int) -> None:
         raise BadImageError(f"{width} x {height} pixels: more than {MAX_PIXELS:,}, a decompression bomb")
 
 
+def _check_depth(image: PIL.Image.Image, data: bytes) -> None:
+    """Refuse JPEG 2000 with fewer than 8 bits, which Pillow shifts instead of scaling: white would become gray."""
+    start = data.find(b"\xff\x4f\xff\x51")  # start of the codestream; byte 42 is the depth of the first channel
+    if image.format == "JPEG2000" and 0 <= start < len(data) - 42 and (bits := (data[start + 42] & 127) + 1) < 8:
+        raise BadImageError(f"it is a JPEG2000 with {bits} bits; expected at least 8")
+
+
 def _load_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     try:
         image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except MemoryError:
+        return to_rgb(image)
+    except (MemoryError, BadImageError):
         raise
     except Exception as error:  # Pillow's decoders raise various exceptions for damaged data
         if str(error).startswith("out of memory"):  # an OSError if the codec ran out of memory
             raise MemoryError(str(error)) from error
-        raise BadImageError(f"its {image.format} data is truncated or damaged ({_reason(error)})") from None
+        _raise_if_large_metadata(error)
+        damaged = f"its {image.format} data is truncated or damaged ({reason_of(error)})"
+        raise BadImageError(unsupported(image.format, error) or damaged) from None
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def _raise_if_large_metadata(error: Exception) -> None:
+    if _LARGE_METADATA.search(str(error)):
+        raise _LargeMetadataError(reason_of(error)) from None
 
 
 def _ignore_pillow_warnings() -> None:

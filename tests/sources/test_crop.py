@@ -68,13 +68,6 @@ def test_power_of_two_multiples_are_halved_by_averaging(size, halvings, seed):
     np.testing.assert_array_equal(crop[..., 0], crop[..., 2])
 
 
-def test_sixteen_bit_gray_is_converted_to_rgb_like_in_pillow():
-    pixels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    image = PIL.Image.fromarray(pixels)
-    assert image.mode == "I;16"
-    np.testing.assert_array_equal(center_crop(image, 64), np.array(image.convert("RGB")))
-
-
 def test_a_very_narrow_image_is_refused_before_memory_is_allocated():
     with pytest.raises(BadImageError, match=r"1 x 60000 pixels: too narrow to crop at 256.*3,932,160,000 pixels"):
         center_crop(PIL.Image.new("L", (1, 60_000)), 256)

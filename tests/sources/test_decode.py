@@ -11,9 +11,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFile
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from repa_pipe.errors import BadImageError, ConfigError
-from repa_pipe.sources import center_crop, decode_crop
+from repa_pipe.sources import center_crop, decode_crop, formats
+from repa_pipe.sources.decode import image_size
 
 IMAGES = Path(__file__).parents[1] / "reference" / "center_crop" / "images"
 PHOTOGRAPH = (IMAGES / "portrait_large.jpg").read_bytes()
@@ -24,12 +27,16 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
+def png_of_pixels(width: int, height: int, depth: int, kind: int, rows: bytes, *chunks: bytes) -> bytes:
+    """A PNG of filtered rows; `chunks` come before its pixels."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+    pixels = png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + b"".join([header, *chunks, pixels, png_chunk(b"IEND", b"")])
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """A valid gray PNG header of any size, with almost no data."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    data = zlib.compress(bytes(64))
-    chunks = [png_chunk(b"IHDR", header), png_chunk(b"IDAT", data), png_chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    return png_of_pixels(width, height, 8, 0, bytes(64))
 
 
 def flipped(data: bytes, position: int) -> bytes:
@@ -44,9 +51,9 @@ def webp() -> bytes:
 
 BROKEN = {
     "nothing": (b"", r"the file is empty \(0 bytes\)"),
-    "a web page": (b"<!DOCTYPE html><html></html>", r"not an image \(starts with b'<!DOCTYP'\): expected one of JPEG"),
-    "zeros": (bytes(5000), "not an image"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"not an image \(starts with b'%!PS-Ado'\)"),
+    "a web page": (b"<!DOCTYPE html><html></html>", "its format is HTML; expected one of JPEG, PNG"),
+    "zeros": (bytes(5000), r"not an image \(starts with b'.x00"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "its format is PostScript"),
     "a JPEG cut in its header": (PHOTOGRAPH[:20], r"its JPEG header is truncated or damaged \(20 bytes\)"),
     "a JPEG cut in the middle": (
         PHOTOGRAPH[: len(PHOTOGRAPH) // 2],
@@ -149,6 +156,108 @@ def test_the_format_is_detected_from_the_contents(encode):
     # ImageNet's n02105855_2933.JPEG is a PNG, and 22 of its JPEGs are CMYK.
     assert decode_crop(encode(1, (40, 40), "PNG"), 32).shape == (32, 32, 3)
     assert decode_crop(encode(1, (40, 40), "JPEG", "CMYK"), 32).shape == (32, 32, 3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(level=st.integers(0, 65_535), kind=st.sampled_from([(2, 3), (6, 4), (4, 2)]))
+def test_the_high_byte_of_16_bit_color_and_of_16_bit_gray_with_alpha_is_used(level, kind):
+    code, channels = kind  # of PNG: color, color with alpha, gray with alpha
+    row = b"\0" + level.to_bytes(2) * channels * 3
+    assert set(decode_crop(png_of_pixels(3, 3, 16, code, row * 3), 3).ravel()) == {level >> 8}
+
+
+METADATA = {
+    "compressed text": png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3 << 20))),
+    "international text": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"x" * (3 << 20))),
+    "a color profile": png_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(3 << 20))),
+    "65 MB of text": png_chunk(b"tEXt", b"Comment\0" + b"x" * (65 << 20)),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_png_with_more_metadata_than_pillow_accepts_is_decoded(name, place):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20), np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    data = png_of_pixels(20, 20, 8, 0, rows, METADATA[name])
+    if place == "after":
+        plain = png_of_pixels(20, 20, 8, 0, rows)
+        data = plain[:-12] + METADATA[name] + plain[-12:]
+    with pytest.raises(ValueError, match=r"(?i)MAX_TEXT|too large"):  # otherwise, this tests nothing
+        PIL.Image.open(io.BytesIO(data)).load()
+    np.testing.assert_array_equal(decode_crop(data, 20)[..., 0], pixels)
+    assert image_size(data) == (20, 20)
+
+
+@pytest.mark.parametrize("file_format", ["AVIF", "JPEG2000"])
+def test_newer_formats_are_decoded_if_pillow_has_their_codec(encode, file_format):
+    if file_format not in formats.readable_formats():
+        pytest.skip(f"this Pillow has no {file_format}")
+    plain = decode_crop(encode(3, (70, 50)), 32)
+    options = {"quality": 100, "subsampling": "4:4:4"} if file_format == "AVIF" else {"irreversible": False}
+    assert np.abs(decode_crop(encode(3, (70, 50), file_format, **options), 32).astype(int) - plain).max() <= 8
+
+
+@pytest.mark.parametrize(("file_format", "feature"), [("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("WEBP", "webp")])
+def test_a_format_without_its_codec_is_named(encode, monkeypatch, file_format, feature):
+    data = encode(3, (70, 50), file_format)
+    check = formats.PIL.features.check
+    monkeypatch.setattr(formats.PIL.features, "check", lambda name: name != feature and check(name))
+    formats.readable_formats.cache_clear()
+    try:
+        with pytest.raises(BadImageError, match=f"its format is {file_format}, which this installation of Pillow can"):
+            decode_crop(data, 32)
+        assert decode_crop(PHOTOGRAPH, 32).shape == (32, 32, 3)
+    finally:
+        formats.readable_formats.cache_clear()
+
+
+def test_a_codec_of_tiff_that_is_missing_is_not_damage(encode, monkeypatch):
+    data = encode(3, (70, 50), "TIFF", compression="tiff_lzw")
+    monkeypatch.delattr(PIL.Image.core, "libtiff_decoder")
+    with pytest.raises(BadImageError, match=r"a TIFF of a kind that Pillow does not decode .decoder libtiff not"):
+        decode_crop(data, 32)
+
+
+def brands(major: bytes, *compatible: bytes) -> bytes:
+    content = b"ftyp" + major + bytes(4) + b"".join(compatible)
+    return (len(content) + 4).to_bytes(4) + content + bytes(500)
+
+
+OTHERS = {
+    "HEIC": [brands(b"heic", b"mif1", b"heic"), brands(b"mif1", b"mif1", b"heic", b"miaf"), brands(b"msf1", b"hevc")],
+    "HEIF": [brands(b"mif1", b"miaf")],
+    "MP4 video": [brands(b"isom", b"mp41")],
+    "JPEG XL": [b"\xff\x0a" + bytes(99), b"\0\0\0\x0cJXL \r\n\x87\n"],
+    "ICO": [b"\0\0\1\0\1\0" + bytes(99)],
+    "Photoshop": [b"8BPS\0\1" + bytes(99)],
+    "PDF": [b"%PDF-1.7\n"],
+    "SVG": [b"<svg xmlns='http://www.w3.org/2000/svg'/>"],
+    "Git LFS pointer, not the file itself": [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"],
+    "zip archive": [b"PK\x03\x04" + bytes(99)],
+    "AVI video": [b"RIFF\0\0\1\0AVI LIST"],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_in_another_format_is_quarantined_with_its_true_format(name):
+    for data in OTHERS[name]:
+        with pytest.raises(BadImageError, match=f"^its format is {name}; expected one of JPEG"):
+            decode_crop(data, 32)
+
+
+def test_a_damaged_avif_is_not_taken_for_another_format():
+    with pytest.raises(BadImageError, match="its AVIF header is truncated or damaged"):
+        decode_crop(brands(b"avif", b"mif1"), 32)
+
+
+def test_a_jpeg_2000_with_fewer_than_8_bits_is_refused(encode):
+    data = bytearray(encode(3, (70, 50), "JPEG2000", "L"))
+    depth = data.index(b"\xff\x4f\xff\x51") + 42
+    assert data[depth] == 7  # bits minus 1
+    data[depth] = 3
+    with pytest.raises(BadImageError, match="it is a JPEG2000 with 4 bits; expected at least 8"):
+        decode_crop(bytes(data), 32)
 
 
 def palette_with_several_alphas() -> bytes:
