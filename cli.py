@@ -465,14 +465,20 @@ def store_export(store: str, out: str, layout: str, groups: tuple[str, ...], sou
 @click.option("--folder", help="Folder with images/ and vae-sd/.  [required]")
 @click.option("--store", help="Store to create or extend.  [required]")
 @click.option("--vae", default="sd-vae-ft-mse", show_default=True, help="VAE that encoded the moments.")
-def store_import_repa(folder: str, store: str, vae: str) -> None:
+@click.option(
+    "--latents-scale",
+    type=float,
+    default=None,
+    help="Scale of the latents, for a VAE whose config is not available. Default: from the VAE's config.",
+)
+def store_import_repa(folder: str, store: str, vae: str, latents_scale: float | None) -> None:
     """Import the output of REPA's preprocessing.
 
     FOLDER holds images/ and vae-sd/. Re-run the same command to resume.
     """
     from .pipeline.store_tools import import_repa
 
-    click.echo(import_repa.import_repa(folder, store, vae))
+    click.echo(import_repa.import_repa(folder, store, vae, latents_scale))
 
 
 def main() -> None:

@@ -42,6 +42,10 @@ class WeightsError(RepaPipeError, RuntimeError):
     """A weights file that is unavailable, or does not fit the model that it was given for."""
 
 
+class NonFiniteError(RepaPipeError, ArithmeticError):
+    """Latents or images that are NaN or infinite."""
+
+
 class CheckpointError(RepaPipeError, RuntimeError):
     """A training checkpoint that cannot be read, or belongs to another configuration."""
 

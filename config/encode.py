@@ -76,7 +76,10 @@ class EncodeConfig(Config):
     )
     device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
     precision: Precision | None = option(
-        HARDWARE, "Autocast precision of the models. Default: fp16 on a GPU (as published), fp32 on a CPU.", None
+        HARDWARE,
+        "Autocast precision of the models. Default: fp16 on a GPU (as published; fp32 for a VAE with "
+        "force_upcast), fp32 on a CPU.",
+        None,
     )
     decode_threads: int | None = option(
         HARDWARE, "Threads that decode images. Default: one per CPU core.", None, affects_result=False

@@ -1,6 +1,9 @@
 """Precision of frozen networks: float32, or half-precision autocast with float32 weights."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError
 
@@ -21,3 +24,34 @@ def autocast_dtype(dtype: torch.dtype | None, network: str) -> torch.dtype | Non
 def precision_name(dtype: torch.dtype | None) -> str:
     """Return "float32", "float16" or "bfloat16" for the result of `autocast_dtype`; recorded in fingerprints."""
     return "float32" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def rows_not_finite(batch: Tensor) -> list[int]:
+    """Return the rows of a batch that contain NaN or infinity."""
+    rows: list[int] = (~batch.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    return rows
+
+
+def retry_in_float32(
+    network: Callable[[Tensor], Tensor], batch: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, list[int]]:
+    """Run a network in `dtype`, and run the rows whose outputs overflow again in float32.
+
+    Rows are run again one by one, so that their outputs do not depend on which other rows overflow.
+
+    Args:
+        network: a function of a float32 batch.
+        batch: its input, on the network's device.
+        dtype: of autocast, or None for float32.
+
+    Returns:
+        The float32 outputs, and the rows that were run again. Outputs that are not finite in float32 either remain.
+    """
+    if dtype is None:
+        return network(batch).float(), []
+    with torch.autocast(batch.device.type, dtype):
+        outputs = network(batch).float()
+    rows = rows_not_finite(outputs)
+    for row in rows:
+        outputs[row] = network(batch[row : row + 1])[0]
+    return outputs, rows

@@ -8,14 +8,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, WeightsError
-from .precision import autocast_dtype, precision_name
-from .vae_files import PUBLISHED, describe_vae, find_config, find_weights, read_config, shape_of, vae_names
+from ..errors import ConfigError, NonFiniteError, WeightsError
+from .precision import autocast_dtype, precision_name, retry_in_float32, rows_not_finite
+from .vae_files import (
+    PUBLISHED,
+    describe_vae,
+    find_config,
+    find_weights,
+    read_config,
+    scale_and_bias,
+    shape_of,
+    vae_names,
+)
 from .weight_files import read_checkpoint, weights_sha256
 
 __all__ = ["Vae", "create_vae_on_meta", "describe_vae", "load_vae", "vae_names"]
@@ -30,6 +39,13 @@ _PUBLISHED_ARCHITECTURE = {  # of both published VAEs
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # Entries of a diffusers config that do not affect the moments, so they are left out of the fingerprint.
 _NO_ARCHITECTURE = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"}
+
+
+class EncodedMoments(NamedTuple):
+    """Moments of a batch, and the positions of its images that overflowed in half precision."""
+
+    moments: Tensor
+    in_float32: list[int]  # these were encoded again, in float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,9 +85,8 @@ class Vae:
         """
         return replace(self, latents_scale=tuple(map(float, scale)), latents_bias=tuple(map(float, bias)))
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Encode images to posterior moments.
+        """Encode images to posterior moments. An image that overflows in half precision is encoded in float32.
 
         Args:
             images: uint8 [B, 3, R, R], with R a multiple of the downsampling.
@@ -82,17 +97,29 @@ class Vae:
 
         Raises:
             ConfigError: the images have another dtype, shape or size.
+            WeightsError: moments are not finite in float32 either.
         """
+        return self.encode_checked(images).moments
+
+    @torch.no_grad()
+    def encode_checked(self, images: Tensor) -> EncodedMoments:
+        """Encode images like `encode`, and also return which of them overflowed."""
         self._check_images(images)
         pixels = images.to(self.device, torch.float32) / 127.5 - 1
-        with self._autocast():
-            parameters = self.model.encode(pixels).latent_dist.parameters
-        mean, log_variance = parameters.float().chunk(2, dim=1)
-        return torch.cat([mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))], dim=1).contiguous()
+        # before the variances are computed, as these are clamped: infinity would become a finite number
+        parameters, in_float32 = retry_in_float32(self._encode, pixels, self.dtype)
+        if broken := rows_not_finite(parameters):
+            raise WeightsError(
+                f"VAE {self.name}: the moments of {len(broken)} of {len(images)} images are not finite in float32: its "
+                "weights are damaged, download them again"
+            )
+        mean, log_variance = parameters.chunk(2, dim=1)
+        moments = torch.cat([mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))], dim=1).contiguous()
+        return EncodedMoments(moments, in_float32)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode scaled latents to images.
+        """Decode scaled latents to images. Latents that overflow in half precision are decoded in float32.
 
         Args:
             latents: [B, C, h, w] of any floating dtype, with scale and bias applied.
@@ -104,6 +131,7 @@ class Vae:
 
         Raises:
             ConfigError: the latents have another shape.
+            NonFiniteError: latents, or decoded images, are NaN or infinite; as uint8 they would be black.
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ConfigError(
@@ -114,12 +142,21 @@ class Vae:
             for values in (self.latents_scale, self.latents_bias)
         )
         unscaled = (latents.to(self.device, torch.float32) - bias) / scale
-        with self._autocast():
-            images = self.model.decode(unscaled).sample
-        return torch.clamp(255.0 * ((images.float() + 1) / 2.0), 0, 255).to(torch.uint8).contiguous()
+        images, _ = retry_in_float32(self._decode, unscaled, self.dtype)
+        if broken := rows_not_finite(images):
+            cause = "latents" if rows_not_finite(latents) else f"images decoded by VAE {self.name}"
+            raise NonFiniteError(
+                f"{len(broken)} of {len(images)} {cause} are NaN or infinite, first number {broken[0]}"
+            )
+        return torch.clamp(255.0 * ((images + 1) / 2.0), 0, 255).to(torch.uint8).contiguous()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+    def _encode(self, pixels: Tensor) -> Tensor:
+        parameters: Tensor = self.model.encode(pixels).latent_dist.parameters
+        return parameters
+
+    def _decode(self, unscaled: Tensor) -> Tensor:
+        images: Tensor = self.model.decode(unscaled).sample
+        return images
 
     def _check_images(self, images: Tensor) -> None:
         found = f"images are {images.dtype} {list(images.shape)}"
@@ -151,7 +188,7 @@ def load_vae(name_or_path: str | Path, device: str | torch.device = "cpu", dtype
     _load_weights(model, weights_path)
     config = json.loads(json.dumps({k: v for k, v in model.config.items() if not k.startswith("_")}))
     channels, downsampling = shape_of(config, config_path)
-    scale, bias = _scale_and_bias(config, config_path)
+    scale, bias = scale_and_bias(config, config_path)
     fingerprint = {
         "architecture": "AutoencoderKL",
         "config": {key: value for key, value in config.items() if key not in _NO_ARCHITECTURE},
@@ -212,16 +249,3 @@ def _current_name(name: str) -> str:
     if "attentions" in parts:
         parts = [_OLD_ATTENTION.get(part, part) for part in parts]
     return ".".join(parts)
-
-
-def _scale_and_bias(config: Mapping[str, Any], path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return scale and bias per channel, combined from a config's four numbers as diffusers' pipelines apply them."""
-    channels = config["latent_channels"]
-    try:
-        mean = config["latents_mean"] or [config["shift_factor"] or 0.0] * channels
-        std = config["latents_std"] or [1.0] * channels
-        scale = tuple(config["scaling_factor"] / deviation for deviation in std)
-        bias = tuple(0.0 - center * gain for center, gain in zip(mean, scale, strict=True))  # 0.0 - x is never -0.0
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise WeightsError(f"VAE config {path} has no usable latents scale ({error})") from error
-    return scale, bias

@@ -19,6 +19,7 @@ PUBLISHED = {
     "sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
 }
 _PUBLISHED_SHAPE = (4, 8)  # latent channels and downsampling of both
+_DEFAULT_SCALE = 0.18215  # that of Stable Diffusion; of both published VAEs, and of configs that do not state one
 _CONFIG_FILE = "config.json"
 _WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
@@ -36,6 +37,31 @@ def describe_vae(name_or_path: str | Path) -> tuple[int, int]:
         return _PUBLISHED_SHAPE
     path = find_config(name)
     return shape_of(read_config(path), path)
+
+
+def latents_scale_and_bias(name_or_path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return scale and bias of the latents, one number per channel each, without loading weights.
+
+    A Hugging Face name may download the config.
+
+    Raises:
+        ConfigError, WeightsError: the name is unknown, or the config is unavailable or unusable.
+    """
+    name = str(name_or_path)
+    if name in PUBLISHED:
+        return scale_and_bias({}, Path(name))
+    path = find_config(name)
+    return scale_and_bias(read_config(path), path)
+
+
+def overflows_in_float16(name_or_path: str | Path) -> bool:
+    """Return whether the config of a VAE requires float32 instead of float16: `force_upcast`, as for SDXL.
+
+    Only the file's own entry counts: diffusers fills in True where a config has none, as for Stability AI's VAEs, which
+    run in float16. A Hugging Face name may download the config.
+    """
+    name = str(name_or_path)
+    return name not in PUBLISHED and read_config(find_config(name)).get("force_upcast") is True
 
 
 def check_vae(name_or_path: str | Path) -> None:
@@ -123,3 +149,16 @@ def shape_of(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
             f"{channels!r} and {blocks!r}. Download it again"
         )
     return channels, 2 ** (len(blocks) - 1)
+
+
+def scale_and_bias(config: Mapping[str, Any], path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return scale and bias per channel, combined from a config's four numbers as diffusers' pipelines apply them."""
+    channels, factor = config.get("latent_channels", 4), config.get("scaling_factor", _DEFAULT_SCALE)
+    try:
+        mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * channels
+        std = config.get("latents_std") or [1.0] * channels
+        scale = tuple(factor / deviation for deviation in std)
+        bias = tuple(0.0 - center * gain for center, gain in zip(mean, scale, strict=True))  # 0.0 - x is never -0.0
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise WeightsError(f"VAE config {path} has no usable latents scale ({error})") from error
+    return scale, bias

@@ -19,6 +19,7 @@ from ..stores.files import remove_abandoned, remove_leftovers
 from ..stores.layout import COMMITS, QUARANTINE_FILE, features_group
 from ..stores.manifest import write_quarantine
 from ..stores.upload import store_exists
+from .encoding.latents_scale import warn_of_unusual_scale
 from .encoding.monitor import EncodeMonitor
 from .encoding.work import (
     FailedShard,
@@ -49,6 +50,7 @@ class EncodeResult:
     busy_share: float | None  # fraction of the workers' time in which a batch was in the models
     worker_rates: list[float]  # images per second of each actor, or of this process
     failed: list[FailedShard] = field(default_factory=list)
+    in_float32: int = 0  # images in the store that overflowed in half precision and were encoded in float32
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary that the command prints."""
@@ -118,6 +120,8 @@ def _finish(
     store: Store, groups: list[Group], monitor: EncodeMonitor | None, failed: list[FailedShard], seconds: float
 ) -> EncodeResult:
     quarantined = store.quarantined([group.path for group in groups])
+    for group in groups:
+        warn_of_unusual_scale(group)
     if not failed:
         _remove_temporary_files(store, groups)
         if quarantined:
@@ -134,6 +138,7 @@ def _finish(
         busy_share=None if busy is None else round(busy, 3),
         worker_rates=[round(rate, 2) for rate in monitor.rates] if monitor else [],
         failed=failed,
+        in_float32=len({sample for group in groups for sample in group.float32_samples}),
     )
 
 

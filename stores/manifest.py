@@ -25,6 +25,7 @@ from ..errors import StoreError
 from ..version import __version__
 from .checksum import crc32c_bytes
 from .files import atomic_write_bytes, write_json
+from .latent_statistics import LatentsSummary
 from .layout import FORMAT_VERSION, QUARANTINE_FILE, ROOT_ATTRIBUTE, SAMPLES_FILE, commit_file
 
 _REMEDY = "delete it and re-run 'repa-pipe encode' to encode the shard again"
@@ -107,6 +108,8 @@ class Commit:
     writer: dict[str, Any]
     time: str
     token_cosine: TokenCosine | None = None
+    latents: LatentsSummary | None = None
+    float32_samples: tuple[int, ...] = ()  # these overflowed in half precision and were encoded in float32
 
     @property
     def source_checksums(self) -> npt.NDArray[np.uint32]:
@@ -122,6 +125,8 @@ def new_commit(
     quarantined: tuple[Quarantined, ...],
     *,
     token_cosines: npt.NDArray[np.float32] | None = None,
+    latents: LatentsSummary | None = None,
+    float32_samples: tuple[int, ...] = (),
 ) -> Commit:
     """Create a commit record with this process as the writer and the current time.
 
@@ -132,6 +137,8 @@ def new_commit(
         source_checksums: CRC-32C of the encoded bytes of every image, `[num_samples]`.
         quarantined: images of the shard that could not be decoded.
         token_cosines: `[n]`, of the tokens on which the codec was measured.
+        latents: statistics of the latents, if the group holds moments.
+        float32_samples: samples that were encoded in float32 because they overflowed in the group's precision.
     """
     return Commit(
         group=group,
@@ -143,6 +150,8 @@ def new_commit(
         writer={"host": socket.gethostname(), "pid": os.getpid(), "repa_pipe": __version__},
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         token_cosine=None if token_cosines is None or not len(token_cosines) else _summary(token_cosines),
+        latents=latents,
+        float32_samples=float32_samples,
     )
 
 

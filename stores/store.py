@@ -18,6 +18,7 @@ import pyarrow as pa
 from ..errors import StoreError
 from .files import TEMPORARY
 from .indexing import Indices, as_names, as_rows, as_single
+from .latent_statistics import scaled_std
 from .layout import CRC32C, FLIPPED, LABEL, SAMPLES_FILE, ArraySpec, GroupSpec, is_flipped, num_shards
 from .manifest import Commit, Manifest, Quarantined, committed_shards, read_commit, read_samples
 from .mirror import Mirror, RemoteReader
@@ -108,6 +109,20 @@ class Group:
             return None
         total = sum(cosine["mean"] * cosine["tokens"] for cosine in found)
         return total / sum(cosine["tokens"] for cosine in found), min(cosine["least"] for cosine in found)
+
+    @property
+    def latents_std(self) -> float | None:
+        """Standard deviation of the scaled latents, as measured by `encode`; about 1 if scale and bias are right.
+
+        None if no shard was measured.
+        """
+        found = [commit.latents for commit in self.commits.values() if commit.latents]
+        return scaled_std(found, self.attributes["scale"], self.attributes["bias"]) if found else None
+
+    @property
+    def float32_samples(self) -> list[int]:
+        """Samples that overflowed in the group's precision and were encoded in float32, in ascending order."""
+        return [sample for commit in self.commits.values() for sample in commit.float32_samples]
 
     def require_complete(self) -> None:
         """Raise StoreError unless every shard is committed: zarr reads missing shards as zeros."""

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +24,11 @@ import pyarrow as pa
 from ..errors import StoreError
 from .checksum import crc32c, crc32c_rows
 from .files import TEMPORARY, atomic_replace, atomic_write_bytes, fsync_directory, temporary_path, write_json
+from .latent_statistics import LatentStatistics
 from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, dimension_names, shard_file, shard_range
 from .manifest import Commit, FileRecord, Manifest, Quarantined, new_commit, read_commit, write_commit, write_samples
 
+MOMENTS = "moments"
 MISSING_CHUNK = 2**64 - 1  # marks a missing chunk in zarr's shard index
 
 
@@ -223,6 +225,8 @@ class ShardWriter:
         self._files: dict[str, ShardFile] = {}
         self._row_checksums: list[npt.NDArray[np.uint32]] = []
         self._cosines: list[npt.NDArray[np.float32]] = []
+        self._latents = LatentStatistics()
+        self._float32_samples: list[int] = []
 
     def __enter__(self) -> Self:
         for array in self.spec.arrays:
@@ -237,7 +241,10 @@ class ShardWriter:
             file.abort()
 
     def append(
-        self, blocks: Mapping[str, npt.NDArray[Any]], token_cosine: npt.NDArray[np.float32] | None = None
+        self,
+        blocks: Mapping[str, npt.NDArray[Any]],
+        token_cosine: npt.NDArray[np.float32] | None = None,
+        float32_rows: Sequence[int] = (),
     ) -> None:
         """Append the next samples.
 
@@ -245,7 +252,15 @@ class ShardWriter:
             blocks: for every array of the group a block `[B, *sample_shape]`.
             token_cosine: `[n]`, cosines between tokens and what the codec restores. The commit record contains their
                 mean and minimum.
+            float32_rows: rows of the blocks that were encoded in float32 because they overflowed in half precision.
+
+        Raises:
+            StoreError: a block has another shape or dtype than its array, or moments are NaN or infinite.
         """
+        if MOMENTS in blocks:
+            self._latents.append(blocks[MOMENTS])
+        first = self.samples.start + sum(map(len, self._row_checksums))
+        self._float32_samples += [first + row for row in float32_rows]
         for name, file in self._files.items():
             file.append(blocks[name])
         self._cosines.append(np.empty(0, np.float32) if token_cosine is None else token_cosine)
@@ -278,7 +293,16 @@ class ShardWriter:
         }
         files |= self._write_row_checksums()
         cosines = np.concatenate(self._cosines)
-        commit = new_commit(self.spec.path, self.shard, files, source_checksums, quarantined, token_cosines=cosines)
+        commit = new_commit(
+            self.spec.path,
+            self.shard,
+            files,
+            source_checksums,
+            quarantined,
+            token_cosines=cosines,
+            latents=self._latents.summary(),
+            float32_samples=tuple(self._float32_samples),
+        )
         write_commit(self.store, commit)
         return commit
 

@@ -14,10 +14,11 @@ from ...stores.layout import FLIPPED, GroupSpec
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
-    """The arrays of one group for a batch, and how well its codec preserves tokens."""
+    """The arrays of one group for a batch, how well its codec preserves tokens, and which rows overflowed."""
 
     arrays: dict[str, npt.NDArray[Any]]  # by array name: [B, *sample_shape]
     token_cosine: npt.NDArray[Any] | None = None  # [n] float32: tokens compared with restored tokens
+    float32_rows: tuple[int, ...] = ()  # of the batch: these overflowed in half precision and were encoded in float32
 
 
 class GroupEncoder(Protocol):
@@ -40,6 +41,8 @@ class WithFlips:
 
     def __call__(self, crops: torch.Tensor) -> EncodedBatch:
         """Encode crops and their mirror images."""
-        flipped = {name + FLIPPED: array for name, array in self._encoder(crops.flip(-1)).arrays.items()}
+        mirrored = self._encoder(crops.flip(-1))
+        flipped = {name + FLIPPED: array for name, array in mirrored.arrays.items()}
         plain = self._encoder(crops)
-        return dataclasses.replace(plain, arrays=plain.arrays | flipped)
+        rows = sorted({*plain.float32_rows, *mirrored.float32_rows})
+        return dataclasses.replace(plain, arrays=plain.arrays | flipped, float32_rows=tuple(rows))

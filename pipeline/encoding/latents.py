@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
 from ...config import EncodeConfig
 from ...models.vae import load_vae
+from ...models.vae_files import overflows_in_float16
 from ...stores.layout import ArraySpec, GroupSpec, latents_group
+from ...stores.store import open_store
+from ...stores.upload import store_exists
 from ..runtime.device import DTYPES, package_versions
 from .group_encoder import EncodedBatch
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("diffusers", "torch", "pillow")
 
@@ -18,6 +25,7 @@ class LatentEncoder:
     """Encoder of a latents group: `moments`, float32 `[B, 2C, R/f, R/f]`, the unscaled mean and standard deviation."""
 
     def __init__(self, config: EncodeConfig, device: torch.device, precision: str) -> None:
+        precision = _precision_of(config, precision)
         self._vae = load_vae(config.vae, device=device, dtype=DTYPES[precision])
         side = config.resolution // self._vae.downsampling
         moments = ArraySpec(name="moments", sample_shape=(2 * self._vae.latent_channels, side, side), dtype="float32")
@@ -37,6 +45,23 @@ class LatentEncoder:
         )
 
     def __call__(self, crops: torch.Tensor) -> EncodedBatch:
-        """Encode crops, uint8 `[B, 3, R, R]`."""
-        moments = self._vae.encode(crops).float().cpu().numpy()
-        return EncodedBatch({"moments": moments.astype(np.float32, copy=False)})
+        """Encode crops, uint8 `[B, 3, R, R]`; WeightsError for moments that are not finite even in float32."""
+        moments, in_float32 = self._vae.encode_checked(crops)
+        array = moments.float().cpu().numpy().astype(np.float32, copy=False)
+        return EncodedBatch({"moments": array}, float32_rows=tuple(in_float32))
+
+
+def _precision_of(config: EncodeConfig, default: str) -> str:
+    """Return the precision of the VAE: float32 instead of float16 if its config says that it overflows.
+
+    `--precision` takes precedence, and so does the precision in which an existing group was encoded.
+    """
+    if config.precision or default != "fp16" or not overflows_in_float16(config.vae):
+        return default
+    if store_exists(config.store):
+        with open_store(config.store) as store:
+            group = latents_group(config.vae)
+            if group in store.group_names() and store.group(group).fingerprint.get("precision") == "float16":
+                return default
+    logger.info("%s is encoded in float32: its config sets force_upcast, as it overflows in float16", config.vae)
+    return "fp32"

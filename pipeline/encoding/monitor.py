@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from ..runtime.progress import Progress
 if TYPE_CHECKING:
     from .shard import ShardResult
 
+logger = logging.getLogger(__name__)
+
+NAMED = 5  # images in a message; the commit record lists all of them
 ALWAYS_TOLERATED = 10  # broken images, even in a small store
 
 
@@ -60,6 +64,15 @@ class EncodeMonitor:
         worker.images += result.num_images
         worker.busy += result.busy
         self._bar.note(self._note())
+        if result.in_float32:
+            named = ", ".join(result.in_float32[:NAMED])
+            more = len(result.in_float32) - NAMED
+            logger.warning(
+                "shard %d: encoded in float32 after an overflow in half precision: %s%s",
+                result.shard,
+                named,
+                f" and {more} more" if more > 0 else "",
+            )
         bad = sum(self._bad.values())
         if bad > self._tolerated:
             raise StoreError(

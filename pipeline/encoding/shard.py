@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from ...config import EncodeConfig
-from ...errors import BadImageError, StoreError
+from ...errors import BadImageError, StoreError, WeightsError
 from ...sources import Record, Source, decode_crop, open_source, records_of
 from ...stores import Store, open_store
 from ...stores.checksum import crc32c_bytes
@@ -48,6 +48,7 @@ class ShardResult:
     worker: str  # host and process ID
     seconds: float  # from its first read to its commit
     busy: float  # part of these seconds in which one of its batches was in the models
+    in_float32: tuple[str, ...] = ()  # keys of the images that overflowed in half precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +142,21 @@ class ShardEncoder:
             records = list(records_of(store.samples.slice(samples.start, len(samples))))
             for batch in self._decoded_batches(records):
                 bad += _quarantined(batch, records, len(checksums), samples.start)
-                busy += self._encode_batch(batch, encoders, writers)
+                with _naming(records[len(checksums) : len(checksums) + len(batch)]):
+                    busy += self._encode_batch(batch, encoders, writers)
                 checksums += [item.checksum for item in batch]
                 if on_images:
                     on_images(len(batch))
             sums = np.array(checksums, dtype=np.uint32)
             store.fetch_commits(task.shard)
             _require_same_images(store, task.shard, sums, records)
+            overflowed: set[int] = set()
             for writer in writers:
-                store.upload_shard(writer.commit(sums, tuple(bad)))
-        return ShardResult(task.shard, len(records), len(bad), self._name, time.monotonic() - start, busy)
+                commit = writer.commit(sums, tuple(bad))
+                store.upload_shard(commit)
+                overflowed |= {*commit.float32_samples}
+        in_float32 = tuple(records[sample - samples.start].key for sample in sorted(overflowed))
+        return ShardResult(task.shard, len(records), len(bad), self._name, time.monotonic() - start, busy, in_float32)
 
     def _open_store(self) -> Store:
         with self._opening:  # the first two shards start at the same time
@@ -200,7 +206,7 @@ class ShardEncoder:
                 arrays = {name: array.copy() for name, array in arrays.items()}
                 for array in arrays.values():
                     array[broken] = 0
-            writer.append(arrays, encoded.token_cosine)
+            writer.append(arrays, encoded.token_cosine, [row for row in encoded.float32_rows if not broken[row]])
         return busy
 
     def _run_models(
@@ -209,6 +215,15 @@ class ShardEncoder:
         start = time.monotonic()
         images = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2)
         return [encoder(images) for encoder in encoders], time.monotonic() - start
+
+
+@contextmanager
+def _naming(records: list[Record]) -> Iterator[None]:
+    """Add the images of a batch to an error of its models."""
+    try:
+        yield
+    except (StoreError, WeightsError) as error:
+        raise type(error)(f"images {records[0].key} to {records[-1].key}: {error}") from error
 
 
 def _quarantined(batch: list[_Decoded], records: list[Record], offset: int, first: int) -> list[Quarantined]:

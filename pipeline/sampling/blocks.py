@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...config import SampleConfig
 from ...converter import read_json
-from ...errors import ConfigError
+from ...errors import ConfigError, NonFiniteError
 from ...stores.files import atomic_write, write_json
 from ..artifacts.images import Block, save_grid, write_npz
 from ..artifacts.sample_files import GRID_COLUMNS, GRID_IMAGES, SampleFiles
@@ -87,10 +87,23 @@ def make_blocks(
         for block in todo:
 
             def finish(latents: Tensor, block: range = block) -> None:
-                _write_block(folder, block, sampler.decode(latents))
+                with _naming(block):
+                    _write_block(folder, block, sampler.decode(latents))
                 on_images(len(block))
 
             submit(sampler.latents(block), finish)
+
+
+@contextmanager
+def _naming(block: range) -> Iterator[None]:
+    """Add the images of a block, and what to do, to the error that some of them are not finite."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"images {block.start} to {block.stop - 1} were not written: {error}. Sample with --precision fp32, or "
+            "from an earlier checkpoint"
+        ) from error
 
 
 @contextmanager

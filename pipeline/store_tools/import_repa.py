@@ -7,7 +7,6 @@ afterwards.
 
 from __future__ import annotations
 
-import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,35 +14,40 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from ...errors import SourceError
+from ...errors import BadImageError, ConfigError, SourceError, StoreError, WeightsError
+from ...models.vae_files import describe_vae, latents_scale_and_bias
 from ...sources import Index, Record, Source, index_digest, open_source, records_of
-from ...stores import Store
+from ...sources.decode import image_size
+from ...stores import Store, open_store
 from ...stores.checksum import crc32c_bytes
 from ...stores.creation import open_or_create_store, prepare_groups
 from ...stores.layout import ArraySpec, GroupSpec, latents_group, shard_range
 from ...stores.writer import ShardWriter
-from ..artifacts.published import LATENTS_SCALE
+from ..encoding.latents_scale import warn_of_unusual_scale
 from ..runtime.progress import progress
 
 IMAGES, MOMENTS, LABELS = "images", "vae-sd", "dataset.json"
 
 
-def import_repa(folder: str, store_path: str, vae: str) -> str:
+def import_repa(folder: str, store_path: str, vae: str, latents_scale: float | None = None) -> str:
     """Import moments and labels; re-running with the same arguments resumes.
+
+    Scale and bias of the latents are those of the VAE's config.
 
     Args:
         folder: folder in REPA's layout.
         store_path: the store to create or extend, a folder or a URL.
         vae: name of the VAE that encoded the moments.
+        latents_scale: scale of all channels, with bias 0, for a VAE whose config cannot be read.
 
     Returns:
         A summary in one line.
 
     Raises:
         SourceError: the folder does not have that layout, or its images, moments and labels do not match.
-        StoreError: the store holds other images.
+        ConfigError: the scale of the latents is unknown, or `latents_scale` is not that of the VAE's config.
+        StoreError: the store holds other images, or these moments with another scale.
     """
     root = Path(folder)
     for name in (IMAGES, MOMENTS):
@@ -53,7 +57,7 @@ def import_repa(folder: str, store_path: str, vae: str) -> str:
     index, files = source.index(), _moment_files(root / MOMENTS)
     _require_pairs(index, files, root)
     side = _side(source, index)
-    spec = _moments_spec(vae, _load(files[0]).shape, side)
+    spec = _moments_spec(vae, _load(files[0]).shape, side, latents_scale)
     with open_or_create_store(
         store_path,
         index,
@@ -63,24 +67,57 @@ def import_repa(folder: str, store_path: str, vae: str) -> str:
         source=source.describe(),
     ) as store:
         prepare_groups(store, [spec])
+        _require_same_scale(store, spec)
         _import_shards(store, spec, source, index, files)
+    with open_store(store_path) as store:  # reopened, since the commits have changed
+        warn_of_unusual_scale(store.group(spec.path))
         return (
             f"{store_path}: {len(store):,} images, {spec.path} {list(spec.arrays[0].sample_shape)}; add encoders with "
             f"'repa-pipe encode --source {root / IMAGES} --store {store_path} --vae {vae} --encoder NAME'"
         )
 
 
-def _moments_spec(vae: str, shape: tuple[int, ...], side: int) -> GroupSpec:
+def _moments_spec(vae: str, shape: tuple[int, ...], side: int, latents_scale: float | None) -> GroupSpec:
+    scale, bias = _scale_and_bias(vae, shape, side, latents_scale)
     return GroupSpec(
         path=latents_group(vae),
         arrays=(ArraySpec(name="moments", sample_shape=shape, dtype="float32"),),
         attributes={
             "vae": vae,
             "fingerprint": {"imported_from": "REPA's vae-sd folder", "resolution": side},
-            "scale": [LATENTS_SCALE] * (shape[0] // 2),
-            "bias": [0.0] * (shape[0] // 2),
+            "scale": scale,
+            "bias": bias,
         },
     )
+
+
+def _scale_and_bias(
+    vae: str, shape: tuple[int, ...], side: int, latents_scale: float | None
+) -> tuple[list[float], list[float]]:
+    """Return scale and bias from the VAE's config; `latents_scale` only if there is no config."""
+    try:
+        channels, downsampling = describe_vae(vae)
+        scale, bias = latents_scale_and_bias(vae)
+    except (ConfigError, WeightsError) as error:
+        if latents_scale is None:
+            raise ConfigError(f"{error}. If its config is not available, pass --latents-scale") from error
+        return [latents_scale] * (shape[0] // 2), [0.0] * (shape[0] // 2)
+    expected = (2 * channels, side // downsampling, side // downsampling)
+    if shape != expected:
+        raise SourceError(f"--vae {vae} has moments {expected} of {side} x {side} pixels, found {shape}")
+    if latents_scale is not None and (set(scale), set(bias)) != ({latents_scale}, {0.0}):
+        raise ConfigError(f"--latents-scale is {latents_scale:g}, but the config of {vae} has {scale[0]:g}: omit it")
+    return list(scale), list(bias)
+
+
+def _require_same_scale(store: Store, spec: GroupSpec) -> None:
+    recorded = store.group(spec.path).attributes
+    for name in ("scale", "bias"):
+        if recorded[name] != spec.attributes[name]:
+            raise StoreError(
+                f"{store.location}: {spec.path} was imported with {name} {recorded[name]}, the VAE has "
+                f"{spec.attributes[name]}: delete {store.location}/{spec.path} and {store.location}/commits/{spec.path}"
+            )
 
 
 def _import_shards(store: Store, spec: GroupSpec, source: Source, index: Index, files: list[Path]) -> None:
@@ -133,12 +170,13 @@ def _require_pairs(index: Index, files: list[Path], root: Path) -> None:
 
 def _side(source: Source, index: Index) -> int:
     record: Record = next(iter(records_of(index.slice(0, 1))))
-    with Image.open(io.BytesIO(source.read(record))) as image:
-        if image.width != image.height:
-            raise SourceError(
-                f"{record.key} is {image.width} x {image.height}: expected a square, as REPA's tools write"
-            )
-        return image.width
+    try:
+        width, height = image_size(source.read(record))
+    except BadImageError as error:
+        raise SourceError(f"{record.key}: {error}") from error
+    if width != height:
+        raise SourceError(f"{record.key} is {width} x {height}: expected a square, as REPA's tools write")
+    return width
 
 
 def _load(file: Path, expected: tuple[int, ...] | None = None) -> npt.NDArray[Any]:
@@ -148,4 +186,6 @@ def _load(file: Path, expected: tuple[int, ...] | None = None) -> npt.NDArray[An
         raise SourceError(f"{file} cannot be read as moments ({error}): restore it from a copy") from error
     if array.ndim != 3 or array.dtype.kind != "f" or array.shape != (expected or array.shape):
         raise SourceError(f"{file}: expected floats {expected or '[2C, h, w]'}, found {array.dtype} {array.shape}")
+    if not np.isfinite(array).all():
+        raise SourceError(f"{file}: moments are NaN or infinite: encode the image again, in float32")
     return array.astype(np.float32, copy=False)

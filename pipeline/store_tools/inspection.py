@@ -37,12 +37,16 @@ def info(path: str) -> str:
 def _describe(group: Group, total: int) -> list[str]:
     arrays = ", ".join(f"{array.name} {list(array.sample_shape)} {array.dtype}" for array in group.arrays)
     cosine = group.token_cosine
-    codec = "" if cosine is None else f"; codec cosine {cosine[0]:.5f} (min {cosine[1]:.5f})"
+    notes = "" if cosine is None else f"; codec cosine {cosine[0]:.5f} (min {cosine[1]:.5f})"
+    std = group.latents_std
+    notes += "" if std is None else f"; std of scaled latents {std:.3f}"
+    if count := len(group.float32_samples):
+        notes += f"; encoded in float32 after an overflow: {count:,}"
     weights = str(group.fingerprint.get("weights_sha256", "?"))[:12]
     return [
         f"  {group.path}: {len(group.commits)} of {total} shards, {group.num_bytes / 2**20:,.1f} MiB, "
         f"{len(group.quarantined)} images quarantined",
-        f"    per sample: {arrays}; weights sha256 {weights}…{codec}",
+        f"    per sample: {arrays}; weights sha256 {weights}…{notes}",
     ]
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from ...config import SampleConfig
+from ...errors import NonFiniteError
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block, save_grid
 from ..artifacts.run_folder import RunFolder
 from ..sampling.sampler import Sampler
+
+logger = logging.getLogger(__name__)
 
 IMAGES, COLUMNS = 16, 4
 
@@ -30,8 +35,12 @@ class SampleGrid:
         self._sampler = Sampler(config, trained, device, streams_version)
         self._run = run
 
-    def draw(self, step: int) -> Block:
-        """Generate the images, write the grid, and return it, uint8 [H, W, 3]."""
+    def draw(self, step: int) -> Block | None:
+        """Generate the images, write the grid, and return it, uint8 [H, W, 3]; None, with a warning, for NaN."""
         self._run.samples.mkdir(parents=True, exist_ok=True)
-        images = self._sampler.decode(self._sampler.latents(range(IMAGES)))
+        try:
+            images = self._sampler.decode(self._sampler.latents(range(IMAGES)))
+        except NonFiniteError as error:  # training may recover, and stops by itself if its loss is not finite
+            logger.warning("step %d: no grid of images was written: %s", step, error)
+            return None
         return save_grid(self._run.sample_grid(step), images, COLUMNS)

@@ -150,7 +150,9 @@ class Trainer:
                 if self._monitor:
                     self._monitor.log_step(self.step, values, waited, bar, validated)
                 if self._monitor and grid and self._is_due(config.sampling_steps):
-                    self._monitor.log_image(self.step, grid.draw(self.step))
+                    image = grid.draw(self.step)
+                    if image is not None:
+                        self._monitor.log_image(self.step, image)
                 if self._is_due(config.checkpointing_steps) or self._is_due(config.milestone_steps):
                     self.save()
             if self.step < config.max_train_steps:

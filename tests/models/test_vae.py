@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from repa_pipe.errors import ConfigError, WeightsError
+from repa_pipe.errors import ConfigError, NonFiniteError, WeightsError
 from repa_pipe.models.vae import Vae, describe_vae, load_vae, vae_names
+from repa_pipe.models.vae_files import latents_scale_and_bias, overflows_in_float16
 from repa_pipe.sources import center_crop
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -161,6 +162,123 @@ def test_bfloat16_moments_are_float32_and_close_to_exact(tmp_path: Path) -> None
     assert 0 < (full - half).abs().max() < 0.05
     with pytest.raises(ConfigError, match=r"torch\.int8"):
         load_vae(tmp_path, dtype=torch.int8)
+
+
+def save_overflowing_vae(folder: Path, **config: object) -> AutoencoderKL:
+    """Write a VAE whose first convolutions overflow in float16 for inputs that are not near 0."""
+    vae = save_random_vae(folder, **config)
+    with torch.no_grad():
+        vae.encoder.conv_in.weight.mul_(3e5)
+        vae.encoder.conv_in.bias.zero_()
+        vae.decoder.conv_in.weight.mul_(3e5)
+        vae.decoder.conv_in.bias.zero_()
+        vae.post_quant_conv.bias.zero_()
+    save_file(vae.state_dict(), folder / WEIGHTS_FILE)
+    return vae
+
+
+def gray_and_noise() -> Tensor:
+    """Return four images; the second and the last are noise, the others nearly the gray that is encoded as 0."""
+    images = torch.full((4, 3, 32, 32), 127, dtype=torch.uint8)
+    images[1], images[3] = noise_images(2, 3, 32, 32)
+    return images
+
+
+def test_images_that_overflow_in_float16_are_encoded_in_float32(tmp_path: Path) -> None:
+    save_overflowing_vae(tmp_path)
+    images, exact, half = gray_and_noise(), load_vae(tmp_path), load_vae(tmp_path, dtype=torch.float16)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        overflowing = half.model.encode(images / 127.5 - 1).latent_dist.parameters.isfinite().flatten(1).all(1)
+    assert overflowing.tolist() == [True, False, True, False]
+    moments, in_float32 = half.encode_checked(images)
+    assert in_float32 == [1, 3]
+    assert moments.isfinite().all()
+    alone = torch.cat([exact.encode(image[None]) for image in images])
+    assert torch.equal(moments[[1, 3]], alone[[1, 3]])
+    assert not torch.equal(moments[[0, 2]], alone[[0, 2]])  # these remain in float16
+    assert torch.equal(half.encode(images), moments)
+    assert exact.encode_checked(images).in_float32 == []
+
+
+def test_an_image_that_overflows_has_the_same_moments_in_any_batch(tmp_path: Path) -> None:
+    save_overflowing_vae(tmp_path)
+    half, images = load_vae(tmp_path, dtype=torch.float16), gray_and_noise()
+    other = images.clone()
+    other[3] = 127
+    assert torch.equal(half.encode(images)[1], half.encode(other)[1])
+
+
+def test_an_infinite_variance_is_not_clamped_to_a_finite_one(tmp_path: Path) -> None:
+    vae = save_random_vae(tmp_path)
+    with torch.no_grad():
+        vae.quant_conv.weight[4:].mul_(1e30)
+    save_file(vae.state_dict(), tmp_path / WEIGHTS_FILE)
+    images = noise_images(1, 3, 32, 32)
+    half = load_vae(tmp_path, dtype=torch.float16)
+    assert half.encode_checked(images).in_float32 == [0]
+    assert torch.equal(half.encode(images), load_vae(tmp_path).encode(images))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_moments_that_are_not_finite_in_float32_are_an_error(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    vae = save_random_vae(tmp_path)
+    with torch.no_grad():
+        vae.encoder.conv_out.bias[2] = torch.nan
+    save_file(vae.state_dict(), tmp_path / WEIGHTS_FILE)
+    with pytest.raises(WeightsError, match="the moments of 2 of 2 images are not finite in float32: its weights are"):
+        load_vae(tmp_path, dtype=dtype).encode(noise_images(2, 3, 32, 32))
+
+
+def test_latents_that_overflow_in_float16_are_decoded_in_float32(tmp_path: Path) -> None:
+    save_overflowing_vae(tmp_path)
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    latents[1] = 0
+    decoded = load_vae(tmp_path, dtype=torch.float16).decode(latents)
+    exact = torch.cat([load_vae(tmp_path).decode(one[None]) for one in latents])
+    assert torch.equal(decoded[[0, 2]], exact[[0, 2]])
+    assert decoded[0].unique().numel() > 2
+    assert not torch.equal(decoded[1], exact[1])  # this one remains in float16
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_latents_that_are_not_finite_do_not_become_black_images(tmp_path: Path, bad: float) -> None:
+    save_random_vae(tmp_path)
+    latents = torch.zeros(3, 4, 8, 8)
+    latents[1, 0, 0, 0] = bad
+    for dtype in (None, torch.float16):
+        with pytest.raises(NonFiniteError, match="1 of 3 latents are NaN or infinite, first number 1"):
+            load_vae(tmp_path, dtype=dtype).decode(latents)
+
+
+def test_images_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    vae = save_random_vae(tmp_path)
+    with torch.no_grad():
+        vae.decoder.conv_out.bias[0] = torch.nan
+    save_file(vae.state_dict(), tmp_path / WEIGHTS_FILE)
+    with pytest.raises(NonFiniteError, match=r"2 of 2 images decoded by VAE .* are NaN or infinite"):
+        load_vae(tmp_path).decode(torch.zeros(2, 4, 8, 8))
+
+
+def test_the_scale_of_the_latents_is_known_without_torch(tmp_path: Path) -> None:
+    save_random_vae(tmp_path, **FLUX_LIKE)
+    vae = load_vae(tmp_path)
+    assert latents_scale_and_bias(tmp_path) == (vae.latents_scale, vae.latents_bias)
+    assert latents_scale_and_bias("sd-vae-ft-mse") == ((0.18215,) * 4, (0.0,) * 4)
+    edit_config(tmp_path, scaling_factor=None)
+    with pytest.raises(WeightsError, match="no usable latents scale"):
+        latents_scale_and_bias(tmp_path)
+
+
+def test_a_vae_overflows_in_float16_if_its_config_says_so(tmp_path: Path) -> None:
+    save_random_vae(tmp_path, force_upcast=True)
+    assert overflows_in_float16(tmp_path)
+    edit_config(tmp_path, force_upcast=False)
+    assert not overflows_in_float16(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["force_upcast"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not overflows_in_float16(tmp_path)
+    assert not any(overflows_in_float16(name) for name in vae_names())
 
 
 def test_old_names_of_attention_layers_are_accepted(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from repa_pipe.config import SampleConfig
-from repa_pipe.errors import CheckpointError, ConfigError
+from repa_pipe.errors import CheckpointError, ConfigError, NonFiniteError
 from repa_pipe.pipeline import sample, train
 from repa_pipe.pipeline.artifacts.sample_files import settings_name
 from repa_pipe.pipeline.sampling import blocks as sample_blocks
@@ -63,6 +63,25 @@ def test_labels_are_random_balanced_or_listed(checkpoint, tmp_path):
     for labels, message in (("7", "has classes 0 to 2"), ("cat", "expected random, balanced")):
         with pytest.raises(ConfigError, match=message):
             images_of(checkpoint, tmp_path, "bad", labels=labels)
+
+
+def test_an_image_that_is_not_finite_is_an_error_and_not_black(checkpoint, tmp_path, monkeypatch):
+    original = Sampler.latents
+
+    def not_finite(self, indices):
+        latents = original(self, indices)
+        if 7 in indices:
+            latents[7 - indices.start, 0, 0, 0] = torch.nan
+        return latents
+
+    monkeypatch.setattr(Sampler, "latents", not_finite)
+    message = r"images 6 to 8 were not written: 1 of 3 latents are NaN or infinite, first number 1\. Sample with"
+    with pytest.raises(NonFiniteError, match=message):
+        images_of(checkpoint, tmp_path, "bad", per_proc_batch_size=3)
+    assert [path.name for path in sorted((tmp_path / "bad.partial").glob("*.npy"))] == ["00000000.npy", "00000003.npy"]
+    assert not (tmp_path / "bad.npz").exists()
+    monkeypatch.undo()
+    assert len(images_of(checkpoint, tmp_path, "bad", per_proc_batch_size=3)[0]) == 10
 
 
 def test_finished_blocks_are_not_generated_again(checkpoint, tmp_path, monkeypatch):

@@ -11,12 +11,14 @@ from safetensors.numpy import load_file
 
 from repa_pipe.cli import cli
 from repa_pipe.config import EncodeConfig
-from repa_pipe.errors import SourceError, StoreError
+from repa_pipe.errors import ConfigError, SourceError, StoreError
 from repa_pipe.pipeline import encode
 from repa_pipe.pipeline.store_tools.export import export
 from repa_pipe.pipeline.store_tools.import_repa import import_repa
 from repa_pipe.stores import open_store
+from repa_pipe.stores.layout import latents_group
 from repa_pipe.stores.verify import verify_store
+from repa_pipe.stores.writer import set_attributes
 
 COUNT = 20
 
@@ -119,6 +121,75 @@ def change_label(root):
 def test_inconsistent_folders_are_refused(repa_folder, tmp_path, damage, message):
     damage(repa_folder)
     with pytest.raises(SourceError, match=message):
+        import_repa(str(repa_folder), str(tmp_path / "store"), "sd-vae-ft-mse")
+
+
+def write_vae_config(folder, **changes):
+    """Write the config of a VAE like SDXL's, without its weights; return the folder as a name of the VAE."""
+    folder.mkdir(exist_ok=True)
+    values = {"_class_name": "AutoencoderKL", "latent_channels": 4, "block_out_channels": [8, 8, 8, 8]}
+    (folder / "config.json").write_text(json.dumps(values | {"scaling_factor": 0.13025} | changes))
+    return str(folder)
+
+
+def test_the_scale_of_imported_moments_is_that_of_the_vaes_config(repa_folder, tmp_path):
+    for name, changes, scale, bias in (
+        ("sdxl", {}, [0.13025] * 4, [0.0] * 4),
+        ("shifted", {"shift_factor": 2.0}, [0.13025] * 4, [-0.2605] * 4),
+    ):
+        vae = write_vae_config(tmp_path / name, **changes)
+        import_repa(str(repa_folder), str(tmp_path / "store"), vae)
+        attributes = open_store(tmp_path / "store").group(latents_group(vae)).attributes
+        assert (attributes["scale"], attributes["bias"]) == (scale, bias)
+
+
+def test_moments_of_a_vae_without_a_config_need_a_scale(repa_folder, tmp_path, run_cold):
+    options = ["store", "import-repa", str(repa_folder), str(tmp_path / "store"), "--vae", "ours"]
+    (refused, message, _), (code, text, _) = run_cold(options, [*options, "--latents-scale", "0.3"])
+    assert (refused, code) == (2, 0), text
+    assert "unknown VAE 'ours'" in message
+    assert "pass --latents-scale" in message
+    assert open_store(tmp_path / "store").group("latents/ours").attributes["scale"] == [0.3] * 4
+
+
+def test_a_scale_that_is_not_that_of_the_config_is_refused(repa_folder, tmp_path):
+    vae = write_vae_config(tmp_path / "sdxl")
+    with pytest.raises(ConfigError, match=r"--latents-scale is 0.18215, but the config of .*sdxl has 0.13025: omit it"):
+        import_repa(str(repa_folder), str(tmp_path / "store"), vae, 0.18215)
+    assert import_repa(str(repa_folder), str(tmp_path / "store"), vae, 0.13025)
+
+
+def test_moments_of_another_shape_than_the_vaes_are_refused(repa_folder, tmp_path):
+    vae = write_vae_config(tmp_path / "flux", latent_channels=16)
+    with pytest.raises(SourceError, match=r"moments \(32, 32, 32\) of 256 x 256 pixels, found \(8, 32, 32\)"):
+        import_repa(str(repa_folder), str(tmp_path / "store"), vae)
+
+
+def test_moments_that_were_imported_with_another_scale_are_refused(repa_folder, tmp_path):
+    vae = write_vae_config(tmp_path / "sdxl")
+    import_repa(str(repa_folder), str(tmp_path / "store"), vae)
+    set_attributes(tmp_path / "store", latents_group(vae), {"scale": [0.18215] * 4})
+    with pytest.raises(StoreError, match=r"was imported with scale \[0.18215, .* the VAE has \[0.13025, .*: delete"):
+        import_repa(str(repa_folder), str(tmp_path / "store"), vae)
+
+
+def test_an_unusual_scale_of_imported_moments_is_reported(repa_folder, tmp_path, caplog):
+    import_repa(str(repa_folder), str(tmp_path / "store"), write_vae_config(tmp_path / "vae", scaling_factor=0.01))
+    assert "standard deviation of about 1, found 0.0141 over 20 images (scale 0.01)" in caplog.text
+
+
+def test_imported_moments_that_are_not_finite_are_refused(repa_folder, tmp_path):
+    file = repa_folder / "vae-sd/00001/img-mean-std-00000018.npy"
+    moments = np.load(file)
+    moments[0, 0, 0] = np.nan
+    np.save(file, moments)
+    with pytest.raises(SourceError, match=r"00000018.npy: moments are NaN or infinite"):
+        import_repa(str(repa_folder), str(tmp_path / "store"), "sd-vae-ft-mse")
+
+
+def test_an_image_without_a_readable_header_is_refused(repa_folder, tmp_path):
+    (repa_folder / "images/00000/img00000000.png").write_bytes(b"%PDF-1.7")
+    with pytest.raises(SourceError, match=r"img00000000.png: its format is PDF"):
         import_repa(str(repa_folder), str(tmp_path / "store"), "sd-vae-ft-mse")
 
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from repa_pipe.errors import WeightsError
 from repa_pipe.pipeline import train
+from repa_pipe.pipeline.sampling.sampler import Sampler
 
 
 def test_grids_are_generated_without_affecting_the_training(config_of, weights_of, assert_same_weights):
@@ -32,6 +34,15 @@ def test_a_resumed_run_generates_the_same_grids(config_of):
     assert not np.array_equal(first, others[0])  # training has changed the images
     assert np.array_equal(first, others[1])
     assert np.array_equal(others[0], others[2])
+
+
+def test_a_grid_that_is_not_finite_is_reported_and_training_continues(config_of, monkeypatch, caplog):
+    original = Sampler.latents
+    monkeypatch.setattr(Sampler, "latents", lambda self, indices: original(self, indices) * torch.nan)
+    result = train.run(config_of(max_train_steps=4, sampling_steps=2))
+    assert "step 2: no grid of images was written: 16 of 16 latents are NaN or infinite" in caplog.text
+    assert result.step == 4
+    assert not list((Path(result.run) / "samples").glob("*.png"))
 
 
 def test_an_unavailable_vae_is_an_error_before_training(config_of, monkeypatch):
