@@ -37,7 +37,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         return image.size
 
 
-def decode_crop(data: bytes, size: int) -> np.ndarray:
+def decode_crop(data: bytes, size: int, *, cut_levels: bool = False) -> np.ndarray:
     """Decode an image file and crop its center.
 
     Thread-safe. The full image is always decoded, because JPEG's scaled decoding would change pixels. From the first
@@ -46,6 +46,8 @@ def decode_crop(data: bytes, size: int) -> np.ndarray:
     Args:
         data: the bytes of the file.
         size: side of the crop in pixels.
+        cut_levels: the crop is compared with earlier ones in which gray levels above 255 were cut: images with such
+            levels are refused.
 
     Returns:
         uint8 `[size, size, 3]`.
@@ -62,16 +64,21 @@ def decode_crop(data: bytes, size: int) -> np.ndarray:
         )
     _ignore_pillow_warnings()
     try:
-        rgb = _decode(data)
+        rgb = _decode(data, cut_levels)
     except _LargeMetadataError:
-        rgb = _decode(without_metadata(data))
+        rgb = _decode(without_metadata(data), cut_levels)
     return center_crop(rgb, size)
 
 
-def _decode(data: bytes) -> PIL.Image.Image:
+def _decode(data: bytes, cut_levels: bool) -> PIL.Image.Image:
     with _open(data) as image:
         _check_size(image.width, image.height)
         _check_depth(image, data)
+        if cut_levels and image.mode.startswith("I"):
+            raise BadImageError(
+                "its gray levels have more than 8 bits, which the version that created this store cut at 255: create a "
+                "new store to include it"
+            )
         return _load_rgb(image)
 
 

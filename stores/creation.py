@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import StoreError
-from .layout import GroupSpec, default_shard_size
+from .layout import FULL_RANGE, GroupSpec, default_shard_size
 from .manifest import Manifest
 from .store import Group, Store, open_store
 from .upload import create_store_at, store_exists
@@ -53,6 +53,7 @@ def open_or_create_store(
             index_digest=index_digest,
             class_names=class_names,
             source=source,
+            pixels=FULL_RANGE,
         )
         create_store_at(location, manifest, index)
     store = open_store(location)

@@ -14,6 +14,7 @@ ROOT_ATTRIBUTE = "repa_pipe"
 SAMPLES_FILE = "samples.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
 COMMITS = "commits"
+FULL_RANGE = "full-range"  # attribute `pixels`: how images become 8-bit RGB (docs/sources.md)
 LABEL = "label"
 CRC32C = "crc32c"
 FLIPPED = "_flipped"  # suffix of the arrays of the mirrored images

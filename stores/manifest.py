@@ -43,6 +43,7 @@ class Manifest:
     index_digest: str
     class_names: tuple[str, ...]
     source: dict[str, Any]  # `Source.describe()`; informational
+    pixels: str | None = None  # `layout.FULL_RANGE`; None if gray levels with more than 8 bits were cut at 255
 
     def as_attributes(self) -> dict[str, Any]:
         """Return the attributes of the root's zarr.json: these fields under `repa_pipe`."""

@@ -189,7 +189,9 @@ class ShardEncoder:
         data = b""
         try:
             data = self._source.read(record)
-            return _Decoded(decode_crop(data, self._config.resolution), crc32c_bytes(data))
+            cut_levels = self._open_store().manifest.pixels is None
+            crop = decode_crop(data, self._config.resolution, cut_levels=cut_levels)
+            return _Decoded(crop, crc32c_bytes(data))
         except BadImageError as error:
             return _Decoded(None, crc32c_bytes(data), str(error))
 

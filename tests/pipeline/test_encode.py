@@ -170,6 +170,28 @@ def test_broken_images_are_counted_and_listed(images, tmp_path):
     assert not zarr.open_group(str(tmp_path / "store"), mode="r")[f"{FEATURES}/tokens"][6].any()
 
 
+def test_16_bit_images_are_encoded_but_not_next_to_groups_of_cut_levels(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    levels = np.linspace(0, 65_535, 256 * 256).reshape(256, 256).round().astype(np.uint16)
+    Image.fromarray(levels).save(folder / "16.png")
+    Image.fromarray(levels.astype(np.uint8)).save(folder / "8.png")
+    store = tmp_path / "store"
+    assert encode.run(config_of(folder, store)).quarantined == 0
+    moments = open_store(store).read([LATENTS], [0])[f"{LATENTS}/moments"]
+    gray = np.round(levels / 257).astype(np.uint8)[None, None].repeat(3, axis=1)
+    expected = load_vae("tiny-kl-f8").encode(torch.from_numpy(gray))
+    torch.testing.assert_close(torch.from_numpy(moments), expected, rtol=1e-3, atol=1e-4)
+    meta = json.loads((store / "zarr.json").read_text())
+    assert meta["attributes"]["repa_pipe"].pop("pixels") == "full-range"  # now it is like a store of 0.1.0
+    (store / "zarr.json").write_text(json.dumps(meta))
+    shutil.rmtree(store / "commits" / FEATURES)
+    assert encode.run(config_of(folder, store)).quarantined == 1
+    (entry,) = open_store(store).group(FEATURES).quarantined
+    assert entry.key == "16.png"
+    assert "which the version that created this store cut at 255: create a new store" in entry.reason
+
+
 def test_too_many_broken_images_end_the_run(tmp_path):
     folder = make_images(tmp_path / "images", 12)
     for path in sorted(folder.rglob("*.jpg"))[:11]:
