@@ -27,12 +27,13 @@ def saved(image, file_format, **options):
 
 
 def tiff(levels: np.ndarray, bits: int | None = None, *, white_is_zero: bool = False) -> bytes:
-    """Return an uncompressed little-endian TIFF of gray levels `[H, W]`: Pillow reads more kinds than it writes."""
-    height, width = levels.shape
+    """Return an uncompressed little-endian TIFF of gray `[H, W]` or color `[H, W, 3]`: Pillow writes fewer kinds."""
+    height, width, *samples = levels.shape
     bits = bits or 8 * levels.dtype.itemsize
     data = _packed_12(levels) if bits == 12 else levels.astype(levels.dtype.newbyteorder("<")).tobytes()
     sample_format = {"u": 1, "i": 2, "f": 3}[levels.dtype.kind]
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1, 278: height}
+    photometric = 2 if samples else int(not white_is_zero)
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 3 if samples else 1, 278: height}
     tags |= {279: len(data), 339: sample_format}
     entries = b"".join(
         struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in sorted(tags.items())
@@ -163,6 +164,13 @@ def test_every_rule_keeps_black_black_and_white_white(mode):
 def test_16_bit_gray_is_divided_by_257_and_rounded(level):
     image = PIL.Image.fromarray(np.full((3, 3), level, np.uint16))
     assert gray_of(saved(image, "PNG"), 3)[0, 0] == round(level / 257)
+
+
+@settings(max_examples=50, deadline=None)
+@given(color=st.tuples(*[st.integers(0, 65_535)] * 3))
+def test_of_16_bit_color_in_a_tiff_the_high_byte_is_used(color):
+    data = tiff(np.full((3, 3, 3), color, np.uint16))
+    np.testing.assert_array_equal(decode_crop(data, 3)[1, 1], [level >> 8 for level in color])
 
 
 @settings(max_examples=100, deadline=None)
