@@ -165,7 +165,7 @@ def broken_files(good):
     Image.new("RGB", (1, 300)).save(line, "PNG")
     for number in range(200):
         yield "truncated", good[: len(good) * (number + 20) // 300]
-        yield "not an image", f"<html>{number}</html>".encode()
+        yield "its format is HTML", f"<html>{number}</html>".encode()
         yield "empty", b""
         yield "decompression bomb", png(20_000 + number, 20_000)
         yield "pixels: a side is", png(2_000_000 + number, 10) if number % 2 else line.getvalue()
@@ -185,12 +185,13 @@ def test_1000_broken_images_are_listed_and_2000_good_ones_are_stored(tmp_path, m
 
         spec = GroupSpec(
             path=LATENTS,
-            arrays=(ArraySpec(name="moments", sample_shape=(3, 1, 1), dtype="float32"),),
-            attributes={"vae": "tiny-kl-f8", "fingerprint": {}, "scale": [1.0] * 4, "bias": [0.0] * 4},
+            arrays=(ArraySpec(name="moments", sample_shape=(6, 1, 1), dtype="float32"),),
+            attributes={"vae": "tiny-kl-f8", "fingerprint": {}, "scale": [1.0] * 3, "bias": [0.0] * 3},
         )
 
         def __call__(self, crops):
-            return EncodedBatch({"moments": crops.float().mean((2, 3), keepdim=True).numpy() + 1})
+            means = crops.float().mean((2, 3), keepdim=True) + 1
+            return EncodedBatch({"moments": means.repeat(1, 2, 1, 1).numpy()})
 
     monkeypatch.setattr("repa_pipe.pipeline.encoding.shard.load_group_encoders", lambda *_: [Means()])
     folder = tmp_path / "images/class-0"
