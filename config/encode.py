@@ -16,28 +16,22 @@ from .base import (
     RESOLUTIONS,
     STORAGE,
     Codec,
-    Config,
     Precision,
     option,
     uses_ray,
     weights_by_name,
 )
+from .source import SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig(Config):
+class EncodeConfig(SourceConfig):
     """Settings of `repa-pipe encode`."""
 
     kind: ClassVar[str] = "encode"
 
     source: str = option(
         DATA, "Images to encode: a folder of class folders, a zip file, tar files or parquet files (docs/sources.md)."
-    )
-    source_kind: str | None = option(
-        DATA,
-        "Kind of source: folder, zip, tar, parquet, or MODULE:CALLABLE for a plug-in. Default: inferred from --source.",
-        None,
-        affects_result=False,
     )
     store: str = option(DATA, "Store to create or extend: a folder, or a bucket URL such as s3://BUCKET/NAME.")
     vae: str = option(

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import DATA, HARDWARE, MODEL, RESOLUTIONS, STORAGE, Codec, Config, option
+from .base import DATA, HARDWARE, MODEL, RESOLUTIONS, STORAGE, Codec, option
+from .source import SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(Config):
+class PlanConfig(SourceConfig):
     """Settings of `repa-pipe plan`."""
 
     kind: ClassVar[str] = "plan"
 
     source: str | None = option(DATA, "Images to count, same as `encode --source`. Default: use --images.", None)
-    source_kind: str | None = option(DATA, "Same as `encode --source-kind`. Default: inferred from --source.", None)
     images: int | None = option(
         DATA, "Number of images. Default: counted in --source, else 1,281,167 (ImageNet).", None
     )

@@ -160,7 +160,11 @@ def bytes_per_sample(config: PlanConfig) -> int:
 
 
 def _count_images(config: PlanConfig) -> int:
-    return len(open_source(config.source, config.source_kind).index()) if config.source else IMAGENET
+    return (
+        len(open_source(config.source, config.source_kind, config.source_options).index())
+        if config.source
+        else IMAGENET
+    )
 
 
 def _this_machine(config: PlanConfig) -> str:

@@ -2,14 +2,15 @@
 
 A `Source` lists an ordered index of records and reads the bytes of each; `decode_crop` turns the bytes into a center
 crop. `opening` opens a source by its path, one module per kind implements it, and `demo_images` makes the source of the
-demo. The pipeline and the CLI may import this package. From the rest of the project it imports only `errors`, and
+demo. The pipeline and the CLI may import this package. From the rest of the project it imports only `converter` and `errors`, and
 importing it does not load torch.
 """
 
 from .crop import center_crop
 from .decode import decode_crop
 from .index import SCHEMA, UNKNOWN_SIZE, Index, Record, build_index, index_digest, records_of
-from .opening import open_source
+from .opening import open_recorded, open_source
+from .options import SourceOptions
 from .source import Listing, Progress, Source
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "Progress",
     "Record",
     "Source",
+    "SourceOptions",
     "build_index",
     "center_crop",
     "decode_crop",
     "index_digest",
+    "open_recorded",
     "open_source",
     "records_of",
 ]

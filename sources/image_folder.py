@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from ..errors import SourceError
 from .index import Record, build_index, names_of_labels
+from .options import DEFAULTS, SourceOptions
 from .source import Listing, Progress, Source
 from .tree import FLAT_CLASS, LABELS_FILE, check_classes, is_image, labels_from_json
 
@@ -29,8 +30,8 @@ class FolderSource(Source):
 
     kind = "folder"
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
+        super().__init__(path, options)
         if not Path(path).is_dir():
             found = "is a file" if Path(path).exists() else "does not exist"
             raise SourceError(f"{path} {found}: expected a folder with one folder of images per class")

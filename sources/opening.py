@@ -3,18 +3,20 @@
 import glob
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import SourceError
 from .image_folder import FolderSource
+from .options import DEFAULTS, SourceOptions
 from .parquet_files import ParquetSource
 from .source import Source
 from .tar_shards import TarSource
 from .tree import is_image
 from .zip_archive import ZipSource
 
-KINDS: dict[str, Callable[[str], Source]] = {
+KINDS: dict[str, Callable[[str, SourceOptions], Source]] = {
     "folder": FolderSource,
     "zip": ZipSource,
     "tar": TarSource,
@@ -33,13 +35,14 @@ _ENDINGS = {
 }
 
 
-def open_source(path: str, kind: str | None = None) -> Source:
+def open_source(path: str, kind: str | None = None, options: SourceOptions = DEFAULTS) -> Source:
     """Open a source of images. This is fast: nothing is listed yet.
 
     Args:
         path: a folder, an archive, a parquet file, or a glob; see docs/sources.md.
         kind: `folder`, `zip`, `tar`, `parquet`, or `MODULE:CALLABLE` for a plug-in, which is called with `path` and
             returns a Source. None: infer the kind from the path.
+        options: how to read a source whose files allow several readings.
 
     Raises:
         SourceError: the path does not exist, or is not a source of this kind.
@@ -53,7 +56,21 @@ def open_source(path: str, kind: str | None = None) -> Source:
     if "://" in path:
         raise SourceError(f"{path} is not a local path: mount or download it first")
     path = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - may be a glob
-    return KINDS[kind or _kind_of(path)](path)
+    return KINDS[kind or _kind_of(path)](path, options)
+
+
+def open_recorded(recorded: Mapping[str, Any], path: str | None = None) -> Source:
+    """Open the source that a store was encoded from.
+
+    Args:
+        recorded: the result of `Source.describe`, as recorded in the store.
+        path: where the source is now. None: the recorded path.
+
+    Raises:
+        SourceError: the path does not exist, or is not a source.
+    """
+    options = SourceOptions.from_json(recorded.get("options", {}), "source options recorded in the store")
+    return open_source(path or recorded["path"], None if path else recorded.get("kind"), options)
 
 
 def _kind_of(path: str) -> str:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from ..errors import BadImageError, SourceError, first_line
 from .files import check_one_split, folder_of, list_files
 from .index import UNKNOWN_SIZE, Record, build_index, names_of_labels
+from .options import DEFAULTS, SourceOptions
 from .parquet_schema import image_columns, row_group_lengths
 from .row_groups import RowGroup, RowGroupCache
 from .source import Listing, Progress, Source
@@ -29,8 +30,8 @@ class ParquetSource(Source):
 
     kind = "parquet"
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
+        super().__init__(path, options)
         list_files(path, ".parquet")
         self._folder = folder_of(path)
         self._row_groups = RowGroupCache(_CACHED_ROW_GROUPS)

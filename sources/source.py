@@ -10,9 +10,19 @@ import pyarrow.compute as pc
 
 from ..errors import SourceError
 from .index import UNKNOWN_SIZE, Index, Record
+from .options import DEFAULTS, SourceOptions
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (done, total) while a source is listed. The unit depends on the kind: class folders or files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Files of a source that are not images, and were skipped for one reason."""
+
+    reason: str
+    count: int
+    example: str  # name of the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +31,7 @@ class Listing:
 
     index: Index
     class_names: tuple[str, ...]  # name of label i
+    skipped: tuple[Skipped, ...] = ()
 
 
 class Source(ABC):
@@ -32,12 +43,14 @@ class Source(ABC):
 
     Args:
         path: the location of the images.
+        options: how to read it.
     """
 
     kind: str = "plug-in"
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
         self.path = path
+        self.options = options
         self._listing: Listing | None = None
 
     @abstractmethod
@@ -69,9 +82,15 @@ class Source(ABC):
         """Name of label i. The first access lists the source."""
         return self._listed(None).class_names
 
-    def describe(self) -> dict[str, str]:
-        """Return the arguments `kind` and `path` of `open_source` that open this source."""
-        return {"kind": self.kind, "path": self.path}
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Files that are not images. The first access lists the source."""
+        return self._listed(None).skipped
+
+    def describe(self) -> dict[str, Any]:
+        """Return the kind and path of this source, and its options if any: `open_recorded` opens it again."""
+        options = self.options.as_json()
+        return {"kind": self.kind, "path": self.path} | ({"options": options} if options else {})
 
     def read(self, record: Record) -> bytes:
         """Read the encoded bytes of one image and check their size.

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import SourceError
 from .files import check_one_split, folder_of, list_files
 from .index import Record, build_index, names_of_labels
+from .options import DEFAULTS, SourceOptions
 from .source import Listing, Progress, Source, read_at
 from .tar_headers import Member, TarHeaders
 from .tree import IMAGE_EXTENSIONS
@@ -27,8 +28,8 @@ class TarSource(Source):
 
     kind = "tar"
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
+        super().__init__(path, options)
         list_files(path, ".tar")
         self._folder = folder_of(path)
 

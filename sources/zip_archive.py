@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import BadImageError, SourceError
 from .index import Record, build_index, names_of_labels
+from .options import DEFAULTS, SourceOptions
 from .source import Listing, Progress, Source, read_at
 from .tree import FLAT_CLASS, LABELS_FILE, check_classes, is_image, labels_from_json, tree_order
 
@@ -24,8 +25,8 @@ class ZipSource(Source):
 
     kind = "zip"
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
+        super().__init__(path, options)
         self._archive, self._inside = _split_archive(path)
 
     def list_records(self, progress: Progress | None) -> Listing:

@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 
 from ...config import EvaluateConfig
 from ...errors import BadImageError, ConfigError, SourceError, StoreError
-from ...sources import Index, Record, Source, decode_crop, open_source, records_of
+from ...sources import Index, Record, Source, decode_crop, open_recorded, open_source, records_of
 from ...stores import Store, open_store
 from ...stores.files import atomic_write
 
@@ -138,9 +138,8 @@ def _side(data: bytes, path: str) -> int:
 
 
 def _store_images(store: Store, batch_size: int, source: str | None) -> Images:
-    there = store.manifest.source
     try:
-        opened = open_source(source or there["path"], None if source else there["kind"])
+        opened = open_recorded(store.manifest.source, source)
     except SourceError as error:
         raise StoreError(
             f"{store.location}: the images that it was encoded from cannot be read ({error}): pass their location as "

@@ -48,7 +48,7 @@ def _encode(config: EncodeConfig) -> Preview:
     from ..encoding.work import images_of, plan_work, wanted_groups
     from ..plan import bytes_per_sample
 
-    images = len(open_source(config.source, config.source_kind).index())
+    images = len(open_source(config.source, config.source_kind, config.source_options).index())
     todo = images
     if _is_store(config.store):
         with open_store(config.store) as store:

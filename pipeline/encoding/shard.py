@@ -83,7 +83,7 @@ class ShardEncoder:
         precision = config.precision or ("fp16" if device.type == "cuda" else "fp32")
         self._encoders = load_group_encoders(config, groups, device, precision)
         self._batch_size = config.batch_size or self._choose_batch_size(groups)
-        self._source: Source = open_source(config.source, config.source_kind)
+        self._source: Source = open_source(config.source, config.source_kind, config.source_options)
         self._decoders = ThreadPoolExecutor(config.decode_threads or torch.get_num_threads(), "decode")
         self._models_thread = ThreadPoolExecutor(1, "models")  # one, as each has its own OpenMP threads
         self._name = f"{socket.gethostname()}:{os.getpid()}"

@@ -52,7 +52,7 @@ def open_or_create(config: EncodeConfig) -> Store:
 
     Raises StoreError when the store holds other images, or has a different resolution or shard size.
     """
-    source = open_source(config.source, config.source_kind)
+    source = open_source(config.source, config.source_kind, config.source_options)
     index = _list_images(source)
     return open_or_create_store(
         config.store,

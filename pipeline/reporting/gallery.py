@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...errors import BadImageError, RepaPipeError
-from ...sources import Record, decode_crop, open_source, records_of
+from ...sources import Record, decode_crop, open_recorded, records_of
 from ...stores import Store
 from ...stores.checksum import crc32c_bytes
 from ...stores.layout import features_group, latents_group
@@ -114,7 +114,7 @@ def _select(store: Store, groups: Sequence[str]) -> _Selection:
 def _read_crops(selection: _Selection, group: str, notes: list[str]) -> Crops:
     """Read the source images; None for an image whose bytes differ from those that were encoded."""
     manifest = selection.store.manifest
-    source = open_source(manifest.source["path"], manifest.source.get("kind"))
+    source = open_recorded(manifest.source)
     crops: Crops = []
     for index, record in zip(selection.indices.tolist(), selection.records, strict=True):
         crop = None

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import StoreError
-from ...sources import Record, Source, decode_crop, open_source, records_of
+from ...sources import Record, Source, decode_crop, open_recorded, records_of
 from ...stores import Store, open_store
 from ...stores.files import atomic_write_bytes, write_json
 from ...stores.layout import LABEL
@@ -59,8 +59,7 @@ def _export_repa(
             f"REPA's layout holds the moments of one VAE: expected one group of latents in {store.location}, found "
             f"{', '.join(latents) or 'none'}; specify it with --group"
         )
-    recorded = store.manifest.source
-    opened = open_source(source or recorded["path"], None if source else recorded["kind"])
+    opened = open_recorded(store.manifest.source, source)
     records = list(records_of(store.samples.take(rows)))
     names = [(f"{i // 1000:05d}/img{i:08d}.png", f"{i // 1000:05d}/img-mean-std-{i:08d}.npy") for i in range(len(rows))]
     with progress("export", len(rows), "images") as bar, ThreadPoolExecutor() as pool:

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity
 
 from ...config import TrainConfig
 from ...models.encoders import load_encoder
-from ...sources import decode_crop, open_source, records_of
+from ...sources import decode_crop, open_recorded, records_of
 from ...stores import Batch, Store, open_store
 from ..artifacts.run_folder import RunFolder
 from ..reporting.steps import StepComparison, Steps, StepTimes
@@ -43,7 +43,7 @@ class OnlineEncoder:
 
     def __init__(self, store: Store, encoders: Sequence[str], device: torch.device) -> None:
         self._store = store
-        self._source = open_source(store.manifest.source["path"], store.manifest.source.get("kind"))
+        self._source = open_recorded(store.manifest.source)
         dtype = torch.float16 if device.type == "cuda" else None
         resolution = store.manifest.resolution
         self._encoders = [load_encoder(name, None, resolution, device, dtype) for name in encoders]

@@ -1,0 +1,55 @@
+"""The settings of commands that read a source of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .base import DATA, Config, option
+
+if TYPE_CHECKING:
+    from ..sources import SourceOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(Config):
+    """Settings of commands that read a source of images."""
+
+    source: str | None = None
+    source_kind: str | None = option(
+        DATA,
+        "Kind of source: folder, zip, tar, parquet, or MODULE:CALLABLE for a plug-in. Default: inferred from --source.",
+        None,
+        affects_result=False,
+    )
+    split: str | None = option(
+        DATA, "Split to read, such as train, if the source holds several. Default: the only one.", None
+    )
+    image_column: str | None = option(
+        DATA, "Column of images in parquet and Arrow files. Default: inferred from metadata and types.", None
+    )
+    label_column: str | None = option(
+        DATA, "Column of class numbers in parquet and Arrow files. Default: inferred from metadata and types.", None
+    )
+    unlabeled: bool = option(
+        DATA, "Ignore labels and class folders: all images become one class, called images.", False
+    )
+    class_order: str = option(
+        DATA,
+        "Order of class folders, which defines their labels: name (as in torchvision), natural (numbers by value), or "
+        "a text file with one class folder per line.",
+        "name",
+    )
+
+    @property
+    def source_options(self) -> SourceOptions:
+        """The options with which the source is opened."""
+        from ..sources import SourceOptions
+
+        return SourceOptions(
+            split=self.split,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            unlabeled=self.unlabeled,
+            class_order=self.class_order,
+        )
