@@ -31,7 +31,9 @@ class EncodeConfig(SourceConfig):
     kind: ClassVar[str] = "encode"
 
     source: str = option(
-        DATA, "Images to encode: a folder of class folders, a zip file, tar files or parquet files (docs/sources.md)."
+        DATA,
+        "Images to encode: a folder of class folders, a zip file, tar, parquet or Arrow files, or a data set of "
+        "Hugging Face (docs/sources.md).",
     )
     store: str = option(DATA, "Store to create or extend: a folder, or a bucket URL such as s3://BUCKET/NAME.")
     vae: str = option(

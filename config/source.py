@@ -18,18 +18,22 @@ class SourceConfig(Config):
     source: str | None = None
     source_kind: str | None = option(
         DATA,
-        "Kind of source: folder, zip, tar, parquet, or MODULE:CALLABLE for a plug-in. Default: inferred from --source.",
+        "Kind of source: folder, zip, tar, parquet, arrow, or MODULE:CALLABLE for a plug-in. Default: inferred from "
+        "--source.",
         None,
         affects_result=False,
     )
     split: str | None = option(
-        DATA, "Split to read, such as train, if the source holds several. Default: the only one.", None
+        DATA, "Split to read, such as train, if the source contains several. Default: the only one.", None
     )
     image_column: str | None = option(
         DATA, "Column of images in parquet and Arrow files. Default: inferred from metadata and types.", None
     )
     label_column: str | None = option(
-        DATA, "Column of class numbers in parquet and Arrow files. Default: inferred from metadata and types.", None
+        DATA,
+        "Column of class numbers or class names in parquet and Arrow files. Default: inferred from metadata and types; "
+        "class names have to be specified.",
+        None,
     )
     unlabeled: bool = option(
         DATA, "Ignore labels and class folders: all images become one class, called images.", False

@@ -1,9 +1,9 @@
-"""Sources of images: folders, zip and tar archives, parquet files and plug-ins.
+"""Sources of images: folders, zip and tar archives, parquet and Arrow files, and plug-ins.
 
 A `Source` lists an ordered index of records and reads the bytes of each; `decode_crop` turns the bytes into a center
 crop. `opening` opens a source by its path, one module per kind implements it, and `demo_images` makes the source of the
-demo. The pipeline and the CLI may import this package. From the rest of the project it imports only `converter` and `errors`, and
-importing it does not load torch.
+demo. The pipeline and the CLI may import this package. From the rest of the project it imports only `converter` and
+`errors`, and importing it does not load torch.
 """
 
 from .crop import center_crop

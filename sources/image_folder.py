@@ -12,7 +12,7 @@ from ..errors import SourceError
 from .index import Record, build_index, names_of_labels
 from .options import DEFAULTS, SourceOptions
 from .source import Listing, Progress, Source
-from .tree import FLAT_CLASS, LABELS_FILE, check_classes, is_image, labels_from_json
+from .tree import FLAT_CLASS, LABELS_FILE, check_classes, is_image, labels_from_json, some
 
 _LISTING_THREADS = 32  # network file systems take milliseconds per request but serve many at once
 
@@ -29,12 +29,15 @@ class FolderSource(Source):
     """
 
     kind = "folder"
+    applied_options = frozenset({"split"})
 
     def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
         super().__init__(path, options)
         if not Path(path).is_dir():
             found = "is a file" if Path(path).exists() else "does not exist"
             raise SourceError(f"{path} {found}: expected a folder with one folder of images per class")
+        if options.split is not None:
+            self.path = _folder_of_split(path, options.split)
 
     def list_records(self, progress: Progress | None) -> Listing:
         """List the images of each class in a thread pool."""
@@ -69,6 +72,13 @@ class FolderSource(Source):
     def _labels_from_json(self, keys: list[str]) -> list[int] | None:
         file = Path(self.path, LABELS_FILE)
         return labels_from_json(str(file), file.read_bytes(), keys) if file.is_file() else None
+
+
+def _folder_of_split(path: str, split: str) -> str:
+    folders = sorted(entry.name for entry in _scan(path) if entry.is_dir())
+    if split not in folders:
+        raise SourceError(f"{path} has no split {split}: expected one of its folders ({some(folders)})")
+    return f"{path}/{split}"
 
 
 def _scan(folder: str) -> list[os.DirEntry[str]]:

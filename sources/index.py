@@ -113,8 +113,8 @@ def _check_labels(rows: list[Record]) -> None:
     bad = next((row for row in rows if not 0 <= row.label < MAX_CLASSES), None)
     if bad is not None:
         raise SourceError(
-            f"{bad.key} has label {bad.label}: expected 0 to {MAX_CLASSES - 1:,} (a split without labels, such as "
-            "ImageNet's test, cannot be used)"
+            f"{bad.key} has label {bad.label}: expected 0 to {MAX_CLASSES - 1:,}; a split without labels, such as "
+            "ImageNet's test, can be read as one class with --unlabeled"
         )
 
 

@@ -3,14 +3,17 @@
 import glob
 import importlib
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..errors import SourceError
+from .arrow_files import ArrowSource
+from .hub_card import states_files
 from .image_folder import FolderSource
 from .options import DEFAULTS, SourceOptions
 from .parquet_files import ParquetSource
+from .saved_dataset import is_saved_dataset
 from .source import Source
 from .tar_shards import TarSource
 from .tree import is_image
@@ -21,6 +24,7 @@ KINDS: dict[str, Callable[[str, SourceOptions], Source]] = {
     "zip": ZipSource,
     "tar": TarSource,
     "parquet": ParquetSource,
+    "arrow": ArrowSource,
 }
 
 _ENDINGS = {
@@ -32,27 +36,30 @@ _ENDINGS = {
     ".tar.xz": "tar",
     ".tar.zst": "tar",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
+_FILES = ".zip, .tar, .parquet or .arrow"
 
 
 def open_source(path: str, kind: str | None = None, options: SourceOptions = DEFAULTS) -> Source:
     """Open a source of images. This is fast: nothing is listed yet.
 
     Args:
-        path: a folder, an archive, a parquet file, or a glob; see docs/sources.md.
-        kind: `folder`, `zip`, `tar`, `parquet`, or `MODULE:CALLABLE` for a plug-in, which is called with `path` and
-            returns a Source. None: infer the kind from the path.
+        path: a folder, an archive, a parquet or Arrow file, or a glob; see docs/sources.md.
+        kind: `folder`, `zip`, `tar`, `parquet`, `arrow`, or `MODULE:CALLABLE` for a plug-in, which is called with
+            `path` and returns a Source. None: infer the kind from the path.
         options: how to read a source whose files allow several readings.
 
     Raises:
-        SourceError: the path does not exist, or is not a source of this kind.
+        SourceError: the path does not exist, is not a source of this kind, or the kind cannot apply an option.
     """
     if kind is not None and ":" in kind:
+        options.require_only(kind, path, Source.applied_options)
         return _plug_in(kind, path)
     if kind is not None and kind not in KINDS:
         raise SourceError(f"unknown source kind {kind!r}; expected {', '.join(KINDS)} or MODULE:CALLABLE")
     if not path:
-        raise SourceError("the source's path is empty: expected a folder, a .zip, .tar or .parquet file, or a glob")
+        raise SourceError(f"the source's path is empty: expected a folder, a {_FILES} file, or a glob")
     if "://" in path:
         raise SourceError(f"{path} is not a local path: mount or download it first")
     path = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - may be a glob
@@ -84,27 +91,57 @@ def _kind_of(path: str) -> str:
         return "zip"
     if found.exists():
         described = f"a {found.suffix} file" if found.suffix else "a file without a suffix"
-        raise SourceError(f"{path} is {described}: expected .zip, .tar or .parquet, or a folder")
+        raise SourceError(f"{path} is {described}: expected {_FILES}, or a folder")
     if glob.has_magic(path):
-        raise SourceError(f"{path} does not specify a file type: end the glob with .tar or .parquet")
-    raise SourceError(f"{path} does not exist: expected a folder, a .zip, .tar or .parquet file, or a glob of them")
+        raise SourceError(f"{path} does not specify a file type: end the glob with .tar, .parquet or .arrow")
+    raise SourceError(f"{path} does not exist: expected a folder, a {_FILES} file, or a glob of them")
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """Distinguish a folder of tar or parquet files from a folder of images, which contains folders or images."""
-    kinds = set()
+    """Distinguish a folder of tar, parquet or Arrow files from a folder of images, which contains folders or images."""
+    if is_saved_dataset(str(folder)):
+        return "arrow"
+    if states_files(str(folder), ".parquet"):
+        return "parquet"
+    names, has_folders = [], False
     try:
-        for entry in folder.iterdir():
-            if is_image(entry.name) or (entry.is_dir() and not entry.name.startswith(".")):
-                return "folder"
-            kinds.add(_ENDINGS.get(entry.suffix.lower()))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_image(entry.name):
+                    return "folder"
+                names.append(entry.name)
+                has_folders |= entry.is_dir() and not entry.name.startswith(".")
     except OSError as error:
         raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
-    if {"tar", "parquet"} <= kinds:
+    kinds = _kinds_below(folder) if has_folders else _kinds_of(names)
+    if len(kinds) > 1:
         raise SourceError(
-            f"{folder} contains .tar and .parquet files: specify one kind with a glob, such as {folder}/*.tar"
+            f"{folder} contains {' and '.join(f'.{kind}' for kind in kinds)} files: specify one kind with a glob, such "
+            f"as {folder}/*.{kinds[0]}, or with --source-kind"
         )
-    return next((kind for kind in ("tar", "parquet") if kind in kinds), "folder")
+    return kinds[0] if kinds else "folder"
+
+
+def _kinds_of(names: Iterable[str]) -> list[str]:
+    """Return the kinds of files with these names; `folder` alone if one is an image."""
+    found = set()
+    for name in names:
+        if is_image(name):
+            return ["folder"]
+        found.add(_ENDINGS.get(PurePath(name).suffix.lower()))
+    return [kind for kind in ("tar", "parquet", "arrow") if kind in found]
+
+
+def _kinds_below(folder: Path) -> list[str]:
+    """Return the kinds of files in the subfolders of a folder, searched until the first image."""
+    found: list[str] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        kinds = [] if parent == str(folder) else _kinds_of(names)
+        if kinds == ["folder"]:
+            return kinds
+        found += [kind for kind in kinds if kind not in found]
+    return found
 
 
 def _plug_in(kind: str, path: str) -> Source:

@@ -1,74 +1,60 @@
-"""Parquet files as in Hugging Face's image datasets: a struct column `image` with the bytes, and an integer `label`."""
+"""Parquet files with a column of images and a column of labels, as in Hugging Face's image datasets."""
 
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import BadImageError, SourceError, first_line
-from .files import check_one_split, folder_of, list_files
-from .index import UNKNOWN_SIZE, Record, build_index, names_of_labels
-from .options import DEFAULTS, SourceOptions
-from .parquet_schema import image_columns, row_group_lengths
-from .row_groups import RowGroup, RowGroupCache
-from .source import Listing, Progress, Source
+from ..errors import SourceError, first_line
+from .block_cache import Block
+from .columns import choose_columns
+from .files import Files, find_files
+from .table_source import Rows, TableSource
 
-_LISTING_THREADS = 16
-_CACHED_ROW_GROUPS = 4
+_MAX_ROW_GROUP_BYTES = 1 << 29  # of images; an entire row group is held in memory
 
 
-class ParquetSource(Source):
+class ParquetSource(TableSource):
     """A parquet file, a folder of them, or a glob.
 
-    Files are sorted, and rows are in the order of their file. Class names come from Hugging Face's metadata, if any.
-    Keys are `FILE/ROW` or `FILE/ROW/PATH`. Locators are `FILE:ROW GROUP:ROW IN THE GROUP`. `num_bytes` is
-    UNKNOWN_SIZE, since determining it would require reading every image.
-
-    Reading a row requires reading its row group. The last few row groups are cached, so read records in order.
+    Files are sorted, and rows are in the order of their file. A block is a row group. `num_bytes` is UNKNOWN_SIZE,
+    since determining it would require reading every image.
     """
 
     kind = "parquet"
 
-    def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
-        super().__init__(path, options)
-        list_files(path, ".parquet")
-        self._folder = folder_of(path)
-        self._row_groups = RowGroupCache(_CACHED_ROW_GROUPS)
+    def find_files(self) -> Files:
+        """Find the parquet files of the split."""
+        return find_files(self.path, ".parquet", self.options.split)
 
-    def list_records(self, progress: Progress | None) -> Listing:
-        """Read the labels of every file in a thread pool."""
-        files = list_files(self.path, ".parquet")
-        check_one_split(self.path, files)
-        records: list[Record] = []
-        names: dict[tuple[str, ...] | None, str] = {}
-        with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-            for done, (found, class_names) in enumerate(pool.map(self._list_file, files), 1):
-                records += found
-                names[class_names] = files[done - 1]
-                if progress is not None:
-                    progress(done, len(files))
-        if len(names) > 1:
-            raise SourceError(f"{' and '.join(list(names.values())[:2])} in {self._folder} have different class names")
-        if not records:
-            raise SourceError(f"{self.path} contains no rows")
-        index = build_index(records)
-        (class_names,) = names
-        return Listing(index, class_names or names_of_labels(index))
+    def read_rows(self, name: str) -> Rows:
+        """Read the columns of labels and paths."""
+        path = f"{self._folder}/{name}"
+        with self._open(name) as file:
+            columns = choose_columns(path, file.schema_arrow, self.options)
+            wanted = [columns.label] if columns.label is not None else []
+            if columns.has_path:
+                wanted.append(f"{columns.image}.path")
+            try:
+                table = file.read(columns=wanted, use_threads=False)
+                table.validate(full=True)  # text has to be UTF-8
+            except (OSError, pa.ArrowException) as error:
+                raise SourceError(f"{path} is damaged ({first_line(error)}): download it again") from None
+            lengths = _row_group_lengths(path, file.metadata, columns.image_bytes)
+            without_bytes = _count_nulls(file.metadata, columns.image_bytes)
+        labels, paths = columns.labels_of(table), columns.paths_of(table)
+        return Rows(name, columns, labels, paths, list(enumerate(lengths)), None, without_bytes)
 
-    def read_bytes(self, record: Record) -> bytes:
-        """Read one image. Caches the row group that contains it."""
-        group, _, row = record.locator.rpartition(":")
-        name, _, number = group.rpartition(":")
-        images = self._row_groups.get((name, int(number)), self._read_row_group)
-        if int(row) >= len(images):
-            raise SourceError(
-                f"{self._folder}/{name} has changed since it was listed: restore it, or create a new store"
-            )
-        data: bytes | None = images[int(row)].as_py()
-        if data is None:
-            raise BadImageError("its row holds no image bytes")
-        return data
+    def read_block(self, block: Block) -> Any:
+        """Read the images of a row group."""
+        name, number = block
+        with self._open(name) as file:
+            columns = choose_columns(f"{self._folder}/{name}", file.schema_arrow, self.options)
+            try:
+                table = file.read_row_group(number, columns=[columns.image_bytes], use_threads=False)
+            except (OSError, IndexError, pa.ArrowException) as error:
+                raise SourceError(f"{self._folder}/{name} is damaged or has changed ({first_line(error)})") from None
+        return columns.bytes_of(table)
 
     def _open(self, name: str) -> pq.ParquetFile:
         path = f"{self._folder}/{name}"
@@ -77,35 +63,30 @@ class ParquetSource(Source):
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"{path} is not a readable parquet file ({first_line(error)})") from None
 
-    def _list_file(self, name: str) -> tuple[list[Record], tuple[str, ...] | None]:
-        path = f"{self._folder}/{name}"
-        with self._open(name) as file:
-            columns = image_columns(path, file.schema_arrow)
-            wanted = [columns.label, f"{columns.image}.path"] if columns.has_path else [columns.label]
-            try:
-                table = file.read(columns=wanted, use_threads=False)
-            except (OSError, pa.ArrowException) as error:
-                raise SourceError(f"{path} is damaged ({first_line(error)}): download it again") from None
-            sizes = row_group_lengths(path, file.metadata, f"{columns.image}.bytes")
-        labels = table[columns.label].to_pylist()
-        if None in labels:
-            raise SourceError(
-                f"{path} has no label in row {labels.index(None):,}: expected a class number in every row"
-            )
-        paths = [""] * len(labels)
-        if columns.has_path:
-            paths = pc.fill_null(pc.struct_field(table[columns.image], "path"), "").to_pylist()
-        locators = [f"{name}:{number}:{row}" for number, size in enumerate(sizes) for row in range(size)]
-        keys = [f"{name}/{row}/{path}".removesuffix("/") for row, path in enumerate(paths)]
-        found = zip(keys, labels, locators, strict=True)
-        return [Record(key, label, UNKNOWN_SIZE, locator) for key, label, locator in found], columns.class_names
 
-    def _read_row_group(self, row_group: RowGroup) -> pa.ChunkedArray:
-        name, number = row_group
-        with self._open(name) as file:
-            columns = image_columns(f"{self._folder}/{name}", file.schema_arrow)
-            try:
-                table = file.read_row_group(number, columns=[f"{columns.image}.bytes"], use_threads=False)
-            except (OSError, IndexError, pa.ArrowException) as error:
-                raise SourceError(f"{self._folder}/{name} is damaged or has changed ({first_line(error)})") from None
-        return pc.struct_field(table[columns.image], "bytes")
+def _chunks(metadata: Any, column: str) -> list[Any]:
+    """Return the metadata of a column in each row group."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    return [chunk for chunk in chunks if chunk.path_in_schema == column]
+
+
+def _row_group_lengths(path: str, metadata: Any, column: str) -> list[int]:
+    """Return the number of rows of each row group.
+
+    Raises:
+        SourceError: a row group is too large to hold in memory.
+    """
+    largest = max((chunk.total_uncompressed_size for chunk in _chunks(metadata, column)), default=0)
+    if largest > _MAX_ROW_GROUP_BYTES:
+        raise SourceError(
+            f"{path} has a row group of {largest >> 20:,} MiB of images: expected at most "
+            f"{_MAX_ROW_GROUP_BYTES >> 20} MiB; rewrite the file, for example with row_group_size=1000"
+        )
+    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
+def _count_nulls(metadata: Any, column: str) -> int:
+    """Return the number of rows without a value, as far as the statistics of the file state it."""
+    statistics = [chunk.statistics for chunk in _chunks(metadata, column)]
+    return sum(part.null_count for part in statistics if part is not None and part.has_null_count)

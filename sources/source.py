@@ -4,7 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import pyarrow.compute as pc
 
@@ -47,9 +47,13 @@ class Source(ABC):
     """
 
     kind: str = "plug-in"
+    applied_options: ClassVar[frozenset[str]] = frozenset()
+    """Names of the options that the kind applies. All others are refused."""
 
     def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
-        self.path = path
+        options.require_only(self.kind, path, self.applied_options)
+        self.path = path  # of the split, if splits are folders
+        self._given_path = path
         self.options = options
         self._listing: Listing | None = None
 
@@ -90,7 +94,7 @@ class Source(ABC):
     def describe(self) -> dict[str, Any]:
         """Return the kind and path of this source, and its options if any: `open_recorded` opens it again."""
         options = self.options.as_json()
-        return {"kind": self.kind, "path": self.path} | ({"options": options} if options else {})
+        return {"kind": self.kind, "path": self._given_path} | ({"options": options} if options else {})
 
     def read(self, record: Record) -> bytes:
         """Read the encoded bytes of one image and check their size.

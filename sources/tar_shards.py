@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors import SourceError
-from .files import check_one_split, folder_of, list_files
+from .files import find_files
 from .index import Record, build_index, names_of_labels
 from .options import DEFAULTS, SourceOptions
 from .source import Listing, Progress, Source, read_at
@@ -27,26 +27,25 @@ class TarSource(Source):
     """
 
     kind = "tar"
+    applied_options = frozenset({"split"})
 
     def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
         super().__init__(path, options)
-        list_files(path, ".tar")
-        self._folder = folder_of(path)
+        self._folder = find_files(path, ".tar", options.split).folder
 
     def list_records(self, progress: Progress | None) -> Listing:
         """Read the headers and labels of every tar file in a thread pool."""
-        files = list_files(self.path, ".tar")
-        check_one_split(self.path, files)
+        files = find_files(self.path, ".tar", self.options.split)
         records: list[Record] = []
         with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-            for done, found in enumerate(pool.map(self._list_file, files), 1):
+            for done, found in enumerate(pool.map(self._list_file, files.names), 1):
                 records += found
                 if progress is not None:
-                    progress(done, len(files))
+                    progress(done, len(files.names))
         if not records:
             raise SourceError(f"{self.path} contains no images: expected members such as 000017.jpg and 000017.cls")
         index = build_index(records)
-        return Listing(index, names_of_labels(index))
+        return Listing(index, names_of_labels(index), files.skipped)
 
     def read_bytes(self, record: Record) -> bytes:
         """Read one member with a single system call."""

@@ -38,13 +38,13 @@ def check_classes(path: str, class_names: Sequence[str], keys: Collection[str]) 
     empty = sorted(set(class_names) - {key.partition("/")[0] for key in keys})
     if empty:
         raise SourceError(
-            f"{len(empty)} of {len(class_names)} class folders in {path} contain no images ({_some(empty)}): expected "
+            f"{len(empty)} of {len(class_names)} class folders in {path} contain no images ({some(empty)}): expected "
             f"{', '.join(IMAGE_EXTENSIONS)}; remove or fill these folders"
         )
     if _SPLITS.issuperset(class_names) and any(key.count("/") >= 2 for key in keys):
         raise SourceError(
-            f"{path} contains splits ({_some(class_names)}), not classes: specify one of them, such as "
-            f"{path}/{class_names[0]}"
+            f"{path} contains splits ({some(class_names)}), not classes: read one with --split "
+            f"{class_names[0]}, or specify {path}/{class_names[0]}"
         )
 
 
@@ -73,7 +73,7 @@ def labels_from_json(path: str, data: bytes, keys: Sequence[str]) -> list[int] |
         raise SourceError(f'{path}: expected "labels" to be a list of [file name, class number] pairs') from None
     missing = [key for key in keys if key not in labels]
     if missing:
-        raise SourceError(f"{path} has no label for {len(missing):,} of {len(keys):,} images ({_some(missing)})")
+        raise SourceError(f"{path} has no label for {len(missing):,} of {len(keys):,} images ({some(missing)})")
     chosen = [labels[key] for key in keys]
     wrong = [label for label in chosen if not isinstance(label, int) or isinstance(label, bool)]
     if wrong:
@@ -81,5 +81,6 @@ def labels_from_json(path: str, data: bytes, keys: Sequence[str]) -> list[int] |
     return chosen
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first names of a list, for errors."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

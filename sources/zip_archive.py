@@ -24,16 +24,21 @@ class ZipSource(Source):
     """
 
     kind = "zip"
+    applied_options = frozenset({"split"})
 
     def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
         super().__init__(path, options)
-        self._archive, self._inside = _split_archive(path)
+        if options.split is not None:
+            self.path = f"{path}/{options.split}"
+        self._archive, self._inside = _split_archive(self.path)
 
     def list_records(self, progress: Progress | None) -> Listing:
         """Read the central directory."""
         with self._open() as archive:
             members = [m for m in archive.infolist() if m.filename.startswith(self._inside)]
             members = [m for m in members if not m.filename.startswith(_MACOS)]
+            if not members and self.options.split is not None:
+                raise SourceError(f"{self._archive} has no folder {self._inside} (--split {self.options.split})")
             by_key = {m.filename.removeprefix(self._inside): m for m in members}
             if len(by_key) < len(members):
                 raise SourceError(f"{self.path} contains several members with the same name: pack it again")

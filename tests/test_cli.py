@@ -1,6 +1,7 @@
 """Help of every command, verbosity, recipes, and errors: one line and exit code 2 for anything a user can get wrong."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import click
@@ -250,6 +251,16 @@ def test_an_empty_folder_is_one_line(call, tmp_path):
     answer = call("encode", "--source", tmp_path / "empty", "--store", tmp_path / "s", "--vae", "tiny-kl-f8")
     assert_one_line(answer, "empty")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_source_that_needs_an_option_is_one_line_with_the_flag(call, images):
+    data = Path(__file__).parent / "data/hf_arrow"
+    assert_one_line(call("plan", "--source", data / "two_labels"), "--label-column fine_label")
+    assert_one_line(call("plan", "--source", data / "two_splits"), "--split train")
+    assert_one_line(call("plan", "--source", images, "--image-column", "img"), "--image-column does not apply")
+    code, out, _ = call("plan", "--source", data / "two_splits", "--split", "test")
+    assert code == 0
+    assert "2 images" in out
 
 
 def test_a_store_of_other_images_is_one_line(call, tmp_path, images, make_store):

@@ -181,7 +181,9 @@ def test_a_folder_of_splits_is_refused(tree):
     root.mkdir()
     tree.rename(root / "train")
     shutil.copytree(root / "train", root / "val")
-    with pytest.raises(SourceError, match=rf"contains splits \(train, val\), not classes: .* such as {root}/train"):
+    with pytest.raises(
+        SourceError, match=rf"contains splits \(train, val\), not classes: .* --split train, or specify {root}/train"
+    ):
         open_source(str(root)).index()
 
 

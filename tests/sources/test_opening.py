@@ -73,13 +73,13 @@ def test_a_plug_in_without_images_or_class_names_is_refused(plug_in):
 @pytest.mark.parametrize(
     ("path", "kind", "message"),
     [
-        ("gone", None, r"/gone does not exist: expected a folder, a .zip, .tar or .parquet file, or a glob"),
+        ("gone", None, r"/gone does not exist: expected a folder, a .zip, .tar, .parquet or .arrow file, or a glob"),
         ("", None, "path is empty"),
-        ("gone*", None, "gone.* does not specify a file type: end the glob with .tar or .parquet"),
+        ("gone*", None, "gone.* does not specify a file type: end the glob with .tar, .parquet or .arrow"),
         ("s3://bucket/train", None, "s3://bucket/train is not a local path: mount or download it first"),
-        ("notes.txt", None, "notes.txt is a .txt file: expected .zip, .tar or .parquet, or a folder"),
+        ("notes.txt", None, "notes.txt is a .txt file: expected .zip, .tar, .parquet or .arrow, or a folder"),
         ("notes.txt", "folder", "notes.txt is a file: expected a folder"),
-        (".", "lmdb", "unknown source kind 'lmdb'; expected folder, zip, tar, parquet or MODULE:CALLABLE"),
+        (".", "lmdb", "unknown source kind 'lmdb'; expected folder, zip, tar, parquet, arrow or MODULE:CALLABLE"),
     ],
 )
 def test_a_path_that_is_not_a_source_is_refused_immediately(tmp_path, monkeypatch, path, kind, message):
@@ -104,6 +104,27 @@ def test_the_kind_of_a_folder_is_inferred_from_its_contents(tmp_path, encode):
         open_source(str(tmp_path))
     (tmp_path / "n01").mkdir()
     assert open_source(str(tmp_path)).kind == "folder"
+
+
+@pytest.mark.parametrize("ending", ["tar", "parquet", "arrow"])
+def test_the_kind_of_a_folder_may_be_that_of_its_subfolders(tmp_path, encode, ending):
+    (tmp_path / "data/more").mkdir(parents=True)
+    (tmp_path / "data/notes.txt").write_text("a data set")
+    (tmp_path / f"data/more/a.{ending}").write_bytes(b"")
+    (tmp_path / "top.tar").write_bytes(b"")
+    assert open_source(str(tmp_path)).kind == ending
+    (tmp_path / "data/more/a.png").write_bytes(encode())
+    assert open_source(str(tmp_path)).kind == "folder"
+    (tmp_path / "data/more/a.png").rename(tmp_path / "a.png")
+    assert open_source(str(tmp_path)).kind == "folder"
+
+
+def test_several_kinds_in_subfolders_are_refused(tmp_path):
+    for name in "a/1.tar", "b/2.arrow":
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SourceError, match=r"contains .tar and .arrow files: .* or with --source-kind"):
+        open_source(str(tmp_path))
 
 
 def test_importing_sources_loads_no_heavy_library():
