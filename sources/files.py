@@ -39,11 +39,13 @@ def find_files(path: str, suffix: str, split: str | None) -> Files:
     if not Path(path).is_dir():
         groups = group_by_split(names, split_of) if split else _unmistakable_splits(names)
         chosen = select_split(path, groups, split, otherwise)
+        _require_downloaded(folder_of(path), chosen)
         return Files(folder_of(path), tuple(chosen), _count({"of another split": names}, chosen))
     stated = files_by_split(path, suffix)
     chosen = select_split(path, stated or group_by_split(names, split_of), split, otherwise)
     if not stated:
         _require_one_folder(path, suffix, chosen)
+    _require_downloaded(path, chosen)
     return Files(path, tuple(chosen), skipped_files(path, suffix, chosen))
 
 
@@ -77,9 +79,6 @@ def list_files(path: str, suffix: str) -> list[str]:
     wrong = [file for file in found if not Path(file).is_file()]
     if wrong:
         raise SourceError(f"{wrong[0]} is not a file: expected {suffix} files only")
-    pointers = [file for file in found if _is_lfs_pointer(Path(file))]
-    if pointers:
-        raise SourceError(f"{pointers[0]} is a Git LFS pointer instead of the file: download it with git lfs pull")
     return sorted(os.path.relpath(file, folder) for file in found)
 
 
@@ -130,8 +129,11 @@ def _require_one_folder(path: str, suffix: str, names: Sequence[str]) -> None:
         )
 
 
-def _is_lfs_pointer(file: Path) -> bool:
-    return file.stat().st_size < _MAX_LFS_POINTER and file.read_bytes().startswith(b"version https://git-lfs")
+def _require_downloaded(folder: str, names: Sequence[str]) -> None:
+    for name in names:
+        file = Path(folder, name)
+        if file.stat().st_size < _MAX_LFS_POINTER and file.read_bytes().startswith(b"version https://git-lfs"):
+            raise SourceError(f"{file} is a Git LFS pointer instead of the file: download it with git lfs pull")
 
 
 def _explain_no_files(path: str, suffix: str) -> str:

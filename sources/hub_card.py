@@ -1,7 +1,7 @@
 """The dataset card of the Hugging Face Hub: a README.md whose front matter states the files of each split."""
 
 import glob
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..errors import SourceError, first_line
@@ -77,10 +77,15 @@ def _patterns(folder: str, config: Any) -> dict[str | None, list[str]]:
     for entry in entries:
         stated = entry if isinstance(entry, dict) else {"split": "train", "path": entry}
         path: Any = stated.get("path")
-        patterns.setdefault(stated.get("split", "train"), []).extend(path if isinstance(path, list) else [path])
-    if not all(isinstance(pattern, str) for found in patterns.values() for pattern in found):
+        split = str(stated.get("split", "train"))
+        patterns.setdefault(split, []).extend(path if isinstance(path, list) else [path])
+    if not all(_is_inside(pattern) for found in patterns.values() for pattern in found):
         raise SourceError(f"{folder}/{CARD_FILE} has invalid data_files ({str(data_files)[:80]}): fix or remove it")
     return patterns
+
+
+def _is_inside(pattern: object) -> bool:
+    return isinstance(pattern, str) and not PurePath(pattern).is_absolute() and ".." not in PurePath(pattern).parts
 
 
 def _matches(folder: str, patterns: list[str], suffix: str) -> list[str]:

@@ -14,7 +14,15 @@ import pytest
 from PIL import Image
 
 from repa_pipe.errors import SourceError
-from repa_pipe.sources import SourceOptions, arrow_batches, index_digest, open_recorded, open_source, records_of
+from repa_pipe.sources import (
+    SourceOptions,
+    arrow_batches,
+    arrow_files,
+    index_digest,
+    open_recorded,
+    open_source,
+    records_of,
+)
 
 GENUINE = Path(__file__).parents[1] / "data/hf_arrow"
 EXPECTED = json.loads((GENUINE / "expected.json").read_text())
@@ -243,6 +251,18 @@ def test_a_file_that_was_replaced_is_detected(tmp_path, table):
     path.unlink()
     with pytest.raises(SourceError, match="No such file"):
         open_source(str(write(tmp_path / "b.arrow", table))).read(records[0])
+
+
+def test_a_file_that_grows_while_it_is_listed_is_refused(tmp_path, table, monkeypatch):
+    path = write(tmp_path / "a.arrow", table)
+
+    def list_and_grow(name):
+        listed = arrow_batches.list_batches(name)
+        write(path, table, rows=1)
+        return listed
+
+    monkeypatch.setattr(arrow_files, "list_batches", list_and_grow)
+    assert "a.arrow changed while it was listed: wait until it is complete" in refusal(path)
 
 
 def test_an_arrow_file_without_rows_is_refused(tmp_path, table):

@@ -70,6 +70,14 @@ def test_of_two_label_columns_one_has_to_be_chosen(cifar):
     assert read(cifar, unlabeled=True) == (BYTES, [0, 0, 0], ("images",))
 
 
+def test_the_only_declared_columns_precede_those_with_the_usual_names(tmp_path, kind):
+    masks = pa.array([{"bytes": b"mask", "path": None}] * 3, STRUCT)
+    features = {"photo": {"_type": "Image"}, "breed": {"_type": "ClassLabel", "names": ["a", "b", "c"]}}
+    table = pa.table({"image": masks, "label": [9, 9, 9], "photo": IMAGES, "breed": [2, 0, 1]})
+    assert read(write(tmp_path, table, kind, features)) == (BYTES, [2, 0, 1], ("a", "b", "c"))
+    assert read(write(tmp_path, table, kind, features), label_column="label")[1] == [9, 9, 9]
+
+
 def test_of_two_image_columns_one_has_to_be_chosen(tmp_path, kind):
     masks = pa.array([{"bytes": b"mask", "path": None}] * 3, STRUCT)
     path = write(tmp_path, pa.table({"photo": IMAGES, "mask": masks, "label": [0, 1, 2]}), kind)

@@ -111,6 +111,7 @@ def test_a_git_lfs_pointer_is_refused(hub):
     assert "train-00000-of-00002.parquet is a Git LFS pointer instead of the file: download it with git lfs" in refusal(
         hub, "train"
     )
+    assert read(hub, "test") == ["20", "21"]
 
 
 def test_keys_of_a_split_are_those_of_its_files(hub):
@@ -156,6 +157,12 @@ def test_the_card_of_a_hub_folder_defines_its_splits(hub):
     assert "has no split test: found extra, train" in refusal(hub, "test")
 
 
+def test_splits_of_the_card_that_were_not_downloaded_are_left_out(hub):
+    (hub / "README.md").write_text(CARD)
+    assert read(hub) == ["0", "1", "10", "11"]
+    assert "has no split extra: found train" in refusal(hub, "extra")
+
+
 @pytest.mark.parametrize("files", ["data/*", "[data/train-*, data/test-*]", "{train: 'data/*'}", "[{path: 'data/*'}]"])
 def test_the_files_of_a_card_may_be_written_in_several_ways(hub, files):
     (hub / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n")
@@ -179,6 +186,8 @@ def test_several_configurations_of_a_card_are_refused_with_the_files_of_one(hub)
         ("just prose", "README.md has invalid front matter ("),
         ("configs: 3", "README.md has invalid front matter ("),
         ("configs: [{config_name: a, data_files: [{split: train, path: 3}]}]", "README.md has invalid data_files ("),
+        ("configs: [{config_name: a, data_files: ../*}]", "README.md has invalid data_files ("),
+        ("configs: [{config_name: a, data_files: /data/*}]", "README.md has invalid data_files ("),
         ("configs: [{config_name: a, data_files: gone-*}]", "no .parquet files that its README.md states (gone-*)"),
     ],
 )
