@@ -70,7 +70,7 @@ def read_batch(path: str, offset: int) -> tuple[pa.Schema, pa.RecordBatch]:
     with _opened(path) as source:
         schema = _read_schema(source)
         source.seek(offset)
-        batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), _with_indices(schema))
+        batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), pa.schema(map(_with_indices, schema)))
         batch.validate(full=True)
         return schema, batch
 
@@ -104,9 +104,13 @@ def _read_schema(source: Any) -> pa.Schema:
     return pa.ipc.read_schema(pa.ipc.read_message(source))
 
 
-def _with_indices(schema: pa.Schema) -> pa.Schema:
-    """Replace dictionary types by their indices, which is what a record batch contains."""
-    fields = [
-        pa.field(field.name, field.type.index_type) if pa.types.is_dictionary(field.type) else field for field in schema
-    ]
-    return pa.schema(fields)
+def _with_indices(field: pa.Field) -> pa.Field:
+    """Replace dictionary types by their indices, at any depth: these are what a record batch contains."""
+    kind = field.type
+    if pa.types.is_dictionary(kind):
+        return field.with_type(kind.index_type)
+    if pa.types.is_struct(kind):
+        return field.with_type(pa.struct([_with_indices(child) for child in kind]))
+    if pa.types.is_list(kind):
+        return field.with_type(pa.list_(_with_indices(kind.value_field)))
+    return field

@@ -176,6 +176,16 @@ def test_streams_and_files_are_read_by_the_position_of_their_batches(tmp_path, t
     assert backwards == [row["bytes"] for row in rows[::-1]] * 10
 
 
+def test_dictionaries_at_any_depth_do_not_hinder_reading_by_position(tmp_path, rows):
+    names = pa.array([row["path"] for row in rows]).dictionary_encode()
+    images = pa.StructArray.from_arrays([pa.array([row["bytes"] for row in rows]), names], ["bytes", "path"])
+    tags = pa.ListArray.from_arrays(list(range(11)), names)
+    path = write(tmp_path / "a.arrow", pa.table({"image": images, "label": [0] * 10, "tags": tags}))
+    source = open_source(str(path))
+    assert source.index()["key"].to_pylist()[7] == "a.arrow/7/n7.png"
+    assert [source.read(record) for record in records_of(source.index())] == [row["bytes"] for row in rows]
+
+
 def test_a_row_is_read_from_its_batch_alone(tmp_path, table, rows, monkeypatch):
     path = write(tmp_path / "a.arrow", table, rows=1)
     source = open_source(str(path))
