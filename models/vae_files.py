@@ -30,6 +30,11 @@ def vae_names() -> tuple[str, ...]:
     return (*PUBLISHED, *_SHIPPED_NAMES)
 
 
+def is_known_vae(name_or_path: str | Path) -> bool:
+    """Return whether this is a known name, rather than that of a folder or of a repository on Hugging Face."""
+    return str(name_or_path) in vae_names()
+
+
 def describe_vae(name_or_path: str | Path) -> tuple[int, int]:
     """Return `(latent_channels, downsampling)` without loading weights. A Hugging Face name may download the config."""
     name = str(name_or_path)

@@ -30,6 +30,7 @@ from .encoding.work import (
     plan_work,
     require_models,
     wanted_groups,
+    with_vae_name,
 )
 from .runtime.progress import progress
 from .runtime.task_queue import Failure
@@ -67,6 +68,7 @@ def run(config: EncodeConfig, wanted: Sequence[str] | None = None) -> EncodeResu
         ActorError: Ray actors keep dying during startup.
     """
     start = time.monotonic()
+    config = with_vae_name(config)
     wanted = wanted_groups(config) if wanted is None else wanted
     monitor, failures = None, []
     if not store_exists(config.store):

@@ -100,7 +100,7 @@ class AlignmentDataset(Base):
         self.seed, self.window, self.prefetch = seed, window, prefetch
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.flip, self.alignment_steps = flip, alignment_steps
-        self.latents = latents_group(latents or _only_vae(self.store))
+        self.latents = latents_group(self.store.vae_name(latents) if latents else _only_vae(self.store))
         self.features = [features_group(encoder) for encoder in as_names(encoders)]
         self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
         groups = [self.latents, *self.features]

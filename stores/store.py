@@ -19,9 +19,10 @@ from ..errors import StoreError
 from .files import TEMPORARY
 from .indexing import Indices, as_names, as_rows, as_single
 from .latent_statistics import scaled_std
-from .layout import CRC32C, FLIPPED, LABEL, SAMPLES_FILE, ArraySpec, GroupSpec, is_flipped, num_shards
+from .layout import CRC32C, FLIPPED, LABEL, SAMPLES_FILE, ArraySpec, GroupSpec, is_flipped, latents_group, num_shards
 from .manifest import Commit, Manifest, Quarantined, committed_shards, read_commit, read_samples
 from .mirror import Mirror, RemoteReader
+from .model_names import canonical_name
 from .reader import BatchReader, ReadRequest, ShardIndex, read_layout
 from .remote import is_url, local_folder
 from .selection import Class, digest_of_rows, rows_at, rows_of_classes, rows_where
@@ -293,6 +294,22 @@ class Store:
     def encoders(self) -> tuple[str, ...]:
         """Names of the features groups, complete or not, in the order of `group_names()`."""
         return self._names_of("features")
+
+    def vae_name(self, vae: str) -> str:
+        """Return the name under which the store has the latents of a VAE, whatever the spelling of its path.
+
+        Args:
+            vae: a name, or the path of a folder.
+
+        Returns:
+            `vae` itself or another spelling of it whose `layout.latents_group` exists, else `canonical_name(vae)`.
+        """
+        wanted = canonical_name(vae)
+        for name in (vae, wanted):
+            if latents_group(name) in self.group_names():
+                return name
+        recorded = (self.group(f"latents/{name}").attributes.get("vae", "") for name in self.vaes)
+        return next((name for name in recorded if name and canonical_name(name) == wanted), wanted)
 
     def _names_of(self, kind: str) -> tuple[str, ...]:
         return tuple(name.removeprefix(f"{kind}/") for name in self.group_names() if name.startswith(f"{kind}/"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...config import TrainConfig
 from ...converter import read_json
 from ...errors import CheckpointError, ConfigError
 from ...stores.files import write_json
+from ...stores.layout import latents_group
+from ...stores.model_names import canonical_name
 
 CHECKPOINT_SUFFIX = ".pt"
 
@@ -145,12 +147,21 @@ class RunFolder:
         """Raise ConfigError if the run has checkpoints that were trained with other settings."""
         if not self.checkpoints():
             return
-        different = self.read_config().differences(config)
+        recorded = self.read_config()
+        if _same_latents(recorded, config):
+            config = replace(config, vae=recorded.vae)
+        different = recorded.differences(config)
         if different:
             raise ConfigError(
                 f"{self.path} was trained with other settings ({'; '.join(different)}): "
                 "use the same flags to resume, or another --exp-name"
             )
+
+
+def _same_latents(recorded: TrainConfig, config: TrainConfig) -> bool:
+    """Return whether both have the latents of one VAE, whatever the spelling of its path."""
+    first, second = (latents_group(canonical_name(str(each.vae))) for each in (recorded, config))
+    return first == second
 
 
 def run_of(checkpoint: Path) -> RunFolder | None:

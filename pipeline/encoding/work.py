@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...config import EncodeConfig
 from ...errors import ConfigError, RemoteError, StoreError, WeightsError
 from ...models.encoders.registry import check_encoder, check_encoder_name
-from ...models.vae_files import check_vae
+from ...models.vae_files import check_vae, is_known_vae
 from ...sources import Source, index_digest, open_source
-from ...stores import Store
+from ...stores import Store, open_store
 from ...stores.creation import open_or_create_store
 from ...stores.layout import features_group, latents_group, num_shards, shard_range
+from ...stores.model_names import canonical_name
+from ...stores.upload import store_exists
 from ..runtime.actor_pool import TimeLimitError
 from ..runtime.progress import progress
 from ..runtime.task_queue import Failure
@@ -73,6 +76,21 @@ def _list_images(source: Source) -> Any:
 def wanted_groups(config: EncodeConfig) -> tuple[str, ...]:
     """Return the paths of the groups that the config requests: latents first, then features."""
     return (latents_group(config.vae), *(features_group(encoder) for encoder in config.encoder))
+
+
+def with_vae_name(config: EncodeConfig) -> EncodeConfig:
+    """Return the config with the name of its VAE that all spellings of its path have in common.
+
+    It is the one that the store has latents of, else an absolute path. On Ray, the folder needs to exist only on the
+    nodes, so its name may remain a relative path.
+    """
+    name = canonical_name(config.vae)
+    if is_known_vae(config.vae) or (name == config.vae and not Path(name).is_absolute()):
+        return config
+    if store_exists(config.store):
+        with open_store(config.store) as store:
+            name = store.vae_name(config.vae)
+    return replace(config, vae=name)
 
 
 def require_models(config: EncodeConfig, groups: Sequence[str]) -> None:

@@ -72,7 +72,7 @@ def make_gallery(store: Store, vae: str, encoders: Sequence[str]) -> Gallery | N
     complete group. Whatever is no longer available (the source, the VAE's weights) is omitted, with a note that gives
     the reason.
     """
-    latents = [name for name in store.complete_groups("latents") if name == latents_group(vae)]
+    latents = [name for name in store.complete_groups("latents") if name == latents_group(store.vae_name(vae))]
     first = [features_group(encoder) for encoder in encoders]
     features = sorted(store.complete_groups("features"), key=lambda name: name not in first)
     groups = [*latents, *features]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import BadImageError, ConfigError, SourceError, StoreError, WeightsError
-from ...models.vae_files import describe_vae, latents_scale_and_bias
+from ...models.vae_files import describe_vae, is_known_vae, latents_scale_and_bias
 from ...sources import Index, Record, Source, index_digest, open_source, records_of
 from ...sources.decode import image_size
 from ...stores import Store, open_store
@@ -66,6 +67,8 @@ def import_repa(folder: str, store_path: str, vae: str, latents_scale: float | N
         class_names=source.class_names,
         source=source.describe(),
     ) as store:
+        name = vae if is_known_vae(vae) else store.vae_name(vae)
+        spec = replace(spec, path=latents_group(name), attributes=spec.attributes | {"vae": name})
         prepare_groups(store, [spec])
         _require_same_scale(store, spec)
         _import_shards(store, spec, source, index, files)

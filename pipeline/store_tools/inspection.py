@@ -96,7 +96,7 @@ def stats(path: str, vae: str, write: bool) -> str:
         StoreError: the group is missing or incomplete.
     """
     with open_store(path) as store:
-        group = store.group(latents_group(vae))
+        group = store.group(latents_group(store.vae_name(vae)))
         rows = store.valid_indices([group.path])
         scale, bias = _scale_and_bias(store, group, rows)
         if write:

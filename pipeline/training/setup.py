@@ -39,7 +39,7 @@ def resolve(config: TrainConfig, store: Store) -> TrainConfig:
     Raises:
         ConfigError: the store does not determine the VAE or the encoder, because it holds none or several.
     """
-    vae = config.vae or _only(store, "latents", store.vaes, "--vae")
+    vae = store.vae_name(config.vae) if config.vae else _only(store, "latents", store.vaes, "--vae")
     encoders = config.enc_type
     if not config.proj_coeff and not config.cls_coeff:
         encoders = ()
