@@ -8,6 +8,8 @@ from torch import Tensor
 from ..errors import ConfigError
 from .arrays import Array, as_features, check_same_width, full_float32, working_dtype
 
+ROUNDING = 64  # units in the last place in which features of equal images may differ
+
 
 class PrecisionRecall(NamedTuple):
     """The fraction of samples on the reference's manifold, and of the reference on the samples' manifold."""
@@ -22,8 +24,9 @@ def precision_recall(reference: Array, samples: Array, k: int = 3, block: int = 
     A set's manifold is the union of balls around its points, with the distance to the point's k-th nearest neighbor in
     the same set, not counting itself, as radius. The definitions are the ADM suite's (OpenAI guided-diffusion,
     evaluations/evaluator.py: `nhood_sizes=(3,)`, squared distances, `<=`). ADM computes distances in float16, so its
-    values differ by up to about 0.005; here they are float32, or float64 if both sets are. Runs on the device of the
-    features.
+    values differ by up to about 0.005; here they are float32, or float64 if both sets are. Distances below the rounding
+    error are 0, so that equal images, whose features a detector may round differently in different batches, are in each
+    other's balls even if the radii are 0, as those of collapsed samples are. Runs on the device of the features.
 
     Args:
         reference: features [N, D].
@@ -44,15 +47,16 @@ def precision_recall(reference: Array, samples: Array, k: int = 3, block: int = 
             )
     # Distances do not depend on the origin, but lose fewer digits the closer it is.
     center = reference.mean(0, dtype=torch.float64).to(working_dtype(reference, samples))
+    same = _square_of_equal_rows(reference, samples)
     with full_float32():
-        reference_radii = _radii(reference, center, k, block)
-        samples_radii = _radii(samples, center, k, block)
+        reference_radii = _radii(reference, center, k, block, same)
+        samples_radii = _radii(samples, center, k, block, same)
         reference_inside = torch.zeros_like(reference_radii, dtype=torch.bool)
         samples_inside = torch.zeros_like(samples_radii, dtype=torch.bool)
         for i in range(0, len(reference), block):
             rows = _block(reference, i, block, center)
             for j in range(0, len(samples), block):
-                squares = _squared_distances(rows, _block(samples, j, block, center))
+                squares = _squared_distances(rows, _block(samples, j, block, center), same)
                 reference_inside[i : i + block] |= (squares <= samples_radii[j : j + block]).any(1)
                 samples_inside[j : j + block] |= (squares <= reference_radii[i : i + block, None]).any(0)
     return PrecisionRecall(
@@ -60,13 +64,20 @@ def precision_recall(reference: Array, samples: Array, k: int = 3, block: int = 
     )
 
 
-def _radii(features: Tensor, center: Tensor, k: int, block: int) -> Tensor:
+def _square_of_equal_rows(*sets: Tensor) -> float:
+    """Return a squared distance that rows exceed unless they are the same up to the rounding of a detector."""
+    norms = (torch.linalg.vector_norm(features, dim=1, dtype=torch.float64) for features in sets)
+    size = max(float(each.square().mean()) for each in norms)
+    return size * (ROUNDING * torch.finfo(working_dtype(*sets)).eps) ** 2
+
+
+def _radii(features: Tensor, center: Tensor, k: int, block: int, same: float) -> Tensor:
     """Return the squared distance [N] of each row to its k-th nearest neighbor among the others."""
     nearest = torch.full((len(features), k + 1), torch.inf, dtype=center.dtype, device=center.device)
     for i in range(0, len(features), block):
         rows = _block(features, i, block, center)
         for j in range(i, len(features), block):  # the other half of the matrix is the transpose
-            squares = _squared_distances(rows, _block(features, j, block, center))
+            squares = _squared_distances(rows, _block(features, j, block, center), same)
             _keep_smallest(nearest[i : i + block], squares)
             if j > i:
                 _keep_smallest(nearest[j : j + block], squares.T)
@@ -84,6 +95,8 @@ def _block(features: Tensor, start: int, size: int, center: Tensor) -> Tensor:
     return features[start : start + size].to(center) - center
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Return |a_i - b_j|^2 as [A, B], with one matrix product."""
-    return torch.addmm(b.square().sum(1), a, b.T, alpha=-2).add_(a.square().sum(1, keepdim=True))
+def _squared_distances(a: Tensor, b: Tensor, same: float) -> Tensor:
+    """Return |a_i - b_j|^2 as [A, B], with one matrix product; 0 where it is below `same` or the rounding error."""
+    sums = b.square().sum(1) + a.square().sum(1, keepdim=True)
+    squares = torch.addmm(sums, a, b.T, alpha=-2)
+    return squares.masked_fill_(squares <= sums.mul_(4 * torch.finfo(a.dtype).eps).add_(same), 0)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,3 +109,24 @@ def test_non_finite_features_are_rejected():
     broken[3, 3] = np.nan
     with pytest.raises(ConfigError, match="samples: some features are NaN"):
         precision_recall(draw(0, 10), broken)
+
+
+@pytest.mark.parametrize("noise", [0, 2e-7])
+@pytest.mark.parametrize("copies", [1, 2, 5, 200])
+def test_equal_images_are_on_each_others_manifold_whatever_the_rounding(noise, copies):
+    generator = torch.Generator().manual_seed(copies)
+    features = torch.rand((40, 256), generator=generator).repeat(copies, 1)
+    again = features[torch.randperm(len(features), generator=generator)]
+    again *= 1 + noise * torch.randn(again.shape, generator=generator)  # as in another batch of a detector
+    assert precision_recall(features, again, block=64) == (1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_collapsed_samples_have_the_recall_of_the_images_that_they_equal(dtype):
+    reference = torch.rand((50, 256), generator=torch.Generator().manual_seed(0), dtype=dtype)
+    collapsed = reference[:1].repeat(30, 1)
+    assert precision_recall(reference, collapsed) == (1, pytest.approx(1 / 50))
+    far = collapsed + 100
+    assert precision_recall(reference, far) == (0, 0)
+    assert precision_recall(collapsed, far) == (0, 0)
+    assert precision_recall(collapsed, collapsed[:10]) == (1, 1)
