@@ -11,23 +11,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...converter import read_json
 from ...errors import StoreError
 from ...sources import Record, Source, decode_crop, open_recorded, records_of
 from ...stores import Store, open_store
 from ...stores.files import atomic_write_bytes, write_json
 from ...stores.layout import LABEL
+from ...stores.selection import digest_of_rows
 from ..runtime.progress import progress
 from .import_repa import IMAGES, LABELS, MOMENTS
 
 BATCH = 256  # samples per read
+RECORD = "export.json"
 
 
 def export(store_path: str, out: str, layout: str, groups: Sequence[str], source: str | None) -> str:
-    """Copy every valid sample of `groups` to the folder `out`; existing files are kept.
+    """Copy every valid sample of `groups` to the folder `out`; re-running with the same arguments resumes.
+
+    `export.json` in the folder records what is exported, so that a folder never holds files of two exports.
 
     Args:
         store_path: the store.
-        out: output folder.
+        out: output folder: new, empty, or that of the same export.
         layout: "repa" or "safetensors".
         groups: names of groups; empty for all.
         source: location of the images, for REPA's layout. None: the location they were encoded from.
@@ -36,12 +41,16 @@ def export(store_path: str, out: str, layout: str, groups: Sequence[str], source
         A summary in one line.
 
     Raises:
-        StoreError: a group is missing or incomplete, or REPA's layout cannot hold the groups.
+        StoreError: a group is missing or incomplete, REPA's layout cannot hold the groups, or the folder holds
+            something else.
         SourceError: the images cannot be read.
     """
     with open_store(store_path) as store:
         chosen = list(groups) or store.group_names()
         rows = store.valid_indices(chosen)
+        if layout == "repa":
+            _require_one_vae(store, chosen)
+        _claim(Path(out), _content(store, layout, chosen, rows))
         if layout == "repa":
             _export_repa(store, Path(out), chosen, rows, source)
         else:
@@ -49,16 +58,51 @@ def export(store_path: str, out: str, layout: str, groups: Sequence[str], source
     return f"{out}: {len(rows):,} samples of {', '.join(chosen)}"
 
 
-def _export_repa(
-    store: Store, out: Path, groups: Sequence[str], rows: npt.NDArray[np.int64], source: str | None
-) -> None:
-    """Write `images/00000/img00000000.png`, `vae-sd/00000/img-mean-std-00000000.npy`, and both `dataset.json`."""
+def _content(store: Store, layout: str, groups: Sequence[str], rows: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return what an export consists of: JSON values."""
+    return {
+        "layout": layout,
+        "images": store.manifest.index_digest,
+        "resolution": store.manifest.resolution,
+        "num_samples": len(rows),
+        "samples": digest_of_rows(rows),
+        "groups": {name: store.group(name).attributes for name in groups},
+    }
+
+
+def _claim(out: Path, content: dict[str, Any]) -> None:
+    """Record the content of an export in its folder; StoreError if the folder holds anything else."""
+    record = out / RECORD
+    if record.exists():
+        different = [name for name, value in content.items() if read_json(record).get(name) != value]
+        if different:
+            raise StoreError(
+                f"{out} holds another export (different: {', '.join(different)}): delete it or specify another folder"
+            )
+        return
+    found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if found or (out.exists() and not out.is_dir()):
+        raise StoreError(
+            f"{out} is not an empty folder or an export with {RECORD} (found {', '.join(found[:3]) or 'a file'}): "
+            "delete it or specify another folder"
+        )
+    write_json(record, content)
+
+
+def _require_one_vae(store: Store, groups: Sequence[str]) -> None:
     latents = [name for name in groups if name.startswith("latents/")]
     if len(latents) != 1:
         raise StoreError(
             f"REPA's layout holds the moments of one VAE: expected one group of latents in {store.location}, found "
             f"{', '.join(latents) or 'none'}; specify it with --group"
         )
+
+
+def _export_repa(
+    store: Store, out: Path, groups: Sequence[str], rows: npt.NDArray[np.int64], source: str | None
+) -> None:
+    """Write `images/00000/img00000000.png`, `vae-sd/00000/img-mean-std-00000000.npy`, and both `dataset.json`."""
+    (latents,) = (name for name in groups if name.startswith("latents/"))
     opened = open_recorded(store.manifest.source, source)
     records = list(records_of(store.samples.take(rows)))
     names = [(f"{i // 1000:05d}/img{i:08d}.png", f"{i // 1000:05d}/img-mean-std-{i:08d}.npy") for i in range(len(rows))]
@@ -73,7 +117,7 @@ def _export_repa(
             bar.update()
 
         for start in range(0, len(rows), BATCH):
-            block = store.read([f"{latents[0]}/moments"], rows[start : start + BATCH])[f"{latents[0]}/moments"]
+            block = store.read([f"{latents}/moments"], rows[start : start + BATCH])[f"{latents}/moments"]
             list(pool.map(write, range(start, start + len(block)), block))
     for folder, column in ((IMAGES, 0), (MOMENTS, 1)):
         pairs = [[name[column], record.label] for name, record in zip(names, records, strict=True)]

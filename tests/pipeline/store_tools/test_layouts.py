@@ -234,3 +234,39 @@ def test_ls_lists_samples(helpers, make_store):
         == "17\towl\t117\t0017.png\ttruncated\n"
     )
     assert isinstance(CliRunner().invoke(cli, ["store", "ls", str(path), "--class", "cow"]).exception, StoreError)
+
+
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("layout", ["repa", "safetensors"])
+def test_a_folder_never_holds_the_files_of_two_exports(repa_folder, tmp_path, layout):
+    larger, smaller, out = str(tmp_path / "larger"), str(tmp_path / "smaller"), tmp_path / "out"
+    import_repa(str(repa_folder), larger, "sd-vae-ft-mse")
+    fewer = tmp_path / "fewer"
+    export(larger, str(fewer), "repa", [], None)
+    for path in [*fewer.rglob("*00000019.*")]:
+        path.unlink()
+    import_repa(str(fewer), smaller, "sd-vae-ft-mse")
+    export(larger, str(out), layout, [], None)
+    before = files_in(out)
+    with pytest.raises(StoreError, match=r"out holds another export \(different: images, num_samples, samples\)"):
+        export(smaller, str(out), layout, [], None)
+    assert files_in(out) == before
+    some = next(path for path in before if path.suffix in {".npy", ".safetensors"})
+    some.unlink()
+    export(larger, str(out), layout, [], None)
+    assert files_in(out) == before
+
+
+def test_an_export_is_not_mixed_with_files_that_it_did_not_write(make_store, tmp_path):
+    path, _ = make_store()
+    out = tmp_path / "out"
+    out.mkdir()
+    export(str(path), str(out), "safetensors", [], None)
+    (out / "export.json").unlink()  # as of an earlier version
+    with pytest.raises(StoreError, match=r"out is not an empty folder or an export with export.json \(found 00000"):
+        export(str(path), str(out), "safetensors", [], None)
+    with pytest.raises(StoreError, match="found a file"):
+        export(str(path), str(path / "samples.parquet"), "safetensors", [], None)
