@@ -204,8 +204,7 @@ def _evaluate_images(config: EvaluateConfig) -> None:
     width = max(len(name) for name in result.metrics)
     for name, value in result.metrics.items():
         click.echo(f"{name:<{width}}  {value:.4f}")
-    reference = f"{result.num_reference:,} reference images" if result.num_reference else "reference statistics"
-    click.echo(f"{result.num_samples:,} images compared with {reference}; saved to {result.out}")
+    click.echo(f"{result.num_samples:,} images compared with {result.reference}; saved to {result.out}")
     for warning in result.warnings:
         logger.warning(warning)
 

@@ -18,7 +18,9 @@ class EvaluateConfig(Config):
         DATA, "Images to evaluate: an .npz of uint8 [N, H, W, 3], a folder of images, or a run folder."
     )
     reference: str = option(
-        DATA, "Reference to compare with: an .npz (images, or mu and sigma), a folder of images, or a store."
+        DATA,
+        "Reference to compare with: an .npz (images, statistics mu and sigma, or both), a folder of images, or a "
+        "store.",
     )
     detector: tuple[str, ...] = option(
         MODEL,
@@ -31,6 +33,12 @@ class EvaluateConfig(Config):
     source: str | None = option(
         DATA, "Location of the images of a reference store. Default: where they were encoded from.", None
     )
+    resize: int | None = option(
+        DATA,
+        "Scale and crop all images to this many pixels, as encode does. Default: images must be square and of one "
+        "size.",
+        None,
+    )
     batch_size: int = option(HARDWARE, "Images per forward pass of a detector.", 32, affects_result=False)
     out: str | None = option(OUTPUT, "Output JSON file. Default: next to the samples.", None, affects_result=False)
     device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
@@ -38,7 +46,7 @@ class EvaluateConfig(Config):
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""
         self.require(bool(self.detector), "detector", "at least one is required")
-        self.require_at_least_1("batch_size")
+        self.require_at_least_1("batch_size", "resize")
         weights_by_name(self.encoder_weights, self.detector)
 
     def weights_of(self, detector: str) -> str | None:

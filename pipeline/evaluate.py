@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import EvaluateConfig
+from ..errors import ConfigError
 from ..models.encoders.registry import check_encoder
 from .artifacts.images import open_images, open_reference
 from .artifacts.metric_files import (
@@ -24,6 +25,9 @@ from .artifacts.metric_files import (
     write_metrics_file,
 )
 
+MIN_IMAGES = 4  # the manifold of precision and recall is made of the 3 nearest neighbors of every image
+MIN_IMAGES_OF_A_COVARIANCE = 2
+
 logger = logging.getLogger(__name__)
 
 
@@ -33,10 +37,11 @@ class EvaluateResult:
 
     metrics: dict[str, float]
     num_samples: int | None
-    num_reference: int | None  # None when a statistics file does not record it
+    num_reference: int | None  # of the first Fréchet distance; None when a statistics file does not record it
     detectors: dict[str, dict[str, Any]]
     warnings: list[str]
     out: str
+    reference: str = ""  # what the samples were compared with, as printed
 
 
 def run(config: EvaluateConfig) -> EvaluateResult:
@@ -61,16 +66,29 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         detectors=record.detectors,
         warnings=list(record.warnings),
         out=str(out),
+        reference=record.reference_text(),
     )
 
 
 def _require_inputs(config: EvaluateConfig) -> None:
-    """Raise the errors of missing images and unknown encoders."""
-    for name in config.detector:
-        if name != INCEPTION:
-            check_encoder(name, config.weights_of(name))
-    open_images(config.samples, config.batch_size)
-    open_reference(config)
+    """Raise the errors of missing or too few images and of unknown encoders."""
+    others = [name for name in config.detector if name != INCEPTION]
+    for name in others:
+        check_encoder(name, config.weights_of(name))
+    samples = open_images(config.samples, config.batch_size, resize=config.resize)
+    reference = open_reference(config)
+    fewest = MIN_IMAGES if reference is not None else MIN_IMAGES_OF_A_COVARIANCE
+    for images in (samples, reference):
+        if images is not None and images.count < fewest:
+            raise ConfigError(
+                f"{images.description}: expected at least {fewest} images to compute metrics of, and thousands for "
+                f"accurate ones; found {images.count}"
+            )
+    if reference is None and others:
+        raise ConfigError(
+            f"{config.reference} holds statistics of Inception's features alone, and {others[0]} needs images: pass a "
+            "reference with images"
+        )
 
 
 def _evaluate(config: EvaluateConfig) -> MetricRecord:

@@ -20,6 +20,7 @@ from ..stores import Store, open_store
 from ..stores.files import atomic_write, write_json
 from ..stores.layout import features_group, latents_group
 from .artifacts.checkpoints import load_model, resolve_checkpoint
+from .artifacts.probe_files import probe_file, same_probe_settings
 from .artifacts.run_folder import RunFolder, run_of
 from .reporting.plots import Line, line_figure, write_page
 from .runtime.seeds import STREAMS_VERSION
@@ -64,10 +65,9 @@ def run(config: ProbeConfig) -> ProbeResult:
     last = resolve_checkpoint(config.checkpoint)
     run_folder = run_of(last) or RunFolder(last.parent)
     checkpoints = RunFolder(Path(config.checkpoint)).checkpoints() or [last]
-    out = Path(config.out) if config.out else run_folder.probes
     training = run_folder.read_config() if run_folder.config_file.exists() else load_model(last, config.ema).config
     with open_store(config.store or training.store) as store:
-        latents = config.vae or str(training.vae)
+        latents = store.vae_name(config.vae or str(training.vae))
         encoders = config.encoder or store.encoders
         if not encoders:
             raise StoreError(
@@ -75,6 +75,7 @@ def run(config: ProbeConfig) -> ProbeResult:
             )
         store.valid_indices([latents_group(latents), *map(features_group, encoders)])
         settings = _settings(config, store, latents, encoders)
+        out = probe_file(config.out, settings, checkpoints)
         result = _finished(out, settings)
         todo = {name: path for name, path in _names(checkpoints).items() if name not in _probed(result.rows)}
         if todo:
@@ -129,7 +130,7 @@ def _settings(config: ProbeConfig, store: Store, latents: str, encoders: Sequenc
 def _finished(out: Path, settings: dict[str, Any]) -> ProbeResult:
     """Return the result that was written with the same settings, else an empty one."""
     values = read_json(out) if out.exists() else {}
-    same = values.get("settings") == settings
+    same = same_probe_settings(values.get("settings"), settings)
     rows, encoders = (values["rows"], values["encoder_accuracy"]) if same else ([], {})
     return ProbeResult(rows, encoders, str(out), *(str(out.with_suffix(end)) for end in (".parquet", ".html")))
 

@@ -122,10 +122,11 @@ def _last_fid(run_folder: RunFolder) -> float | None:
     """Return the FID of the last evaluated checkpoint; of several sets of images, that of the largest."""
     found = []
     for files in sample_sets(run_folder):
-        metrics = read_metrics_file(files.metrics).metrics if files.metrics.exists() else {}
-        if "fid" in metrics:
+        evaluated = [read_metrics_file(path).metrics for path in files.all_metrics()]
+        values = [metrics["fid"] for metrics in evaluated if "fid" in metrics]
+        if values:
             record = files.read_record()
-            found.append((record.step, record.num_images, metrics["fid"]))
+            found.append((record.step, record.num_images, values[-1]))
     return max(found)[2] if found else None
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..config import SampleConfig
 from ..models.vae_files import check_vae
 from .artifacts.checkpoints import load_model, resolve_checkpoint
-from .artifacts.images import write_png_folder
+from .artifacts.png_folder import check_png_folder, write_png_folder
 from .artifacts.sample_files import SampleFiles, SampleResult, files_of, finished_samples, sample_settings
 from .runtime.distributed import init_distributed, ranks_of_environment
 from .runtime.progress import Progress, progress
@@ -38,6 +38,8 @@ def run(config: SampleConfig) -> SampleResult:
         ConfigError, CheckpointError, WeightsError: the settings, the checkpoint or the VAE are unusable.
     """
     checkpoint = resolve_checkpoint(config.checkpoint)
+    if config.png_folder:
+        check_png_folder(Path(config.png_folder), config.num_fid_samples)
     files = files_of(config, checkpoint)
     result = finished_samples(config)
     if result:

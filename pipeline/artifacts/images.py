@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -14,14 +17,19 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
+from PIL import Image
 
 from ...config import EvaluateConfig
-from ...errors import BadImageError, ConfigError, SourceError, StoreError
-from ...sources import Index, Record, Source, decode_crop, open_recorded, open_source, records_of
+from ...errors import BadImageError, ConfigError, SourceError, StoreError, first_line
+from ...sources import Index, Record, Source, center_crop, decode_crop, open_recorded, open_source, records_of
 from ...stores import Store, open_store
 from ...stores.files import atomic_write
+from ...stores.upload import ROOT
+from .plain_images import decode_plain
+from .sample_files import IMAGES_ENDING
 
 Block = npt.NDArray[np.uint8]  # [B, H, W, 3]
+IMAGES_MEMBER = "arr_0.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,35 +43,45 @@ class Images:
     content: Callable[[], str]  # a digest: the same for the same images in the same order
 
 
-def open_images(path: str, batch_size: int, source: str | None = None) -> Images:
+def open_images(path: str, batch_size: int, source: str | None = None, resize: int | None = None) -> Images:
     """Open an .npz, a folder of images, or a store.
 
     Args:
         path: the .npz, folder or store.
         batch_size: images per block.
         source: location of the images of a store. Default: the location recorded in the store.
+        resize: scale and crop all images to this side. Default: images of several sizes in a folder are refused.
 
     Raises:
         ConfigError, SourceError, StoreError: there are no such images at `path`.
     """
     given = Path(path)
-    if given.suffix == ".npz":
-        return _npz_images(given, batch_size)
-    if (given / "zarr.json").exists():
-        return _store_images(open_store(given), batch_size, source)
-    return _folder_images(path, batch_size)
+    if given.suffix == IMAGES_ENDING:
+        return _resized(_npz_images(given, batch_size), resize)
+    if (given / ROOT).exists():
+        return _resized(_store_images(open_store(given), batch_size, source), resize)
+    return _folder_images(path, batch_size, resize)
 
 
 def open_reference(config: EvaluateConfig) -> Images | None:
-    """Open the images of a reference, or return None if it is a statistics file.
+    """Open the images of a reference, or return None if it is a file of statistics alone.
 
     Raises:
         ConfigError, SourceError, StoreError: there is no such reference.
     """
     path = Path(config.reference)
-    if path.suffix == ".npz" and path.exists() and read_npz_header(path) is None:
+    if path.suffix == IMAGES_ENDING and path.exists() and read_npz_header(path) is None:
         return None
-    return open_images(config.reference, config.batch_size, config.source)
+    return open_images(config.reference, config.batch_size, config.source, config.resize)
+
+
+def holds_statistics(path: Path) -> bool:
+    """Return whether an .npz holds the statistics of features, as ADM's references do, whatever else it holds.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    return path.suffix == IMAGES_ENDING and path.exists() and {"mu.npy", "sigma.npy"} <= set(_members(path))
 
 
 def read_npz_header(path: Path) -> tuple[int, ...] | None:
@@ -72,14 +90,26 @@ def read_npz_header(path: Path) -> tuple[int, ...] | None:
     Raises:
         ConfigError: the file cannot be read, or `arr_0` does not hold images.
     """
+    if IMAGES_MEMBER not in _members(path):
+        return None
+    with _reading(path), zipfile.ZipFile(path) as archive, archive.open(IMAGES_MEMBER) as member:
+        return _read_header(member, path)
+
+
+def _members(path: Path) -> list[str]:
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise ConfigError instead of the exceptions of damaged archives."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if "arr_0.npy" not in archive.namelist():
-                return None
-            with archive.open("arr_0.npy") as member:
-                return _read_header(member, path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} cannot be read as an .npz ({error})") from error
+        yield
+    except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} cannot be read as an .npz ({first_line(error)})") from error
 
 
 def _read_header(member: IO[bytes], path: Path) -> tuple[int, ...]:
@@ -88,6 +118,8 @@ def _read_header(member: IO[bytes], path: Path) -> tuple[int, ...]:
     shape, fortran, dtype = read(member)
     if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or dtype != np.uint8 or fortran:
         raise ConfigError(f"{path}: arr_0 is {shape} {dtype}, expected images: uint8 [N, side, side, 3]")
+    if not shape[0]:
+        raise ConfigError(f"{path}: arr_0 holds no images, expected at least one")
     return tuple(int(size) for size in shape)
 
 
@@ -97,7 +129,7 @@ def _npz_images(path: Path, batch_size: int) -> Images:
         raise ConfigError(f"{path} has no array 'arr_0', expected images: uint8 [N, side, side, 3]")
 
     def blocks() -> Iterator[Block]:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+        with _reading(path), zipfile.ZipFile(path) as archive, archive.open(IMAGES_MEMBER) as member:
             _read_header(member, path)
             for start in range(0, shape[0], batch_size):
                 count = min(batch_size, shape[0] - start)
@@ -111,30 +143,48 @@ def _npz_images(path: Path, batch_size: int) -> Images:
     return Images(str(path), shape[0], shape[1], blocks(), content)
 
 
-def _folder_images(path: str, batch_size: int) -> Images:
+def _resized(images: Images, side: int | None) -> Images:
+    """Return the images scaled to another side, if one is requested."""
+    if side is None or side == images.side:
+        return images
+    blocks = (np.stack([center_crop(Image.fromarray(each), side) for each in block]) for block in images.blocks)
+    return dataclasses.replace(
+        images, side=side, blocks=blocks, content=lambda: f"{images.content()} resized to {side}"
+    )
+
+
+def _folder_images(path: str, batch_size: int, resize: int | None) -> Images:
     source = open_source(path)
     index = source.index()
     first = next(iter(records_of(index.slice(0, 1))))
-    side = _side(source.read(first), path)
+    side = resize or _side(source.read(first), f"{source.path}: {first.key}")
+
+    def decode(data: bytes) -> Block:
+        return decode_plain(data, side, resize is not None)
 
     def content() -> str:
-        digest, records = hashlib.sha256(), list(records_of(index))
+        digest, records = hashlib.sha256(f"resize {resize}".encode()), list(records_of(index))
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(records), batch_size):
                 for data in pool.map(source.read, records[start : start + batch_size]):
                     digest.update(hashlib.sha256(data).digest())
         return digest.hexdigest()
 
-    return Images(path, len(index), side, _decoded(source, index, side, batch_size), content)
+    return Images(path, len(index), side, _decoded(source, index, decode, batch_size), content)
 
 
-def _side(data: bytes, path: str) -> int:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        if image.width != image.height:
-            raise ConfigError(f"{path} holds images of {image.width} x {image.height} pixels, expected square images")
-        return image.width
+def _side(data: bytes, name: str) -> int:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise SourceError(f"{name} cannot be decoded: {first_line(error)}") from error
+    if width != height:
+        raise ConfigError(
+            f"{name} has {width} x {height} pixels, expected square images: pass --resize {min(width, height)} to "
+            "scale and crop all images to one size"
+        )
+    return width
 
 
 def _store_images(store: Store, batch_size: int, source: str | None) -> Images:
@@ -157,21 +207,22 @@ def _store_images(store: Store, batch_size: int, source: str | None) -> Images:
         return digest.hexdigest()
 
     description = f"{store.location} (images from {opened.path})"
-    return Images(description, len(index), side, _decoded(opened, index, side, batch_size), content)
+    blocks = _decoded(opened, index, lambda data: decode_crop(data, side), batch_size)
+    return Images(description, len(index), side, blocks, content)
 
 
-def _decoded(source: Source, index: Index, side: int, batch_size: int) -> Iterator[Block]:
+def _decoded(source: Source, index: Index, decode: Callable[[bytes], Block], batch_size: int) -> Iterator[Block]:
     records = list(records_of(index))
 
-    def decode(record: Record) -> Block:
+    def read(record: Record) -> Block:
         try:
-            return decode_crop(source.read(record), side)
+            return decode(source.read(record))
         except BadImageError as error:
-            raise SourceError(f"{record.key} cannot be decoded: {error}") from error
+            raise SourceError(f"{source.path}: {record.key} cannot be evaluated: {error}") from error
 
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(records), batch_size):
-            yield np.stack(list(pool.map(decode, records[start : start + batch_size])))
+            yield np.stack(list(pool.map(read, records[start : start + batch_size])))
 
 
 def write_npz(path: Path, images: Iterable[Block], labels: npt.NDArray[np.int64], side: int) -> None:
@@ -179,7 +230,7 @@ def write_npz(path: Path, images: Iterable[Block], labels: npt.NDArray[np.int64]
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), side, side, 3)}
     stamp = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same images give the same file
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        with archive.open(zipfile.ZipInfo("arr_0.npy", stamp), "w", force_zip64=True) as member:
+        with archive.open(zipfile.ZipInfo(IMAGES_MEMBER, stamp), "w", force_zip64=True) as member:
             npy.write_array_header_1_0(member, header)
             for block in images:
                 member.write(np.ascontiguousarray(block).data)
@@ -187,28 +238,8 @@ def write_npz(path: Path, images: Iterable[Block], labels: npt.NDArray[np.int64]
             npy.write_array(member, labels, version=(1, 0))
 
 
-def write_png_folder(npz: Path, folder: Path) -> None:
-    """Write the images of an .npz as `000000.png`, `000001.png`, …; existing files are skipped."""
-    from PIL import Image
-
-    def write(number: int, image: Block) -> None:
-        path = folder / f"{number:06d}.png"
-        if not path.exists():
-            with atomic_write(path) as temporary:
-                Image.fromarray(image).save(temporary, format="png")
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor() as pool:
-        done = 0
-        for block in open_images(str(npz), 256).blocks:
-            list(pool.map(write, range(done, done + len(block)), block))
-            done += len(block)
-
-
 def save_grid(path: Path, images: Block, columns: int) -> Block:
     """Write images as one grid `[H, W, 3]`, row by row, and return it."""
-    from PIL import Image
-
     rows = -(-len(images) // columns)
     side = images.shape[1]
     canvas = np.full((rows * columns, side, side, 3), 255, dtype=np.uint8)

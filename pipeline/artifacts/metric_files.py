@@ -11,10 +11,15 @@ from ...config import EvaluateConfig, SampleConfig
 from ...converter import read_json, structure, unstructure
 from ...errors import ConfigError, RepaPipeError
 from ...stores.files import last_change, write_json
+from ...stores.upload import ROOT
+from .images import holds_statistics, read_npz_header
+from .names import digest_of, same_path, with_ending
 from .run_folder import RunFolder
-from .sample_files import SampleFiles, sample_sets, settings_name
+from .sample_files import METRICS_ENDING, SampleFiles, sample_sets, settings_name
 
 INCEPTION = "inception"  # the detector whose metrics are named without it
+DISTANCES = ("fid", "sfid", "fd")  # metrics that are computed from statistics
+REFERENCE = "reference"  # key of what a detector compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,7 @@ class MetricRecord:
 
     metrics: dict[str, float]
     num_samples: int | None
-    num_reference: int | None  # None when a statistics file does not record it
+    num_reference: int | None  # images of the first Fréchet distance; None when a statistics file does not record them
     detectors: dict[str, dict[str, Any]]
     warnings: tuple[str, ...]
     config: EvaluateConfig
@@ -38,6 +43,40 @@ class MetricRecord:
             if name.endswith(f"_{detector}"):
                 return name.removesuffix(f"_{detector}"), detector
         return name, INCEPTION
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether it is recorded which images and statistics of the reference were used, as since version 0.2."""
+        return all(REFERENCE in detector for detector in self.detectors.values())
+
+    def num_reference_of(self, name: str) -> int | None:
+        """Return the number of reference images behind a metric; None when a statistics file does not record it."""
+        kind, detector = self.split(name)
+        inputs = self.detectors.get(detector, {}).get(REFERENCE)
+        if inputs is None:
+            return self.num_reference
+        count: int | None = inputs["statistics_images" if kind in DISTANCES else "images"]
+        return count
+
+    def reference_text(self) -> str:
+        """Describe what the samples were compared with, for each kind of metric."""
+        texts = {name: _reference_text(values.get(REFERENCE)) for name, values in self.detectors.items()}
+        if not self.has_inputs:
+            return f"{self.num_reference:,} reference images" if self.num_reference else "reference statistics"
+        if len(set(texts.values())) == 1:
+            return next(iter(texts.values()))
+        return "; ".join(f"{name}: {text}" for name, text in texts.items())
+
+
+def _reference_text(inputs: dict[str, Any] | None) -> str:
+    if inputs is None:
+        return ""
+    images = f"{inputs['images'] or 0:,} reference images"
+    if inputs["statistics"] != "file":
+        return images
+    count = inputs["statistics_images"]
+    statistics = f"reference statistics of {'an unrecorded number of' if count is None else f'{count:,}'} images"
+    return statistics if inputs["images"] is None else f"{statistics} (FID, sFID) and {images} (other metrics)"
 
 
 def resolve_samples(config: EvaluateConfig) -> EvaluateConfig:
@@ -62,17 +101,54 @@ def resolve_samples(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def metrics_file(config: EvaluateConfig) -> Path:
-    """Return the file that evaluating with `config` writes: `--out`, else next to the samples."""
-    return Path(config.out) if config.out else SampleFiles(Path(config.samples)).metrics
+    """Return the file that evaluating with `config` writes: `--out`, else `NAME.metrics.json` next to the samples.
+
+    If the metrics of an evaluation with other settings have this name, it ends with a digest of the settings.
+    """
+    if config.out:
+        return Path(config.out)
+    samples = Path(config.samples)
+    if samples.name in {"", ".."}:  # the current folder, or the one above
+        samples = samples.resolve()
+    files = SampleFiles(samples)
+    for path in (files.metrics, samples.with_suffix(METRICS_ENDING)):  # the latter as in 0.1.0: without a last suffix
+        if _recorded(path, config) is not None:
+            return path
+    is_free = not files.metrics.exists() or _read(files.metrics) is None
+    return files.metrics if is_free else files.metrics_with(_result_settings(config))
 
 
 def curve_file(sampling: SampleConfig, evaluation: EvaluateConfig) -> Path:
-    """Return the file of the metrics of every checkpoint: `--out`, else `by-step/<settings>.json` in the run folder."""
-    if not evaluation.out:
-        return RunFolder(Path(sampling.checkpoint)).curves / f"{settings_name(sampling)}.json"
-    if not evaluation.out.endswith(".json"):
-        raise ConfigError(f"--out is {evaluation.out!r}: expected a name that ends in .json")
-    return Path(evaluation.out)
+    """Return the file of the metrics of every checkpoint: `--out`, else `by-step/<settings>.json` in the run folder.
+
+    If a curve with other settings has this name, it ends with a digest of the settings.
+    """
+    if evaluation.out:
+        if not evaluation.out.endswith(".json"):
+            raise ConfigError(f"--out is {evaluation.out!r}: expected a name that ends in .json")
+        return Path(evaluation.out)
+    plain = RunFolder(Path(sampling.checkpoint)).curves / f"{settings_name(sampling)}.json"
+    if _may_take(plain, sampling, evaluation):
+        return plain
+    settings = {"sampling": sampling.result_settings(), "evaluation": _result_settings(evaluation)}
+    for part, name in (("sampling", "checkpoint"), ("evaluation", "samples")):  # where the run folder is
+        del settings[part][name]
+    return with_ending(plain, ".json", f"-{digest_of(settings)}.json")
+
+
+def _may_take(curve: Path, sampling: SampleConfig, evaluation: EvaluateConfig) -> bool:
+    """Return whether a curve does not exist, cannot be read, or has the same settings for the same run folder."""
+    if not curve.exists():
+        return True
+    try:
+        values = read_json(curve)
+        sampled = SampleConfig.from_json(values["sampling"], str(curve))
+        evaluated = EvaluateConfig.from_json(values["evaluation"], str(curve))
+    except (RepaPipeError, KeyError):
+        return True
+    sampled = dataclasses.replace(sampled, checkpoint=sampling.checkpoint)
+    evaluated = dataclasses.replace(evaluated, samples=evaluation.samples)
+    return sampled.same_result_as(sampling) and _same_evaluation(evaluated, evaluation)
 
 
 def write_metrics_file(path: Path, record: MetricRecord) -> None:
@@ -88,13 +164,51 @@ def read_metrics_file(path: Path) -> MetricRecord:
 def finished_metrics(config: EvaluateConfig) -> MetricRecord | None:
     """Return the metrics of an earlier, finished evaluation of the same images with the same settings, if any."""
     path = metrics_file(config)
-    if not path.exists() or not Path(config.samples).exists():
+    record = _recorded(path, config)
+    if record is None or not Path(config.samples).exists():
         return None
     inputs = (config.samples, config.reference, *(config.weights_of(name) for name in config.detector))
     if path.stat().st_mtime_ns < max(last_change(Path(given)) for given in inputs if given):
         return None
-    try:
-        record = read_metrics_file(path)
-    except RepaPipeError:  # damaged, or from another version: evaluate again
+    return record if record.has_inputs or not _inputs_were_guessed(config) else None
+
+
+def _inputs_were_guessed(config: EvaluateConfig) -> bool:
+    """Return whether versions that did not record their inputs may have used others than this one does.
+
+    They took the images of a reference that also holds statistics, and scaled the images of a folder to the first one.
+    """
+    paths = [Path(config.samples), Path(config.reference)]
+    is_folder = any(path.is_dir() and not (path / ROOT).exists() for path in paths)
+    return is_folder or (holds_statistics(paths[1]) and read_npz_header(paths[1]) is not None)
+
+
+def _recorded(path: Path, config: EvaluateConfig) -> MetricRecord | None:
+    """Return the metrics in a file if they are those of the samples of `config` with the same settings."""
+    record = _read(path)
+    if record is None:
         return None
-    return record if record.config.same_result_as(config) else None
+    here = str(path.parent / Path(record.config.samples).name)  # wherever the folder of both was moved
+    known = any(same_path(spelling, config.samples) for spelling in (here, record.config.samples))
+    recorded = dataclasses.replace(record.config, samples=config.samples)
+    return record if known and _same_evaluation(recorded, config) else None
+
+
+def _same_evaluation(recorded: EvaluateConfig, config: EvaluateConfig) -> bool:
+    if same_path(recorded.reference, config.reference):
+        recorded = dataclasses.replace(recorded, reference=config.reference)
+    return recorded.same_result_as(config)
+
+
+def _read(path: Path) -> MetricRecord | None:
+    """Return the metrics in a file; None if there are none, or if they are damaged or from another version."""
+    try:
+        return read_metrics_file(path) if path.exists() else None
+    except RepaPipeError:
+        return None
+
+
+def _result_settings(config: EvaluateConfig) -> dict[str, Any]:
+    """Return the settings that metrics depend on, without how paths are spelled."""
+    reference = str(Path(config.reference).expanduser().resolve())
+    return config.result_settings() | {"samples": Path(config.samples).name, "reference": reference}

@@ -6,7 +6,9 @@ the blocks of an unfinished run.
 
 from __future__ import annotations
 
+import glob
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,13 @@ from ...config import SampleConfig
 from ...converter import read_json, structure
 from ...errors import ConfigError
 from ...stores.files import write_json
+from ...stores.model_names import canonical_name
 from ..runtime.seeds import STREAMS_VERSION
+from .names import digest_of, with_ending
 from .run_folder import RunFolder, run_of
 
+IMAGES_ENDING = ".npz"
+METRICS_ENDING = ".metrics.json"
 GRID_IMAGES = 64
 GRID_COLUMNS = 8
 
@@ -52,22 +58,47 @@ class SampleFiles:
     @property
     def grid(self) -> Path:
         """The first images as one grid."""
-        return self.npz.with_suffix(".png")
+        return with_ending(self.npz, IMAGES_ENDING, ".png")
 
     @property
     def record(self) -> Path:
         """The settings as JSON."""
-        return self.npz.with_suffix(".json")
+        return with_ending(self.npz, IMAGES_ENDING, ".json")
 
     @property
     def blocks(self) -> Path:
         """Folder of finished blocks while the images are generated."""
-        return self.npz.with_suffix(".partial")
+        return with_ending(self.npz, IMAGES_ENDING, ".partial")
 
     @property
     def metrics(self) -> Path:
-        """Metrics of the images as JSON (`metric_files`)."""
-        return self.npz.with_suffix(".metrics.json")
+        """Metrics of the images as JSON, of the first evaluation (`metric_files`)."""
+        return with_ending(self.npz, IMAGES_ENDING, METRICS_ENDING)
+
+    @property
+    def settings_of_blocks(self) -> Path:
+        """The settings of the unfinished blocks, as JSON."""
+        return self.blocks / "settings.json"
+
+    def metrics_with(self, settings: Mapping[str, Any]) -> Path:
+        """Metrics of another evaluation, whose settings have this digest."""
+        return with_ending(self.metrics, METRICS_ENDING, f".{digest_of(settings)}{METRICS_ENDING}")
+
+    def all_metrics(self) -> list[Path]:
+        """Return the metrics of every evaluation of the images, the last one last."""
+        stem = glob.escape(self.metrics.name.removesuffix(METRICS_ENDING))
+        found = self.npz.parent.glob(f"{stem}.{'[0-9a-f]' * 8}{METRICS_ENDING}")
+        return sorted([*found, *[self.metrics] * self.metrics.exists()], key=lambda path: path.stat().st_mtime_ns)
+
+    def recorded_settings(self) -> dict[str, Any] | None:
+        """Return the settings of the finished or unfinished images under this name; None if there are none."""
+        if self.npz.exists() and self.record.exists():
+            return dict(read_json(self.record).get("settings") or {})
+        if self.settings_of_blocks.exists():
+            settings = dict(read_json(self.settings_of_blocks))
+            settings.pop("per_proc_batch_size", None)
+            return settings
+        return None
 
     def write_record(self, config: SampleConfig, settings: dict[str, Any], result: SampleResult) -> None:
         """Record the settings; the images are finished once this file exists."""
@@ -86,24 +117,48 @@ class SampleFiles:
 def files_of(config: SampleConfig, checkpoint: Path) -> SampleFiles:
     """Return the files that sampling writes: `--out`, else `samples/<checkpoint>-<settings>.npz` in the run folder.
 
-    For a checkpoint outside of a run folder, `samples/` is in the current folder.
+    For a checkpoint outside of a run folder, `samples/` is in the current folder. If images of other settings or of
+    another checkpoint have the name, it ends with a digest of both.
 
     Raises:
         ConfigError: `--out` does not end in .npz.
     """
     if config.out:
         out = Path(config.out)
-        if out.suffix != ".npz":
-            raise ConfigError(f"--out is {config.out!r}: expected a name that ends in .npz")
+        if out.suffix != IMAGES_ENDING:
+            raise ConfigError(f"--out is {config.out!r}: expected a name that ends in {IMAGES_ENDING}")
         return SampleFiles(out)
-    run = run_of(checkpoint) or RunFolder(Path())
-    return SampleFiles(run.samples / f"{checkpoint.stem}-{settings_name(config)}.npz")
+    run, settings = run_of(checkpoint), sample_settings(config, checkpoint)
+    plain = SampleFiles(
+        (run or RunFolder(Path())).samples / f"{checkpoint.stem}-{settings_name(config)}{IMAGES_ENDING}"
+    )
+    if _may_take(plain, settings, is_step=run is not None and checkpoint.stem.isdigit()):
+        return plain
+    return SampleFiles(with_ending(plain.npz, IMAGES_ENDING, f"-{digest_of(settings)}{IMAGES_ENDING}"))
+
+
+def _may_take(files: SampleFiles, settings: dict[str, Any], is_step: bool) -> bool:
+    """Return whether images with these settings may have a name without a digest: it is free, or is theirs.
+
+    In a run folder (`is_step`), a step has one checkpoint: images of one that was written again replace the old ones.
+    """
+    recorded = files.recorded_settings()
+    if recorded is None:
+        return True
+    ignored = {"checkpoint": None} if is_step else {}
+    return _canonical(recorded) | ignored == settings | ignored
+
+
+def _canonical(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded settings with the name of the VAE that all spellings of its path have in common."""
+    vae = recorded.get("vae")
+    return dict(recorded) | ({"vae": canonical_name(vae)} if vae else {})
 
 
 def sample_sets(run: RunFolder) -> list[SampleFiles]:
     """Return the sets of generated images in a run folder."""
-    records = sorted(path for path in run.samples.glob("*.json") if not path.name.endswith(".metrics.json"))
-    return [SampleFiles(path.with_suffix(".npz")) for path in records]
+    records = sorted(path for path in run.samples.glob("*.json") if not path.name.endswith(METRICS_ENDING))
+    return [SampleFiles(with_ending(path, ".json", IMAGES_ENDING)) for path in records]
 
 
 def settings_name(config: SampleConfig) -> str:
@@ -125,7 +180,7 @@ def sample_settings(config: SampleConfig, checkpoint: Path) -> dict[str, Any]:
     """Return all values that determine the images; a checkpoint file that was rewritten counts as another one."""
     stat = checkpoint.stat()
     file = {"path": str(checkpoint.resolve()), "bytes": stat.st_size, "written": stat.st_mtime_ns}
-    return config.result_settings() | {"checkpoint": file, "random_streams": STREAMS_VERSION}
+    return _canonical(config.result_settings()) | {"checkpoint": file, "random_streams": STREAMS_VERSION}
 
 
 def finished_samples(config: SampleConfig) -> SampleResult | None:
@@ -141,7 +196,7 @@ def finished_samples(config: SampleConfig) -> SampleResult | None:
     if not (files.npz.exists() and files.record.exists()):
         return None
     values = read_json(files.record)
-    if values.get("settings") != sample_settings(config, checkpoint):
+    if _canonical(values.get("settings") or {}) != sample_settings(config, checkpoint):
         return None
     recorded = {item.name: values.get(item.name) for item in fields(SampleResult)}
     return structure(recorded, SampleResult, str(files.record))

@@ -45,9 +45,10 @@ def _plan(config: PlanConfig) -> Preview:
 
 
 def _encode(config: EncodeConfig) -> Preview:
-    from ..encoding.work import images_of, plan_work, wanted_groups
+    from ..encoding.work import images_of, plan_work, wanted_groups, with_vae_name
     from ..plan import bytes_per_sample
 
+    config = with_vae_name(config)
     images = len(open_source(config.source, config.source_kind, config.source_options).index())
     todo = images
     if _is_store(config.store):
@@ -117,7 +118,7 @@ def _evaluate(config: EvaluateConfig) -> Preview:
     from ..artifacts.metric_files import metrics_file, resolve_samples
 
     config = resolve_samples(config)
-    images = open_images(config.samples, config.batch_size)
+    images = open_images(config.samples, config.batch_size, resize=config.resize)
     return Preview(
         (config,),
         (f"{config.samples}: {images.side} pixels", config.reference, f"detectors {list_text(config.detector)}"),

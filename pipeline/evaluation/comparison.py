@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...config import EvaluateConfig
 from ...metrics import Detector, Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
-from ..artifacts.images import open_images
+from ..artifacts.images import holds_statistics, open_images
 from ..artifacts.metric_files import INCEPTION, MetricRecord
 from ..runtime.device import choose_device, float64_device
 from .features import DetectorFeatures, extract, load_detector
@@ -22,17 +23,28 @@ def compare(config: EvaluateConfig) -> MetricRecord:
     metrics: dict[str, float] = {}
     warnings: list[str] = []
     detectors: dict[str, dict[str, Any]] = {}
-    counts: tuple[int | None, int | None] = (None, None)
+    counts: list[tuple[int | None, int | None]] = []
+    if holds_statistics(Path(config.samples)):
+        warnings.append(f"statistics in {config.samples} are not used: metrics of samples are those of their images")
     for name in config.detector:
-        samples = open_images(config.samples, config.batch_size)
+        samples = open_images(config.samples, config.batch_size, resize=config.resize)
         detector = load_detector(name, config, samples.side, device)
         own = extract(detector, samples, f"{name}: samples", device)
-        reference = load_reference(detector, config, samples.side, device)
+        reference = load_reference(detector, config, samples.side, device, with_statistics=name == INCEPTION)
         metrics |= _compare(name, own, reference, device)
-        warnings += _warnings(detector, own.count, reference.count)
-        detectors[name] = {"name": detector.name, "width": detector.width}
-        counts = own.count, reference.count
-    return MetricRecord(metrics, *counts, detectors, tuple(warnings), config)
+        warnings += _warnings(detector, own.count, reference.statistics.count)
+        detectors[name] = {"name": detector.name, "width": detector.width, "reference": _inputs(reference)}
+        counts.append((own.count, reference.statistics.count))
+    return MetricRecord(metrics, *counts[0], detectors, tuple(warnings), config)
+
+
+def _inputs(reference: DetectorFeatures) -> dict[str, Any]:
+    """Return what was compared with: JSON values."""
+    return {
+        "statistics": "file" if reference.has_own_statistics else "images",
+        "statistics_images": reference.statistics.count,
+        "images": reference.count,
+    }
 
 
 def _compare(name: str, own: DetectorFeatures, reference: DetectorFeatures, device: torch.device) -> dict[str, float]:

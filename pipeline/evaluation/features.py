@@ -53,7 +53,12 @@ class DetectorFeatures:
     spatial: Gaussian | None
     features: Tensor | None  # [N, D] float32; None when only statistics are known
     probabilities: Tensor | None  # [N, K] float32
-    count: int | None
+    has_own_statistics: bool = False  # they were read from a file and may be of more images than the features
+
+    @property
+    def count(self) -> int | None:
+        """Number of images of `features`, None when only statistics are known."""
+        return None if self.features is None else len(self.features)
 
 
 def extract(detector: Detector, images: Images, description: str, device: torch.device) -> DetectorFeatures:
@@ -79,7 +84,6 @@ def extract(detector: Detector, images: Images, description: str, device: torch.
         _on_cpu(spatial) if spatial else None,
         torch.cat(pooled),
         torch.cat(probabilities) if probabilities else None,
-        images.count,
     )
 
 

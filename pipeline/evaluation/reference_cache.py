@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ...errors import ConfigError
 from ...metrics import Detector, Gaussian, load_statistics
 from ...stores.checksum import crc32c
 from ...stores.files import atomic_write
-from ..artifacts.images import Images, open_reference
+from ..artifacts.images import Images, holds_statistics, open_reference
 from ..runtime.cache import VARIABLE, cache_file
 from .features import DetectorFeatures, extract
 
@@ -28,16 +29,40 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 
 
-def load_reference(detector: Detector, config: EvaluateConfig, side: int, device: torch.device) -> DetectorFeatures:
-    """Return the features of the reference: from a statistics file, from the cache, or computed from its images."""
+def load_reference(
+    detector: Detector, config: EvaluateConfig, side: int, device: torch.device, *, with_statistics: bool = False
+) -> DetectorFeatures:
+    """Return the features of the reference.
+
+    Args:
+        detector: computes the features of images.
+        config: which reference, and how its images are read.
+        side: side of the samples in pixels.
+        device: where the detector is.
+        with_statistics: use statistics in the file for Fréchet distances, where it has them, as ADM's evaluator does.
+            Its images, if it has any, are used for everything else.
+
+    Raises:
+        ConfigError, SourceError, StoreError: the reference is unusable, or its images have another size.
+    """
     images = open_reference(config)
-    if images is None:
-        pooled, spatial = load_statistics(Path(config.reference))
-        return DetectorFeatures(pooled, spatial, None, None, pooled.count)
+    found = None if images is None else _features_of(detector, images, side, device)
+    if not (with_statistics and holds_statistics(Path(config.reference))):
+        if found is None:
+            raise ConfigError(f"{config.reference} has no images, which {detector.name} needs")
+        return found
+    pooled, spatial = load_statistics(Path(config.reference))
+    if found is None:
+        return DetectorFeatures(pooled, spatial, None, None, has_own_statistics=True)
+    return replace(found, statistics=pooled, spatial=spatial, has_own_statistics=True)
+
+
+def _features_of(detector: Detector, images: Images, side: int, device: torch.device) -> DetectorFeatures:
+    """Return the features of images, from the cache or computed."""
     if images.side != side:
         raise ConfigError(
             f"the samples are {side} x {side}, the reference {images.description} is {images.side} x {images.side}: "
-            "compare images of the same size"
+            "compare images of the same size, or pass --resize"
         )
     key = _key(detector, images, device)
     cached = cache_file("references", key, ".safetensors")
@@ -104,7 +129,7 @@ def _read(path: Path, key: dict[str, Any]) -> DetectorFeatures | None:
         if "spatial_mean" in tensors:
             spatial = Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count)
         statistics = Gaussian(tensors["mean"], tensors["covariance"], count)
-        return DetectorFeatures(statistics, spatial, tensors.get("features"), None, count)
+        return DetectorFeatures(statistics, spatial, tensors.get("features"), None)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s is damaged (%s): recomputing the reference", path, str(error) or type(error).__name__)
         return None

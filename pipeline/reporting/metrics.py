@@ -60,7 +60,7 @@ def lowest_distance(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]])
         return None
     i, _, best = min((entry for entry in evaluated if key in entry[2].metrics), key=lambda entry: entry[2].metrics[key])
     lowest = "Lowest " if len(evaluated) > 1 else ""
-    generated, reference = _counts(best)
+    generated, reference = _counts(best, key)
     counts = f"{generated} generated images vs. {reference} of the reference"
     return f"{lowest}{_TITLES[name]}", f"{number_text(best.metrics[key])} for {runs[i].name} ({detector}; {counts})"
 
@@ -131,7 +131,9 @@ def _metric(record: MetricRecord, key: str, best: str | None) -> Cell:
     return Cell(text, numeric=True, best=text == best)
 
 
-def _counts(record: MetricRecord) -> tuple[str, str]:
-    """Return the numbers of generated images and of images of the reference."""
+def _counts(record: MetricRecord, metric: str | None = None) -> tuple[str, str]:
+    """Return the numbers of generated images and of images of the reference: of one metric, or of all of them."""
     generated = "?" if record.num_samples is None else f"{record.num_samples:,}"
-    return generated, "statistics" if record.num_reference is None else f"{record.num_reference:,}"
+    names = record.metrics if metric is None else [metric]
+    counts = dict.fromkeys(record.num_reference_of(name) for name in names)
+    return generated, " and ".join("statistics" if count is None else f"{count:,}" for count in counts)

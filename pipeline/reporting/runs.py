@@ -151,7 +151,7 @@ def _read_sample_set(files: SampleFiles) -> SampleSet:
         num_images=record.num_images,
         seconds=record.seconds,
         grid=files.grid if files.grid.exists() else None,
-        metrics=_read_metrics(files.metrics) if files.metrics.exists() else None,
+        metrics=_read_metrics(files.all_metrics()[-1]) if files.all_metrics() else None,
     )
 
 

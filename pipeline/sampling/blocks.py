@@ -35,7 +35,7 @@ class SampleBlocks:
         self.folder.mkdir(parents=True, exist_ok=True)
         size = config.per_proc_batch_size
         wanted = settings | {"per_proc_batch_size": size}
-        path = self.folder / "settings.json"
+        path = files.settings_of_blocks
         if any(self.folder.glob("*.npy")) and read_json(path) != wanted:
             raise ConfigError(
                 f"{self.folder} holds blocks generated with other settings: use the same settings to resume, choose "
@@ -52,6 +52,8 @@ class SampleBlocks:
     def assemble(self, labels: npt.NDArray[np.int64]) -> None:
         """Stream the blocks into the .npz, write the grid, and delete the blocks."""
         paths = [block_path(self.folder, block) for block in self.all]
+        for path in self._files.all_metrics():
+            path.unlink()  # of the images that are replaced
         write_npz(self._files.npz, map(np.load, paths), labels, np.load(paths[0]).shape[1])
         shown: list[Block] = []
         for path, block in zip(paths, self.all, strict=True):

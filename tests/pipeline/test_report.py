@@ -481,6 +481,23 @@ def test_metrics_with_different_counts_are_not_ranked(tmp_path: Path, store: Pat
     assert "<strong>3.0" not in page.html
 
 
+def test_the_last_of_several_evaluations_is_shown_with_what_it_compared_with(tmp_path: Path, store: Path) -> None:
+    run = write_run(tmp_path / "run", store, log_rows(3, 1, 0.5))
+    path = write_samples(run, noise_grid(0, 16), metrics={f"fd_{ENCODER}": 4.25})
+    record = json.loads(path.with_suffix(".metrics.json").read_text())
+    reference = {"statistics": "file", "statistics_images": None, "images": 17}
+    later = record | {
+        "metrics": {"fid": 3.75, "precision": 0.5},
+        "num_reference": None,
+        "detectors": {"inception": {"name": "inception", "width": 2048, "reference": reference}},
+    }
+    path.with_suffix(".0123abcd.metrics.json").write_text(json.dumps(later))
+    text = Page(report.run([str(run)], str(tmp_path / "page.html"))).text
+    assert "3.75" in text
+    assert "32 vs. statistics and 17" in text
+    assert "4.25" not in text
+
+
 def test_generated_images_of_the_last_step_are_grouped_by_settings(page: Page) -> None:
     captions = re.findall(r"<figcaption><svg.*?</figcaption>", page.html, re.DOTALL)
     assert [("aligned" in caption, "plain" in caption) for caption in captions] == [(True, False), (False, True)]

@@ -96,6 +96,10 @@ def test_the_last_metrics_include_validation_losses_of_earlier_rows_and_the_fid_
     (row,) = runs.run([str(run.path)]).rows
     assert row.losses == {"denoising_loss": 0.5, "alignment_loss": -0.5, "val_denoising_loss": 0.875}
     assert row.fid == 7.0
+    files = SampleFiles(run.samples / "200-64.npz")
+    evaluation = EvaluateConfig(samples=str(files.npz), reference="other")
+    write_metrics_file(files.metrics_with({}), MetricRecord({"fd_encoder": 1.0}, 64, 8, {}, (), evaluation))
+    assert runs.run([str(tmp_path)]).rows[0].fid == 7.0
 
 
 def test_runs_are_found_below_folders_but_not_inside_of_runs_or_hidden_folders(tmp_path):

@@ -233,6 +233,25 @@ def test_a_png_folder_has_the_images_of_the_npz(checkpoint, tmp_path):
             np.testing.assert_array_equal(np.asarray(image), images[i])
 
 
+def test_a_png_folder_of_other_images_is_refused_before_any_is_generated(checkpoint, tmp_path, monkeypatch):
+    folder = tmp_path / "png"
+    images_of(checkpoint, tmp_path, "out", png_folder=str(folder))
+    monkeypatch.setattr(Sampler, "latents", lambda self, indices: 1 / 0)
+    with pytest.raises(ConfigError, match=r"holds 000004.png and 5 more, not part of these 4 images"):
+        images_of(checkpoint, tmp_path, "few", png_folder=str(folder), num_fid_samples=4)
+
+
+def test_images_that_are_replaced_lose_their_metrics(checkpoint, tmp_path):
+    images_of(checkpoint, tmp_path, "out", num_fid_samples=2)
+    metrics = [tmp_path / name for name in ("out.metrics.json", "out.0123abcd.metrics.json", "outer.metrics.json")]
+    for path in metrics:
+        path.write_text("{}")
+    images_of(checkpoint, tmp_path, "out", num_fid_samples=2)
+    assert [path.exists() for path in metrics] == [True] * 3  # nothing was generated
+    images_of(checkpoint, tmp_path, "out", num_fid_samples=2, global_seed=1)
+    assert [path.exists() for path in metrics] == [False, False, True]
+
+
 @pytest.mark.slow
 def test_ray_actors_give_the_same_file(checkpoint, tmp_path, monkeypatch):
     pytest.importorskip("ray")

@@ -1,0 +1,44 @@
+"""Files of probes: their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...converter import read_json
+from .names import digest_of, same_path, with_ending
+from .run_folder import RunFolder, run_of
+
+
+def probe_file(out: str | None, settings: Mapping[str, Any], checkpoints: Sequence[Path]) -> Path:
+    """Return the file of the probes of checkpoints: `out`, else `probe.json` in the run folder.
+
+    For a checkpoint outside of a run folder, it is next to the checkpoint. If probes with other settings or of another
+    training have the name, it ends with a digest of the settings and the checkpoint.
+    """
+    if out:
+        return Path(out)
+    last = checkpoints[-1]
+    run = run_of(last)
+    plain = (run or RunFolder(last.parent)).probes
+    names = None if run else {path.name for path in checkpoints}
+    if not plain.exists() or _holds(read_json(plain), settings, names):
+        return plain
+    identity = {"settings": settings, "checkpoint": None if run else last.name}
+    return with_ending(plain, ".json", f"-{digest_of(identity)}.json")
+
+
+def _holds(values: Mapping[str, Any], settings: Mapping[str, Any], names: set[str] | None) -> bool:
+    """Return whether probes have the same settings, and are of the files `names` alone; None: whatever the files."""
+    files = {row["checkpoint"].rpartition(" ")[0] for row in values.get("rows", ())}
+    return same_probe_settings(values.get("settings"), settings) and (names is None or files <= names)
+
+
+def same_probe_settings(recorded: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> bool:
+    """Return whether recorded settings give the same probes, whatever the spelling of the store's path."""
+    if not recorded:
+        return False
+    store = settings["store"]
+    is_there = same_path(str(recorded.get("store")), store)
+    return (dict(recorded) | ({"store": store} if is_there else {})) == settings

@@ -1,0 +1,110 @@
+"""Images of folders are evaluated as they are, or refused with the reason."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from repa_pipe.errors import BadImageError
+from repa_pipe.pipeline.artifacts.plain_images import decode_plain
+
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def file_of(image, kind="png", **options):
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def with_alpha(pixels, mode="RGBA", lowest=255):
+    image = Image.fromarray(pixels).convert("RGB" if mode == "RGBA" else "L")
+    alpha = np.full((SIDE, SIDE), 255, np.uint8)
+    alpha[3, 4] = lowest
+    image.putalpha(Image.fromarray(alpha))
+    assert image.mode == mode
+    return image
+
+
+def palette(pixels):
+    return Image.fromarray(pixels).quantize(16)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA"])
+def test_opaque_8_bit_images_keep_their_colors(pixels, mode):
+    image = Image.fromarray(pixels)
+    if mode == "P":
+        image = palette(pixels)
+    elif mode.endswith("A"):
+        image = with_alpha(pixels, mode)
+    else:
+        image = image.convert(mode)
+    np.testing.assert_array_equal(decode_plain(file_of(image), SIDE, False), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda pixels: file_of(with_alpha(pixels, lowest=254)),
+        lambda pixels: file_of(with_alpha(pixels, "LA", lowest=0)),
+        lambda pixels: file_of(with_alpha(pixels, lowest=0), "webp", lossless=True),
+        lambda pixels: file_of(with_alpha(pixels, lowest=0), "tiff"),
+        lambda pixels: file_of(palette(pixels), transparency=0),
+        lambda pixels: file_of(Image.fromarray(pixels), transparency=tuple(map(int, pixels[0, 0]))),
+    ],
+    ids=["rgba", "la", "webp", "tiff", "palette", "color key"],
+)
+def test_images_with_transparent_pixels_are_refused(pixels, make):
+    with pytest.raises(BadImageError, match="transparent pixels"):
+        decode_plain(make(pixels), SIDE, False)
+
+
+def deep_png():
+    """Return an RGB image of 16 bits per channel, which Pillow cannot write."""
+    import struct
+    import zlib
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + bytes(6 * SIDE) for _ in range(SIDE))
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "bits"),
+    [
+        (lambda: file_of(Image.fromarray(np.zeros((SIDE, SIDE), np.uint16))), 16),
+        (deep_png, 16),
+        (lambda: file_of(Image.fromarray(np.zeros((SIDE, SIDE), np.int32), "I"), "tiff"), 32),
+        (lambda: file_of(Image.fromarray(np.zeros((SIDE, SIDE), np.float32)), "tiff"), 32),
+        (lambda: f"P6 {SIDE} {SIDE} 65535\n".encode() + bytes(6 * SIDE * SIDE), 16),
+        (lambda: f"P5 {SIDE} {SIDE} 65535\n".encode() + bytes(2 * SIDE * SIDE), 16),
+    ],
+    ids=["gray png", "rgb png", "integers", "floats", "ppm", "pgm"],
+)
+@pytest.mark.filterwarnings("ignore:'mode' parameter")
+def test_images_of_more_than_8_bits_are_refused(data, bits):
+    with pytest.raises(BadImageError, match=f"{bits} bits per channel"):
+        decode_plain(data(), SIDE, False)
+
+
+@pytest.mark.parametrize("size", [(SIDE, SIDE + 1), (2 * SIDE, 2 * SIDE)])
+def test_images_of_another_size_are_scaled_only_on_request(size):
+    data = file_of(Image.new("RGB", size, (1, 2, 3)))
+    with pytest.raises(BadImageError, match=f"{size[0]} x {size[1]} pixels, the first image 16 x 16: pass --resize 16"):
+        decode_plain(data, SIDE, False)
+    np.testing.assert_array_equal(decode_plain(data, SIDE, True), np.full((SIDE, SIDE, 3), (1, 2, 3), np.uint8))
+
+
+def test_damaged_images_are_refused_with_the_reason_of_the_decoder(pixels):
+    for data in (b"", b"text", file_of(Image.fromarray(pixels))[:200]):
+        with pytest.raises(BadImageError):
+            decode_plain(data, SIDE, False)
