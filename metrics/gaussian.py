@@ -124,10 +124,16 @@ def load_statistics(path: str | Path) -> tuple[Gaussian, Gaussian | None]:
     if "mu" not in arrays or "sigma" not in arrays:
         found = ", ".join(names) if is_archive else "a single array"
         raise ConfigError(f"{path} holds {found}; expected an .npz file with the arrays mu and sigma")
-    count = int(arrays["count"]) if "count" in arrays else None
+    count = _count(path, arrays["count"]) if "count" in arrays else None
     pooled = _gaussian(path, arrays, "", count)
     spatial = _gaussian(path, arrays, "_s", count) if "mu_s" in arrays and "sigma_s" in arrays else None
     return pooled, spatial
+
+
+def _count(path: str | Path, array: Any) -> int:
+    if array.size != 1 or array.dtype.kind not in "iu" or array.item() < 2:
+        raise ConfigError(f"{path}: count is {array.tolist()!r}; expected the number of images, at least 2")
+    return int(array.item())
 
 
 def _gaussian(path: str | Path, arrays: dict[str, Any], suffix: str, count: int | None) -> Gaussian:

@@ -31,6 +31,7 @@ class CurveResult:
     rows: list[dict[str, Any]]  # step, samples, metrics by name, warnings
     json: str
     page: str
+    reference: str = ""  # what the samples were compared with, as printed
 
 
 def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
@@ -58,6 +59,7 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
         logger.info("checkpoint %d of %d: %s", number, len(checkpoints), checkpoint.name)
         made = sample.run(dataclasses.replace(sampling, checkpoint=str(checkpoint), out=None))
         found = _evaluate(dataclasses.replace(evaluation, samples=made.npz, out=None))
+        result = dataclasses.replace(result, reference=found.reference_text())
         rows.append(
             {
                 "step": made.step,
@@ -78,7 +80,8 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
 def _write(result: CurveResult, sampling: SampleConfig, evaluation: EvaluateConfig) -> None:
     title = f"{RunFolder(Path(sampling.checkpoint)).name}: metrics over steps"
     _draw(Path(result.page), title, result.rows)
-    values = {"rows": result.rows, "sampling": sampling.as_json(), "evaluation": evaluation.as_json()}
+    settings = {"sampling": sampling.as_json(), "evaluation": evaluation.as_json()}
+    values = {"rows": result.rows, "reference": result.reference, **settings}
     write_json(Path(result.json), values)
 
 

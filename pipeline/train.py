@@ -23,7 +23,7 @@ from .runtime.seeds import seed_weights
 from .runtime.signals import collected_signals
 from .training.guards import full_disk_error
 from .training.on_ray import launch
-from .training.session import record_notes, recorded_session
+from .training.session import record_notes, recorded_session, require_no_other_training
 from .training.setup import require_trainable, resolve
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ def _is_finished(config: TrainConfig, run_folder: RunFolder) -> bool:
     A run that is continued from another store is not finished before its last checkpoint was compared with that store.
     """
     run_folder.require_same_settings(config)
+    require_no_other_training(run_folder, config)
     checkpoints = run_folder.checkpoints()
     if not checkpoints or int(checkpoints[-1].stem) < config.max_train_steps:
         return False
@@ -120,6 +121,7 @@ def _train(config: TrainConfig, store: Store, run_folder: RunFolder, signals: li
         trainer = Trainer(config, store, device, ranks, run_folder)
         trainer.resume()
         if ranks.is_first:
+            require_no_other_training(run_folder, config)
             run_folder.write_config(config)
             record_notes(run_folder, config)
         if trainer.step >= config.max_train_steps:

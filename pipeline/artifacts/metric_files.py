@@ -15,7 +15,7 @@ from ...stores.upload import ROOT
 from .images import holds_statistics, read_npz_header
 from .names import digest_of, same_path, with_ending
 from .run_folder import RunFolder
-from .sample_files import METRICS_ENDING, SampleFiles, sample_sets, settings_name
+from .sample_files import IMAGES_ENDING, METRICS_ENDING, SampleFiles, sample_sets, settings_name
 
 INCEPTION = "inception"  # the detector whose metrics are named without it
 DISTANCES = ("fid", "sfid", "fd")  # metrics that are computed from statistics
@@ -179,8 +179,9 @@ def _inputs_were_guessed(config: EvaluateConfig) -> bool:
     They took the images of a reference that also holds statistics, and scaled the images of a folder to the first one.
     """
     paths = [Path(config.samples), Path(config.reference)]
-    is_folder = any(path.is_dir() and not (path / ROOT).exists() for path in paths)
-    return is_folder or (holds_statistics(paths[1]) and read_npz_header(paths[1]) is not None)
+    if not all(path.suffix == IMAGES_ENDING or (path / ROOT).exists() for path in paths):
+        return True  # a folder, or an archive
+    return holds_statistics(paths[1]) and read_npz_header(paths[1]) is not None
 
 
 def _recorded(path: Path, config: EvaluateConfig) -> MetricRecord | None:

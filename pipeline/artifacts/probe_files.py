@@ -10,6 +10,8 @@ from ...converter import read_json
 from .names import digest_of, same_path, with_ending
 from .run_folder import RunFolder, run_of
 
+STREAMS = "random_streams"
+
 
 def probe_file(out: str | None, settings: Mapping[str, Any], checkpoints: Sequence[Path]) -> Path:
     """Return the file of the probes of checkpoints: `out`, else `probe.json` in the run folder.
@@ -30,9 +32,15 @@ def probe_file(out: str | None, settings: Mapping[str, Any], checkpoints: Sequen
 
 
 def _holds(values: Mapping[str, Any], settings: Mapping[str, Any], names: set[str] | None) -> bool:
-    """Return whether probes have the same settings, and are of the files `names` alone; None: whatever the files."""
+    """Return whether probes have the same settings, and are of the files `names` alone; None: whatever the files.
+
+    Probes with the random streams of an earlier version are replaced, since those of a run can be computed again.
+    """
     files = {row["checkpoint"].rpartition(" ")[0] for row in values.get("rows", ())}
-    return same_probe_settings(values.get("settings"), settings) and (names is None or files <= names)
+    recorded = dict(values.get("settings") or {}) | {STREAMS: settings.get(STREAMS)}
+    return same_probe_settings(recorded, dict(settings) | {STREAMS: settings.get(STREAMS)}) and (
+        names is None or files <= names
+    )
 
 
 def same_probe_settings(recorded: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> bool:

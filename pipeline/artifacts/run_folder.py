@@ -143,14 +143,18 @@ class RunFolder:
         """Record the settings of the run."""
         write_json(self.config_file, config.as_json())
 
+    def differences(self, config: TrainConfig) -> list[str]:
+        """Return how the recorded settings differ from others: not in how the path of a VAE is spelled."""
+        recorded = self.read_config()
+        if _same_latents(recorded, config):
+            config = replace(config, vae=recorded.vae)
+        return recorded.differences(config)
+
     def require_same_settings(self, config: TrainConfig) -> None:
         """Raise ConfigError if the run has checkpoints that were trained with other settings."""
         if not self.checkpoints():
             return
-        recorded = self.read_config()
-        if _same_latents(recorded, config):
-            config = replace(config, vae=recorded.vae)
-        different = recorded.differences(config)
+        different = self.differences(config)
         if different:
             raise ConfigError(
                 f"{self.path} was trained with other settings ({'; '.join(different)}): "

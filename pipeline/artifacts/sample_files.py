@@ -156,8 +156,9 @@ def _canonical(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sample_sets(run: RunFolder) -> list[SampleFiles]:
-    """Return the sets of generated images in a run folder."""
-    records = sorted(path for path in run.samples.glob("*.json") if not path.name.endswith(METRICS_ENDING))
+    """Return the sets of generated images in a run folder; one with a digest is after that of an earlier version."""
+    records = [path for path in run.samples.glob("*.json") if not path.name.endswith(METRICS_ENDING)]
+    records.sort(key=lambda path: path.name.removesuffix(".json"))
     return [SampleFiles(with_ending(path, ".json", IMAGES_ENDING)) for path in records]
 
 

@@ -32,6 +32,8 @@ def compare(config: EvaluateConfig) -> MetricRecord:
         own = extract(detector, samples, f"{name}: samples", device)
         reference = load_reference(detector, config, samples.side, device, with_statistics=name == INCEPTION)
         metrics |= _compare(name, own, reference, device)
+        if own.spatial and not reference.spatial:
+            warnings.append(f"{config.reference} holds no mu_s and sigma_s: sFID is not computed")
         warnings += _warnings(detector, own.count, reference.statistics.count)
         detectors[name] = {"name": detector.name, "width": detector.width, "reference": _inputs(reference)}
         counts.append((own.count, reference.statistics.count))

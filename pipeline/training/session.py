@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...config import TrainConfig
-from ...errors import first_line
+from ...errors import ConfigError, first_line
 from ..artifacts.run_folder import RunFolder
 from ..artifacts.run_record import RunRecord, Session, State, read_run_record, time_text, write_run_record
 from ..runtime.distributed import DistributedContext
@@ -56,6 +56,20 @@ def record_notes(run: RunFolder, config: TrainConfig) -> None:
     record = read_run_record(run) or _new_record(run)
     notes = record.notes if config.notes is None else config.notes
     write_run_record(run, replace(record, notes=notes, tags=config.tag or record.tags))
+
+
+def require_no_other_training(run: RunFolder, config: TrainConfig) -> None:
+    """Raise ConfigError if a training with other settings is running in the folder, even without a checkpoint yet."""
+    record = read_run_record(run)
+    last = record.sessions[-1] if record and record.sessions else None
+    if last is None or last.shown_state() != "running" or not run.config_file.exists():
+        return
+    different = run.differences(config)
+    if different:
+        raise ConfigError(
+            f"process {last.pid} on {last.host} is training in {run.path} with other settings ({'; '.join(different)}): use "
+            "another --exp-name"
+        )
 
 
 def _new_record(run: RunFolder) -> RunRecord:

@@ -138,6 +138,13 @@ def test_error_for_an_archive_without_statistics_lists_its_arrays(tmp_path):
         load_statistics(tmp_path / "samples.npz")
 
 
+@pytest.mark.parametrize("count", [1, 0, -5, 2.5, [10, 20]])
+def test_a_count_that_is_no_number_of_images_is_rejected(tmp_path, count):
+    np.savez(tmp_path / "odd.npz", mu=np.zeros(3), sigma=np.eye(3), count=count)
+    with pytest.raises(ConfigError, match=r"odd\.npz: count is .*expected the number of images"):
+        load_statistics(tmp_path / "odd.npz")
+
+
 def test_arrays_of_other_shapes_are_rejected(tmp_path):
     np.savez(tmp_path / "odd.npz", mu=np.zeros(3), sigma=np.eye(4))
     with pytest.raises(ConfigError, match=r"mu has shape \[3\] and sigma \[4, 4\]"):

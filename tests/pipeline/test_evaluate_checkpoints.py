@@ -45,6 +45,7 @@ def test_every_checkpoint_is_sampled_and_evaluated_once(run, reference, monkeypa
     written = json.loads(Path(result.json).read_text())
     assert written["rows"] == result.rows
     assert written["sampling"]["num_steps"] == 2
+    assert written["reference"] == result.reference == "8 reference images"
     page = Path(result.page).read_text()
     assert "metrics over steps" in page
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)  # self-contained

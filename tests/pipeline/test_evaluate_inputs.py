@@ -145,6 +145,14 @@ def test_statistics_of_samples_are_not_used_which_is_stated():
     assert "statistics in a.npz are not used" in result.warnings[0]
 
 
+def test_statistics_without_spatial_ones_give_no_sfid_which_is_stated():
+    statistics = statistics_of(images_of(1))
+    np.savez("ttur.npz", mu=statistics["mu"], sigma=statistics["sigma"])
+    result = metrics_of(npz_of("a.npz", images_of(0)), "ttur.npz")
+    assert set(result.metrics) == {"fid", "inception_score"}
+    assert "ttur.npz holds no mu_s and sigma_s: sFID is not computed" in result.warnings
+
+
 def test_metrics_of_a_version_that_took_the_images_are_computed_again():
     samples = npz_of("a.npz", images_of(0))
     reference = npz_of("adm.npz", images_of(1), **statistics_of(images_of(2)))

@@ -41,6 +41,12 @@ def test_all_checkpoints_of_a_run_share_a_file_for_the_same_settings():
     assert probe_file("mine.json", SETTINGS, steps) == Path("mine.json")
 
 
+def test_probes_with_the_random_streams_of_an_earlier_version_are_replaced():
+    steps = [Path("run/checkpoints/0000001.pt")]
+    assert write(steps) == write(steps, SETTINGS | {"random_streams": 2}) == Path("run/probe.json")
+    assert not same_probe_settings(SETTINGS, SETTINGS | {"random_streams": 2})
+
+
 def test_the_spelling_of_the_store_is_not_a_setting():
     assert same_probe_settings({"store": "./store/", "time": [0.5]}, SETTINGS)
     assert not same_probe_settings({"store": "other", "time": [0.5]}, SETTINGS)

@@ -105,6 +105,18 @@ def test_images_are_found_for_every_spelling_of_a_vae_in_old_records():
         assert finished_samples(SampleConfig(checkpoint=str(checkpoint), vae=spelling)) is not None
 
 
+def test_images_with_the_random_streams_of_an_earlier_version_are_left_alone():
+    checkpoint = checkpoint_at(RunFolder(Path("exps/run")).checkpoint(4))
+    old = generate(checkpoint)
+    record = json.loads(old.record.read_text())
+    del record["settings"]["random_streams"]
+    old.record.write_text(json.dumps(record))
+    assert finished_samples(SampleConfig(checkpoint=str(checkpoint))) is None
+    new = generate(checkpoint)
+    assert new.npz != old.npz
+    assert sample_sets(RunFolder(Path("exps/run"))) == [old, new]
+
+
 def test_names_with_dots_do_not_collide():
     files = [SampleFiles(Path("samples", name)) for name in ("a.v1.npz", "a.v2.npz", "a.npz")]
     names = [{one.grid, one.record, one.blocks, one.metrics} for one in files]

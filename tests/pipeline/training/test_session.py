@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from repa_pipe.errors import ConfigError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.artifacts.run_record import read_run_record, write_run_record
@@ -42,6 +43,24 @@ def test_a_finished_run_gets_no_session_but_new_notes(config_of):
     train.run(config_of(notes="finished"))
     record = record_of(config_of())
     assert (record.notes, record.tags, len(record.sessions)) == ("finished", ("a",), 1)
+
+
+def test_two_trainings_with_other_settings_do_not_share_a_run_folder(config_of, monkeypatch):
+    first, second = config_of(checkpointing_steps=1000), config_of(seed=1, checkpointing_steps=1000)
+    refused = []
+    forward = Objective.forward
+
+    def start_the_second_meanwhile(self, *args):
+        if not refused:
+            with pytest.raises(ConfigError, match=r"is training in .*run with other settings \(--seed: .* requested 1"):
+                train.run(second)
+            refused.append(read_run_record(RunFolder(Path(first.output_dir) / first.exp_name)))
+        return forward(self, *args)
+
+    monkeypatch.setattr(Objective, "forward", start_the_second_meanwhile)
+    assert train.run(first).step == 6
+    assert refused[0].sessions[-1].shown_state() == "running"
+    assert RunFolder(Path(first.output_dir) / first.exp_name).read_config().seed == 0
 
 
 def test_the_repository_of_the_current_folder_is_recorded(config_of, tmp_path, monkeypatch):
