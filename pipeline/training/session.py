@@ -67,8 +67,8 @@ def require_no_other_training(run: RunFolder, config: TrainConfig) -> None:
     different = run.differences(config)
     if different:
         raise ConfigError(
-            f"process {last.pid} on {last.host} is training in {run.path} with other settings ({'; '.join(different)}): use "
-            "another --exp-name"
+            f"process {last.pid} on {last.host} is training in {run.path} with other settings "
+            f"({'; '.join(different)}): use another --exp-name"
         )
 
 
