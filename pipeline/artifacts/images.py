@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ from ...sources import Index, Record, Source, center_crop, decode_crop, open_rec
 from ...stores import Store, open_store
 from ...stores.files import atomic_write
 from ...stores.upload import ROOT
-from .plain_images import decode_plain
+from .plain_images import decode_plain, square_side
 from .sample_files import IMAGES_ENDING
 
 Block = npt.NDArray[np.uint8]  # [B, H, W, 3]
@@ -71,7 +70,10 @@ def open_reference(config: EvaluateConfig) -> Images | None:
     """
     path = Path(config.reference)
     if path.suffix == IMAGES_ENDING and path.exists() and read_npz_header(path) is None:
-        return None
+        if holds_statistics(path):
+            return None
+        found = ", ".join(name.removesuffix(".npy") for name in _members(path))
+        raise ConfigError(f"{path} holds {found or 'nothing'}, expected images (arr_0) or statistics (mu and sigma)")
     return open_images(config.reference, config.batch_size, config.source, config.resize)
 
 
@@ -157,7 +159,8 @@ def _folder_images(path: str, batch_size: int, resize: int | None) -> Images:
     source = open_source(path)
     index = source.index()
     first = next(iter(records_of(index.slice(0, 1))))
-    side = resize or _side(source.read(first), f"{source.path}: {first.key}")
+    with _naming(source, first):
+        side = resize or square_side(source.read(first))
 
     def decode(data: bytes) -> Block:
         return decode_plain(data, side, resize is not None)
@@ -171,20 +174,6 @@ def _folder_images(path: str, batch_size: int, resize: int | None) -> Images:
         return digest.hexdigest()
 
     return Images(path, len(index), side, _decoded(source, index, decode, batch_size), content)
-
-
-def _side(data: bytes, name: str) -> int:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise SourceError(f"{name} cannot be decoded: {first_line(error)}") from error
-    if width != height:
-        raise ConfigError(
-            f"{name} has {width} x {height} pixels, expected square images: pass --resize {min(width, height)} to "
-            "scale and crop all images to one size"
-        )
-    return width
 
 
 def _store_images(store: Store, batch_size: int, source: str | None) -> Images:
@@ -215,14 +204,21 @@ def _decoded(source: Source, index: Index, decode: Callable[[bytes], Block], bat
     records = list(records_of(index))
 
     def read(record: Record) -> Block:
-        try:
+        with _naming(source, record):
             return decode(source.read(record))
-        except BadImageError as error:
-            raise SourceError(f"{source.path}: {record.key} cannot be evaluated: {error}") from error
 
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(records), batch_size):
             yield np.stack(list(pool.map(read, records[start : start + batch_size])))
+
+
+@contextmanager
+def _naming(source: Source, record: Record) -> Iterator[None]:
+    """Raise SourceError with the name of an image instead of BadImageError."""
+    try:
+        yield
+    except BadImageError as error:
+        raise SourceError(f"{source.path}: {record.key} cannot be evaluated: {error}") from error
 
 
 def write_npz(path: Path, images: Iterable[Block], labels: npt.NDArray[np.int64], side: int) -> None:

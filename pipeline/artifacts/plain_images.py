@@ -51,6 +51,23 @@ def decode_plain(data: bytes, side: int, resize: bool) -> npt.NDArray[np.uint8]:
     return decode_crop(data, side)
 
 
+def square_side(data: bytes) -> int:
+    """Return the side of an image in pixels; BadImageError if it is not square or cannot be decoded."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except MemoryError:
+        raise
+    except Exception:  # as above
+        return len(decode_crop(data, 1))
+    if width != height:
+        raise BadImageError(
+            f"it has {width} x {height} pixels, expected a square: pass --resize {min(width, height)} to scale and "
+            "crop all images to one size"
+        )
+    return width
+
+
 def _bits(image: Any, data: bytes) -> int:
     """Return the bits per channel in the file of an opened image, which Pillow may reduce to 8."""
     if image.mode.startswith("I;16"):

@@ -73,15 +73,15 @@ def _content(store: Store, layout: str, groups: Sequence[str], rows: npt.NDArray
 def _claim(out: Path, content: dict[str, Any]) -> None:
     """Record the content of an export in its folder; StoreError if the folder holds anything else."""
     record = out / RECORD
-    if record.exists():
+    found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if found != [RECORD] and record.exists():  # with the record alone, an export failed before its first file
         different = [name for name, value in content.items() if read_json(record).get(name) != value]
         if different:
             raise StoreError(
                 f"{out} holds another export (different: {', '.join(different)}): delete it or specify another folder"
             )
         return
-    found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    if found or (out.exists() and not out.is_dir()):
+    if found not in ([], [RECORD]) or (out.exists() and not out.is_dir()):
         raise StoreError(
             f"{out} is not an empty folder or an export with {RECORD} (found {', '.join(found[:3]) or 'a file'}): "
             "delete it or specify another folder"

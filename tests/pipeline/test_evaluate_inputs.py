@@ -145,6 +145,13 @@ def test_statistics_of_samples_are_not_used_which_is_stated():
     assert "statistics in a.npz are not used" in result.warnings[0]
 
 
+def test_a_reference_without_images_and_statistics_is_refused_before_features_are_computed(monkeypatch):
+    monkeypatch.setattr(comparison, "load_detector", lambda *_: 1 / 0)
+    np.savez("labels.npz", labels=np.zeros(3), mu=np.zeros(3))
+    with pytest.raises(ConfigError, match=r"labels.npz holds labels, mu, expected images \(arr_0\) or statistics"):
+        metrics_of(npz_of("a.npz", images_of(0)), "labels.npz")
+
+
 def test_statistics_without_spatial_ones_give_no_sfid_which_is_stated():
     statistics = statistics_of(images_of(1))
     np.savez("ttur.npz", mu=statistics["mu"], sigma=statistics["sigma"])
@@ -187,8 +194,12 @@ def test_images_of_several_sizes_are_refused_unless_a_size_is_requested(side, ru
 
 def test_images_that_are_not_square_need_a_size():
     folder = save_folder("wide", images_of(0)[:, :6])
-    with pytest.raises(ConfigError, match=r"class/000.png has 8 x 6 pixels, expected square .* --resize 6"):
+    with pytest.raises(SourceError, match=r"class/000.png .*: it has 8 x 6 pixels, expected a square: pass --resize 6"):
         open_images(folder, 8)
+    Path("wide/class/000.png").write_bytes(b"text")
+    with pytest.raises(SourceError, match=r"class/000.png cannot be evaluated: not an image"):
+        open_images(folder, 8)
+    Path("wide/class/000.png").unlink()
     images = open_images(folder, 8, resize=4)
     assert (images.side, next(iter(images.blocks)).shape) == (4, (8, 4, 4, 3))
 

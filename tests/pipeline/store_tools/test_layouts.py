@@ -260,6 +260,15 @@ def test_a_folder_never_holds_the_files_of_two_exports(repa_folder, tmp_path, la
     assert files_in(out) == before
 
 
+def test_an_export_that_failed_at_once_leaves_the_folder_to_others(make_store, tmp_path):
+    path, _ = make_store()
+    out = tmp_path / "out"
+    with pytest.raises(SourceError, match="does not exist"):
+        export(str(path), str(out), "repa", ["latents/tiny"], str(tmp_path / "nowhere"))
+    export(str(path), str(out), "safetensors", [], None)
+    assert (out / "00000.safetensors").exists()
+
+
 def test_an_export_is_not_mixed_with_files_that_it_did_not_write(make_store, tmp_path):
     path, _ = make_store()
     out = tmp_path / "out"
