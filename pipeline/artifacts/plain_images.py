@@ -14,10 +14,11 @@ from PIL import Image
 
 from ...errors import BadImageError
 from ...sources import decode_crop
+from ...sources.decode import image_size
+from ...sources.png_chunks import without_metadata
 
-DEEP_MODES = ("I", "F")  # and those that start with `I;16`
 TIFF_BITS = 258  # the tag of the bits per channel
-PNG_BITS = 24  # the position of the bits per channel in a file
+PNG = b"\x89PNG"
 
 
 def decode_plain(data: bytes, side: int, resize: bool) -> npt.NDArray[np.uint8]:
@@ -31,35 +32,25 @@ def decode_plain(data: bytes, side: int, resize: bool) -> npt.NDArray[np.uint8]:
     Raises:
         BadImageError: the image cannot be decoded, has another size, more than 8 bits per channel, or is not opaque.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            size, bits = image.size, _bits(image, data)
-            opaque = _is_opaque(image)
-    except MemoryError:
-        raise
-    except Exception:  # Pillow raises various exceptions for damaged files; decoding states the reason
-        return decode_crop(data, side)
-    if size != (side, side) and not resize:
+    width, height = image_size(data)
+    if (width, height) != (side, side) and not resize:
         raise BadImageError(
-            f"it has {size[0]} x {size[1]} pixels, the first image {side} x {side}: pass --resize {side} to scale and "
+            f"it has {width} x {height} pixels, the first image {side} x {side}: pass --resize {side} to scale and "
             "crop all images to one size"
         )
-    if bits > 8:
-        raise BadImageError(f"it has {bits} bits per channel, and detectors take 8: convert it")
-    if not opaque:
-        raise BadImageError("it has transparent pixels, whose color is undefined: composite it on a background")
-    return decode_crop(data, side)
+    crop = decode_crop(data, side)
+    with Image.open(io.BytesIO(without_metadata(data) if data.startswith(PNG) else data)) as image:
+        bits = _bits(image, data)
+        if bits > 8:
+            raise BadImageError(f"it has {bits} bits per channel, and detectors take 8: convert it")
+        if not _is_opaque(image):
+            raise BadImageError("it has transparent pixels, whose color is undefined: composite it on a background")
+    return crop
 
 
 def square_side(data: bytes) -> int:
     """Return the side of an image in pixels; BadImageError if it is not square or cannot be decoded."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-    except MemoryError:
-        raise
-    except Exception:  # as above
-        return len(decode_crop(data, 1))
+    width, height = image_size(data)
     if width != height:
         raise BadImageError(
             f"it has {width} x {height} pixels, expected a square: pass --resize {min(width, height)} to scale and "
@@ -70,18 +61,33 @@ def square_side(data: bytes) -> int:
 
 def _bits(image: Any, data: bytes) -> int:
     """Return the bits per channel in the file of an opened image, which Pillow may reduce to 8."""
-    if image.mode.startswith("I;16"):
-        return 16
-    if image.mode in DEEP_MODES:
-        return 16 if image.format in {"PNG", "PPM"} else 32
-    if image.format == "PNG":
-        return data[PNG_BITS]
+    if image.format in BITS_IN_FILE:
+        return BITS_IN_FILE[image.format](data)
     if image.format == "TIFF":
         return int(max(image.tag_v2.get(TIFF_BITS, (8,))))
-    if image.format == "PPM" and image.tile:
-        args = image.tile[0].args
-        return 16 if isinstance(args, tuple) and isinstance(args[-1], int) and args[-1] > 255 else 8
+    if image.format == "PPM":
+        largest = image.tile[0].args[-1]  # the level of white, except for black and white
+        return 16 if image.mode == "I" or (isinstance(largest, int) and largest > 255) else 8
     return 8
+
+
+def _png_bits(data: bytes) -> int:
+    return data[24]
+
+
+def _jpeg2000_bits(data: bytes) -> int:
+    """Return the bits of the first channel, byte 42 of the codestream."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    return (data[start + 42] & 127) + 1
+
+
+def _avif_bits(data: bytes) -> int:
+    """Return the bits from the two flags in the codec's configuration record."""
+    flags = data[data.find(b"av1C") + 6]
+    return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+
+
+BITS_IN_FILE = {"PNG": _png_bits, "JPEG2000": _jpeg2000_bits, "AVIF": _avif_bits}
 
 
 def _is_opaque(image: Image.Image) -> bool:

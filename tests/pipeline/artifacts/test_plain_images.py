@@ -5,9 +5,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from repa_pipe.errors import BadImageError
-from repa_pipe.pipeline.artifacts.plain_images import decode_plain
+from repa_pipe.pipeline.artifacts.plain_images import BITS_IN_FILE, decode_plain
 
 SIDE = 16
 
@@ -83,17 +84,37 @@ def deep_png():
     [
         (lambda: file_of(Image.fromarray(np.zeros((SIDE, SIDE), np.uint16))), 16),
         (deep_png, 16),
-        (lambda: file_of(Image.fromarray(np.zeros((SIDE, SIDE), np.int32), "I"), "tiff"), 32),
-        (lambda: file_of(Image.fromarray(np.zeros((SIDE, SIDE), np.float32)), "tiff"), 32),
+        (lambda: file_of(Image.fromarray(np.zeros((SIDE, SIDE), np.int32)), "tiff"), 32),
+        (lambda: file_of(Image.fromarray(np.zeros((SIDE, SIDE), np.uint16)), "tiff"), 16),
+        (lambda: file_of(Image.fromarray(np.zeros((SIDE, SIDE), np.uint16)), "jpeg2000"), 16),
         (lambda: f"P6 {SIDE} {SIDE} 65535\n".encode() + bytes(6 * SIDE * SIDE), 16),
         (lambda: f"P5 {SIDE} {SIDE} 65535\n".encode() + bytes(2 * SIDE * SIDE), 16),
     ],
-    ids=["gray png", "rgb png", "integers", "floats", "ppm", "pgm"],
+    ids=["gray png", "rgb png", "integers", "gray tiff", "jpeg 2000", "ppm", "pgm"],
 )
-@pytest.mark.filterwarnings("ignore:'mode' parameter")
 def test_images_of_more_than_8_bits_are_refused(data, bits):
     with pytest.raises(BadImageError, match=f"{bits} bits per channel"):
         decode_plain(data(), SIDE, False)
+
+
+def test_the_bits_of_an_avif_are_those_of_its_configuration(pixels):
+    data = bytearray(file_of(Image.fromarray(pixels), "avif"))
+    decode_plain(bytes(data), SIDE, True)
+    flags = data.find(b"av1C") + 6
+    for value, bits in ((0x00, 8), (0x40, 10), (0x60, 12)):
+        data[flags] = value | (data[flags] & 0x1F)
+        assert BITS_IN_FILE["AVIF"](bytes(data)) == bits
+
+
+def test_the_size_of_a_png_with_more_text_than_pillow_reads_is_checked(pixels):
+    text = PngInfo()
+    text.add_text("comment", "x" * 2_000_000, zip=True)
+    large = file_of(Image.fromarray(pixels).resize((2 * SIDE, 2 * SIDE)), pnginfo=text)
+    with pytest.raises(BadImageError, match="32 x 32 pixels"):
+        decode_plain(large, SIDE, False)
+    transparent = file_of(with_alpha(pixels, lowest=0), pnginfo=text)
+    with pytest.raises(BadImageError, match="transparent"):
+        decode_plain(transparent, SIDE, False)
 
 
 @pytest.mark.parametrize("size", [(SIDE, SIDE + 1), (2 * SIDE, 2 * SIDE)])
