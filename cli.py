@@ -238,7 +238,7 @@ def evaluate_checkpoints(checkpoint: str, dry_run: bool, **options: Any) -> None
     for row in result.rows:
         values = [f"{row['metrics'].get(name, float('nan')):>{len(name)}.4f}" for name in names]
         click.echo("  ".join([f"{row['step']:>9,}", *values]))
-    click.echo(f"saved to {result.json} and {result.page}; images compared with {result.reference}")
+    click.echo(f"saved to {result.json} and {result.page}")
     for warning in dict.fromkeys(warning for row in result.rows for warning in row["warnings"]):
         logger.warning(warning)
 

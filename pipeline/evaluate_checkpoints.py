@@ -72,6 +72,7 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
         )
         if rows != recorded[: len(rows)]:
             _write(result, sampling, evaluation)
+    logger.info("images compared with %s", result.reference)
     if rows != recorded or not page.exists():
         _write(result, sampling, evaluation)
     return result

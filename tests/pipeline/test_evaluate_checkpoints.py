@@ -37,7 +37,7 @@ def configs(run, reference):
     return sampling, EvaluateConfig(samples=run, reference=reference, device="cpu")
 
 
-def test_every_checkpoint_is_sampled_and_evaluated_once(run, reference, monkeypatch):
+def test_every_checkpoint_is_sampled_and_evaluated_once(run, reference, monkeypatch, caplog):
     result = evaluate_checkpoints.run(*configs(run, reference))
     assert [row["step"] for row in result.rows] == [2, 4]
     values = [row["metrics"]["fid"] for row in result.rows]
@@ -46,6 +46,7 @@ def test_every_checkpoint_is_sampled_and_evaluated_once(run, reference, monkeypa
     assert written["rows"] == result.rows
     assert written["sampling"]["num_steps"] == 2
     assert written["reference"] == result.reference == "8 reference images"
+    assert "images compared with 8 reference images" in caplog.text
     page = Path(result.page).read_text()
     assert "metrics over steps" in page
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)  # self-contained
