@@ -13,7 +13,7 @@ from ...errors import ConfigError, RepaPipeError
 from ...stores.files import last_change, write_json
 from ...stores.upload import ROOT
 from .images import holds_statistics, read_npz_header
-from .names import digest_of, same_path, with_ending
+from .names import absolute, digest_of, same_path, with_ending
 from .run_folder import RunFolder
 from .sample_files import IMAGES_ENDING, METRICS_ENDING, SampleFiles, sample_sets, settings_name
 
@@ -189,8 +189,11 @@ def _recorded(path: Path, config: EvaluateConfig) -> MetricRecord | None:
     record = _read(path)
     if record is None:
         return None
+    reference = absolute(config.reference)
     here = str(path.parent / Path(record.config.samples).name)  # wherever the folder of both was moved
     known = any(same_path(spelling, config.samples) for spelling in (here, record.config.samples))
+    inputs = (detector.get(REFERENCE, {}) for detector in record.detectors.values())
+    known &= all(each.get("path", reference) == reference for each in inputs)  # a relative path depends on the folder
     recorded = dataclasses.replace(record.config, samples=config.samples)
     return record if known and _same_evaluation(recorded, config) else None
 
@@ -211,5 +214,7 @@ def _read(path: Path) -> MetricRecord | None:
 
 def _result_settings(config: EvaluateConfig) -> dict[str, Any]:
     """Return the settings that metrics depend on, without how paths are spelled."""
-    reference = str(Path(config.reference).expanduser().resolve())
-    return config.result_settings() | {"samples": Path(config.samples).name, "reference": reference}
+    return config.result_settings() | {
+        "samples": Path(config.samples).name,
+        "reference": absolute(config.reference),
+    }

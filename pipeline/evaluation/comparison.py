@@ -12,6 +12,7 @@ from ...config import EvaluateConfig
 from ...metrics import Detector, Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
 from ..artifacts.images import holds_statistics, open_images
 from ..artifacts.metric_files import INCEPTION, MetricRecord
+from ..artifacts.names import absolute
 from ..runtime.device import choose_device, float64_device
 from .features import DetectorFeatures, extract, load_detector
 from .reference_cache import load_reference
@@ -35,14 +36,15 @@ def compare(config: EvaluateConfig) -> MetricRecord:
         if own.spatial and not reference.spatial:
             warnings.append(f"{config.reference} holds no mu_s and sigma_s: sFID is not computed")
         warnings += _warnings(detector, own.count, reference.statistics.count)
-        detectors[name] = {"name": detector.name, "width": detector.width, "reference": _inputs(reference)}
+        detectors[name] = {"name": detector.name, "width": detector.width, "reference": _inputs(config, reference)}
         counts.append((own.count, reference.statistics.count))
     return MetricRecord(metrics, *counts[0], detectors, tuple(warnings), config)
 
 
-def _inputs(reference: DetectorFeatures) -> dict[str, Any]:
+def _inputs(config: EvaluateConfig, reference: DetectorFeatures) -> dict[str, Any]:
     """Return what was compared with: JSON values."""
     return {
+        "path": absolute(config.reference),
         "statistics": "file" if reference.has_own_statistics else "images",
         "statistics_images": reference.statistics.count,
         "images": reference.count,
