@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .config import Config, EncodeConfig, EvaluateConfig, SampleConfig, TrainConfig
 
@@ -97,27 +97,39 @@ def evaluate(config: EvaluateConfig | None = None, /, **settings: Any) -> Evalua
     return stage.run(_config_of(EvaluateConfig, config, settings))
 
 
-def load_model(checkpoint: str | Path, *, ema: bool = True, device: str | torch.device = "cpu") -> TrainedModel:
+def load_model(
+    checkpoint: str | Path,
+    *,
+    ema: bool = True,
+    device: str | torch.device = "cpu",
+    path_type: Literal["linear", "cosine"] | None = None,
+    latents_stats: str | Path | None = None,
+) -> TrainedModel:
     """Load the SiT of a checkpoint in evaluation mode, with what sampling from it needs.
 
     Args:
-        checkpoint: a run folder (its last checkpoint), a checkpoint file of repa-pipe or REPA, or the name of a
-            released checkpoint, which is downloaded.
+        checkpoint: a run folder (its last checkpoint), a checkpoint file of repa-pipe, REPA, iREPA or REG, or the name
+            of a released checkpoint, which is downloaded.
         ema: load the EMA weights.
         device: where to put the model.
+        path_type: the interpolant that the model was trained with, for files that do not record it.
+        latents_stats: the file with the statistics of the latents, for checkpoints of iREPA.
 
     Returns:
         The `model`, the `config` and the `step` of its training, and of its `store` the name of the VAE, scale and bias
         of the latents, and the names of the classes.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
+        CheckpointError: there is no checkpoint, it is damaged, or its model is not supported.
+        ConfigError: `path_type` or `latents_stats` contradicts what the checkpoint records.
         WeightsError: a released checkpoint cannot be downloaded.
     """
     from .pipeline.artifacts.checkpoints import load_model as load
     from .pipeline.artifacts.checkpoints import resolve_checkpoint
+    from .pipeline.artifacts.published import Unrecorded
 
-    trained = load(resolve_checkpoint(str(Path(checkpoint).expanduser())), ema)
+    stated = Unrecorded(path_type, None if latents_stats is None else str(latents_stats))
+    trained = load(resolve_checkpoint(str(Path(checkpoint).expanduser())), ema, stated)
     trained.model.to(device)
     return trained
 

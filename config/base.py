@@ -42,6 +42,14 @@ RAY_ADDRESS_HELP = (
 )
 ACTORS_HELP = "Number of Ray actors. Default: one per GPU in the cluster, else one per 2 CPUs."
 MODEL_PRECISION_HELP = "Autocast precision of the model."
+PATH_TYPE_HELP = (
+    "Interpolant that the model was trained with. Default: as recorded in the checkpoint; if it records none, linear, "
+    "with a warning."
+)
+LATENTS_STATS_HELP = (
+    "File of latents_scale and latents_bias with which the latents of a checkpoint of iREPA are normalized. "
+    "Default: those in the checkpoint, or REPA's."
+)
 
 
 def option(
@@ -135,6 +143,15 @@ class Config:
         """Return the names of the fields that hold several values, passed by repeating their flag."""
         hints = hints_of(cls)
         return tuple(item.name for item in fields(cls) if typing.get_origin(hints[item.name]) is tuple)
+
+    @classmethod
+    def with_defaults(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Return recorded `result_settings` with the defaults of fields that an earlier version did not have."""
+        optional = [item for item in fields(cls) if item.metadata["affects_result"] and item.default is not MISSING]
+        defaults = {
+            item.name: list(item.default) if isinstance(item.default, tuple) else item.default for item in optional
+        }
+        return defaults | dict(recorded)
 
     def result_settings(self) -> dict[str, Any]:
         """Return the fields that affect the result, as plain JSON values."""

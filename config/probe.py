@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from .base import DATA, DEVICE_HELP, HARDWARE, MODEL, MODEL_PRECISION_HELP, OUTPUT, Config, Precision, option
+from .base import (
+    DATA,
+    DEVICE_HELP,
+    HARDWARE,
+    LATENTS_STATS_HELP,
+    MODEL,
+    MODEL_PRECISION_HELP,
+    OUTPUT,
+    PATH_TYPE_HELP,
+    Config,
+    Precision,
+    option,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +31,8 @@ class ProbeConfig(Config):
         DATA, "Store whose images are probed. Default: the store that the run was trained from.", None
     )
     vae: str | None = option(DATA, "VAE whose latents are used. Default: the VAE of the checkpoint.", None)
+    path_type: Literal["linear", "cosine"] | None = option(MODEL, PATH_TYPE_HELP, None)
+    latents_stats: str | None = option(MODEL, LATENTS_STATS_HELP, None)
     encoder: tuple[str, ...] = option(
         DATA, "Stored encoder to compare with; repeatable. Default: all encoders in the store.", ()
     )

@@ -9,9 +9,11 @@ from .base import (
     ACTORS_HELP,
     DEVICE_HELP,
     HARDWARE,
+    LATENTS_STATS_HELP,
     MODEL,
     MODEL_PRECISION_HELP,
     OUTPUT,
+    PATH_TYPE_HELP,
     RAY_ADDRESS_HELP,
     RAY_HELP,
     SAMPLING,
@@ -30,7 +32,8 @@ class SampleConfig(Config):
 
     checkpoint: str = option(
         MODEL,
-        "Run folder (its last checkpoint), checkpoint file of repa-pipe or REPA, or repa-sit-xl-2-256 (downloaded).",
+        "Run folder (its last checkpoint), checkpoint file of repa-pipe, REPA, iREPA or REG, or repa-sit-xl-2-256 "
+        "(downloaded).",
     )
     out: str | None = option(
         OUTPUT,
@@ -44,6 +47,11 @@ class SampleConfig(Config):
     num_steps: int = option(SAMPLING, "Number of sampling steps.", 50)
     heun: bool = option(SAMPLING, "Use Heun's second-order steps instead of Euler's; requires --mode ode.", False)
     cfg_scale: float = option(SAMPLING, "Classifier-free guidance scale; 1 disables guidance.", 1.5)
+    cls_cfg_scale: float | None = option(
+        SAMPLING,
+        "Guidance scale of the class token (REG); 1, or 0 and less, disables its guidance. Default: --cfg-scale.",
+        None,
+    )
     guidance_low: float = option(SAMPLING, "Lowest time t (0: data) at which guidance is applied.", 0.0)
     guidance_high: float = option(SAMPLING, "Highest time t (1: noise) at which guidance is applied.", 1.0)
     labels: str = option(
@@ -52,6 +60,8 @@ class SampleConfig(Config):
         "through, such as 207,360.",
         "random",
     )
+    path_type: Literal["linear", "cosine"] | None = option(MODEL, PATH_TYPE_HELP, None)
+    latents_stats: str | None = option(MODEL, LATENTS_STATS_HELP, None)
     vae: str | None = option(MODEL, "VAE that decodes the latents. Default: the VAE that encoded the store.", None)
     global_seed: int = option(SAMPLING, "Random seed; image i depends only on the seed and on i.", 0)
     ema: bool = option(MODEL, "Use the EMA weights.", True)

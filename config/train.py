@@ -68,7 +68,7 @@ class TrainConfig(Config):
         None,
     )
     projector: Literal["mlp", "conv"] = option(
-        MODEL, "Projector of the hidden tokens: mlp (REPA), or conv, one 3x3 convolution (iREPA).", "mlp"
+        MODEL, "Projector of the hidden tokens: mlp (REPA), or conv, one convolution (iREPA).", "mlp"
     )
     cls_coeff: float = option(
         OBJECTIVE,
@@ -79,6 +79,9 @@ class TrainConfig(Config):
         MODEL,
         "Block whose output is aligned, counted from 1. Default: 4 for SiT-S and SiT-B, 8 for larger models.",
         None,
+    )
+    projector_kernel_size: int = option(
+        MODEL, "Side of the convolution of --projector conv: 1, 3, 5 or 7; 1 is a linear map per token.", 3
     )
     projector_embed_dims: int = option(MODEL, "Width of the projector's hidden layers.", 2048)
     qk_norm: bool = option(MODEL, "Normalize queries and keys in attention.", False)
@@ -237,20 +240,27 @@ class TrainConfig(Config):
             self.require(
                 value is None or value >= 1, name, "must be at least 1; --proj-coeff 0 trains without alignment"
             )
-        grid_only = self.projector == "conv" and self.cls_coeff > 0
-        self.require(
-            not grid_only, "projector", "--cls-coeff requires mlp, since a class token has no place in the grid"
-        )
         gamma = self.spatial_norm
         self.require(gamma is None or 0 <= gamma <= 1, "spatial_norm", "expected a fraction from 0 to 1")
         self.require_no_repeats("enc_type")
         self.require_no_repeats("classes")
         self.require_no_repeats("tag")
         self.require(self.val_steps is None or self.val_fraction > 0, "val_steps", "requires --val-fraction")
+        self._validate_projector()
         self._validate_schedule()
         self.require(
             self.profile_steps is None or bool(self.profiled), "profile_steps", "expected FIRST:LAST, as 100:105"
         )
+
+    def _validate_projector(self) -> None:
+        """Raise ConfigError for a projector that cannot work."""
+        grid_only = self.projector == "conv" and self.cls_coeff > 0
+        self.require(
+            not grid_only, "projector", "--cls-coeff requires mlp, since a class token has no place in the grid"
+        )
+        kernel = self.projector_kernel_size
+        self.require(kernel in (1, 3, 5, 7), "projector_kernel_size", "expected 1, 3, 5 or 7")
+        self.require(kernel == 3 or self.projector == "conv", "projector_kernel_size", "requires --projector conv")
 
     def _validate_schedule(self) -> None:
         """Raise ConfigError for a learning rate schedule that cannot work."""

@@ -35,6 +35,7 @@ class GuidedVelocity:
     scale: float
     low: float
     high: float
+    scale_of: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.scale < 1:
@@ -59,7 +60,8 @@ class GuidedVelocity:
         labels = torch.cat([self.labels, torch.full_like(self.labels, self.null_label)])
         both = self.model(torch.cat([x, x]), t.repeat(len(labels)), labels)[0]
         conditional, unconditional = both.double().chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+        scale = self.scale if self.scale_of is None else self.scale_of.double()
+        return unconditional + scale * (conditional - unconditional)
 
 
 def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
@@ -69,6 +71,7 @@ def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
     scale: float = 1.0,
     low: float = 0.0,
     high: float = 1.0,
+    scale_of: Tensor | None = None,
 ) -> GuidedVelocity:
     """Return the model's velocity for labels, with classifier-free guidance for low <= t <= high.
 
@@ -83,11 +86,15 @@ def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
             passes in one batch.
         low: end of the guided interval toward the data.
         high: end of the guided interval toward the noise (arXiv 2404.07724 explains why it may be below 1).
+        scale_of: scales of the elements of the state, which broadcast against it, instead of `scale` for all; 1 for
+            those that follow the label without guidance. `scale` still decides whether there is any guidance.
 
     Raises:
         ConfigError: the scale is below 1, or the interval is not within [0, 1].
     """
-    return GuidedVelocity(model=model, labels=labels, null_label=null_label, scale=scale, low=low, high=high)
+    return GuidedVelocity(
+        model=model, labels=labels, null_label=null_label, scale=scale, low=low, high=high, scale_of=scale_of
+    )
 
 
 @torch.no_grad()

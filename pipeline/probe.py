@@ -19,7 +19,7 @@ from ..errors import StoreError
 from ..stores import Store, open_store
 from ..stores.files import atomic_write, write_json
 from ..stores.layout import features_group, latents_group
-from .artifacts.checkpoints import load_model, resolve_checkpoint
+from .artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
 from .artifacts.probe_files import probe_file, same_probe_settings
 from .artifacts.run_folder import RunFolder, run_of
 from .reporting.plots import Line, line_figure, write_page
@@ -65,7 +65,8 @@ def run(config: ProbeConfig) -> ProbeResult:
     last = resolve_checkpoint(config.checkpoint)
     run_folder = run_of(last) or RunFolder(last.parent)
     checkpoints = RunFolder(Path(config.checkpoint)).checkpoints() or [last]
-    training = run_folder.read_config() if run_folder.config_file.exists() else load_model(last, config.ema).config
+    has_config = run_folder.config_file.exists()
+    training = run_folder.read_config() if has_config else load_model(last, config.ema, unrecorded(config)).config
     with open_store(config.store or training.store) as store:
         latents = store.vae_name(config.vae or str(training.vae))
         encoders = config.encoder or store.encoders
@@ -107,7 +108,7 @@ def _probe(  # noqa: PLR0917 - called once
     target = {encoder: images.of_encoder(encoder).to(device) for encoder in settings["encoder"]}
     result.encoders.update({encoder: accuracy(features, images) for encoder, features in target.items()})
     for name, checkpoint in todo.items():
-        trained = load_model(checkpoint, config.ema)
+        trained = load_model(checkpoint, config.ema, unrecorded(config))
         trained.model.to(device)
         result.rows.extend(probe_checkpoint(name, trained, images, target, config.time))
         _write(result, settings, title)

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from ..config import SampleConfig
 from ..models.vae_files import check_vae
-from .artifacts.checkpoints import load_model, resolve_checkpoint
+from ..models.weight_files import require_weights_file
+from .artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
 from .artifacts.png_folder import check_png_folder, write_png_folder
 from .artifacts.sample_files import SampleFiles, SampleResult, files_of, finished_samples, sample_settings
 from .runtime.distributed import init_distributed, ranks_of_environment
@@ -47,6 +48,8 @@ def run(config: SampleConfig) -> SampleResult:
     else:
         if config.vae is not None and not config.uses_ray:  # on Ray, it needs to exist only on the nodes
             check_vae(config.vae)
+        if config.latents_stats is not None and not config.uses_ray:
+            require_weights_file(Path(config.latents_stats))
         result = _generate(config, checkpoint, files)
     if config.png_folder and ranks_of_environment().is_first:
         write_png_folder(files.npz, Path(config.png_folder))
@@ -92,7 +95,7 @@ def _make_blocks(  # noqa: PLR0917 - called once
     from .sampling.sampler import Sampler
 
     warn_if_emulated(config.precision, device)
-    trained = load_model(checkpoint, config.ema)
+    trained = load_model(checkpoint, config.ema, unrecorded(config))
     sampler = Sampler(config, trained, device)
     make_blocks(sampler, folder, todo, device, bar.update)
     return sampler.all_labels(), trained.step

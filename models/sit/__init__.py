@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .entangled import EntangledSiT, make_sit
     from .infer_config import infer_sit_config
     from .model import SiT, drop_labels, load_sit_state
+    from .tensor_names import current_names
 
 _MODULE_OF = {
     "SIT_PRESETS": "config",
@@ -25,12 +26,14 @@ _MODULE_OF = {
     "SiT": "model",
     "drop_labels": "model",
     "load_sit_state": "model",
+    "current_names": "tensor_names",
 }
 __all__ = [
     "SIT_PRESETS",
     "EntangledSiT",
     "SiT",
     "SiTConfig",
+    "current_names",
     "drop_labels",
     "infer_sit_config",
     "load_sit_state",

@@ -34,7 +34,8 @@ class SiTConfig:
     projector_dim: int = 2048
     qk_norm: bool = False
     cls_dim: int | None = None  # width of the class token that is denoised with the latents (REG); None for none
-    projector: str = "mlp"  # or "conv": one 3x3 convolution over the token grid (iREPA)
+    projector: str = "mlp"  # or "conv": one convolution over the token grid (iREPA)
+    projector_kernel_size: int = 3  # side of the convolution of "conv"; 1 is a linear map per token
 
     def __post_init__(self) -> None:
         self._validate_fields()
@@ -73,6 +74,8 @@ class SiTConfig:
             )
         _require(isinstance(self.qk_norm, bool), f"qk_norm is {self.qk_norm!r}; expected True or False")
         _require(self.projector in _PROJECTORS, f"projector is {self.projector!r}; expected {' or '.join(_PROJECTORS)}")
+        kernel = self.projector_kernel_size
+        _require(kernel % 2 == 1, f"projector_kernel_size is {kernel}; expected an odd number, which keeps the grid")
 
     @property
     def null_label(self) -> int:
@@ -145,6 +148,7 @@ def sit_config(
     projector_dim: int = 2048,
     qk_norm: bool = False,
     projector: str = "mlp",
+    projector_kernel_size: int = 3,
     cls_dim: int | None = None,
 ) -> SiTConfig:
     """Return a preset's config for latents of this size.
@@ -169,5 +173,6 @@ def sit_config(
         projector_dim=projector_dim,
         qk_norm=qk_norm,
         projector=projector,
+        projector_kernel_size=projector_kernel_size,
         cls_dim=cls_dim,
     )

@@ -44,6 +44,16 @@ class EntangledSiT(SiT):
         """Concatenate latents [B, C, H, W] and class tokens [B, cls_dim] to one state [B, C * H * W + cls_dim]."""
         return torch.cat([latents.flatten(1), cls_token], dim=1)
 
+    def guidance_scales(self, scale: float, cls_scale: float) -> Tensor:
+        """Return the guidance scale of every element of a state, [1, C * H * W + cls_dim].
+
+        A `cls_scale` of 0 or less stands for no guidance, as in the published program.
+        """
+        assert self.config.cls_dim is not None
+        like = self.pos_embed
+        cls_scales = like.new_full((1, self.config.cls_dim), cls_scale if cls_scale > 0 else 1.0)
+        return torch.cat([like.new_full((1, self._latents_size), scale), cls_scales], dim=1)
+
     def unpack(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Split a state or a velocity into latents [B, C, H, W] and class tokens [B, cls_dim]."""
         latents, cls_token = state.split([self._latents_size, state.shape[1] - self._latents_size], dim=1)

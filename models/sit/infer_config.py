@@ -2,61 +2,103 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, ConfigError
 from .config import SIT_PRESETS, SiTConfig
+from .tensor_names import current_names
 
 _DEFAULT_ENCODER_DEPTH = 8  # REPA's; the block that the projectors read does not affect the velocity
 
+Shapes = Mapping[str, tuple[int, ...]]
 
-def infer_sit_config(state_dict: Mapping[str, Tensor], encoder_depth: int | None = None) -> SiTConfig:
-    """Infer the config of the SiT that weights with REPA's published names belong to.
 
-    All sizes but two follow from tensor shapes. The number of heads is that of the preset with the same width. The
-    encoder depth is `encoder_depth` if given, else 8; in files with the older `decoder_blocks` names it is always the
-    number of `blocks`.
+def infer_sit_config(
+    state_dict: Mapping[str, Tensor], encoder_depth: int | None = None, num_classes: int | None = None
+) -> SiTConfig:
+    """Infer the config of the SiT that weights with REPA's, iREPA's or REG's published names belong to.
+
+    All other sizes follow from tensor shapes. The number of heads is that of the preset with the same width.
+
+    Args:
+        state_dict: tensors by name.
+        encoder_depth: the block that the projectors read. Default: 8; in files with the older `decoder_blocks` names it
+            is always the number of `blocks`.
+        num_classes: the number of classes without the null label. Default: there is a null label.
 
     Raises:
         CheckpointError: the weights belong to another model.
     """
-    tensors = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    shapes = {name: tuple(value.shape) for name, value in current_names(state_dict).items()}
     try:
-        hidden_size, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"]
-        tokens = shapes["pos_embed"][1]
-        rows = shapes["y_embedder.embedding_table.weight"][0]
-        mlp_ratio = shapes["blocks.0.mlp.fc1.weight"][0] / hidden_size
-        depths = {kind: _count(shapes, kind) for kind in ("blocks", "decoder_blocks", "projectors")}
-        z_dims = tuple(shapes[f"projectors.{i}.4.weight"][0] for i in range(depths["projectors"]))
-        projector_dim = shapes["projectors.0.0.weight"][0] if z_dims else 2048
+        sizes = _trunk(shapes, num_classes) | _projectors(shapes)
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"the checkpoint does not hold a SiT with REPA's tensor names ({error} is missing or malformed)"
         ) from None
-    heads = {preset(input_size=8, in_channels=4).hidden_size: preset for preset in SIT_PRESETS.values()}
+    _require_velocity_alone(shapes, sizes)
+    blocks, decoder_blocks = (_count(shapes, kind) for kind in ("blocks", "decoder_blocks"))
+    depth = blocks + decoder_blocks
+    encoder_depth = blocks if decoder_blocks else encoder_depth or min(_DEFAULT_ENCODER_DEPTH, depth)
+    heads = _num_heads(sizes["hidden_size"])
+    try:
+        return SiTConfig(depth=depth, encoder_depth=encoder_depth, num_heads=heads, **sizes)
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint holds no valid SiT: {error}") from None
+
+
+def _trunk(shapes: Shapes, num_classes: int | None) -> dict[str, Any]:
+    """Return the sizes of everything but the projectors."""
+    hidden_size, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"]
+    cls_dim = shapes["cls_projectors2.weight"][1] if "cls_projectors2.weight" in shapes else None
+    tokens = shapes["pos_embed"][1] - (cls_dim is not None)
+    rows = shapes["y_embedder.embedding_table.weight"][0]
+    has_null_label = rows != num_classes
+    return {
+        "input_size": math.isqrt(tokens) * patch_size,
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "hidden_size": hidden_size,
+        "mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / hidden_size,
+        "num_classes": rows - 1 if has_null_label else rows,  # the last row is the null label
+        "class_dropout_prob": 0.1 if has_null_label else 0.0,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in shapes,
+        "cls_dim": cls_dim,
+    }
+
+
+def _projectors(shapes: Shapes) -> dict[str, Any]:
+    """Return the widths of the encoders, and the kind and size of the projectors."""
+    count = _count(shapes, "projectors")
+    if "projectors.0.projection_layer.weight" in shapes:
+        weights = [shapes[f"projectors.{i}.projection_layer.weight"] for i in range(count)]
+        widths = tuple(width for width, *_ in weights)
+        return {"z_dims": widths, "projector": "conv", "projector_kernel_size": weights[0][-1]}
+    widths = tuple(shapes[f"projectors.{i}.4.weight"][0] for i in range(count))
+    return {"z_dims": widths, "projector_dim": shapes["projectors.0.0.weight"][0]} if widths else {"z_dims": ()}
+
+
+def _require_velocity_alone(shapes: Shapes, sizes: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for the models of SiT's and DiT's own code, which also predict a variance."""
+    outputs = shapes.get("final_layer.linear.weight", (0,))[0]
+    if outputs == 2 * sizes["patch_size"] ** 2 * sizes["in_channels"]:
+        raise CheckpointError(
+            "the model also predicts a variance (learn_sigma), as those of the original SiT and DiT code do, in which "
+            "time runs from noise to data or counts 1,000 diffusion steps: it cannot be sampled here; expected a "
+            "checkpoint of REPA, iREPA, REG or repa-pipe"
+        )
+
+
+def _num_heads(hidden_size: int) -> int:
+    presets = [preset(input_size=8, in_channels=4) for preset in SIT_PRESETS.values()]
+    heads = {preset.hidden_size: preset.num_heads for preset in presets}
     if hidden_size not in heads:
         known = ", ".join(map(str, sorted(heads)))
         raise CheckpointError(f"the checkpoint holds a SiT of width {hidden_size}; expected one of {known}")
-    if depths["decoder_blocks"]:
-        encoder_depth = depths["blocks"]
-    depth = depths["blocks"] + depths["decoder_blocks"]
-    return SiTConfig(
-        input_size=math.isqrt(tokens) * patch_size,
-        patch_size=patch_size,
-        in_channels=in_channels,
-        hidden_size=hidden_size,
-        depth=depth,
-        num_heads=heads[hidden_size](input_size=8, in_channels=4).num_heads,
-        mlp_ratio=mlp_ratio,
-        num_classes=rows - 1,  # the last row is the null label
-        encoder_depth=encoder_depth or min(_DEFAULT_ENCODER_DEPTH, depth),
-        z_dims=z_dims,
-        projector_dim=projector_dim,
-        qk_norm="blocks.0.attn.q_norm.weight" in shapes,
-    )
+    return heads[hidden_size]
 
 
-def _count(shapes: Mapping[str, tuple[int, ...]], kind: str) -> int:
+def _count(shapes: Shapes, kind: str) -> int:
     return len({name.split(".")[1] for name in shapes if name.startswith(f"{kind}.")})

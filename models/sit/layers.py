@@ -165,7 +165,7 @@ class FinalLayer(nn.Module):
 
 
 class ConvProjector(nn.Module):
-    """iREPA's projector (arXiv 2512.10794): one 3x3 convolution over the token grid, with zero padding.
+    """iREPA's projector (arXiv 2512.10794): one convolution over the token grid, with zero padding.
 
     Maps tokens [B, N, D] of a square grid, in row-major order, to [B, N, z_dim]. Uses PyTorch's default initialization.
     """
@@ -173,12 +173,13 @@ class ConvProjector(nn.Module):
     def __init__(self, config: SiTConfig, z_dim: int) -> None:
         super().__init__()
         self.grid_size = config.input_size // config.patch_size
-        self.conv = nn.Conv2d(config.hidden_size, z_dim, kernel_size=3, padding=1)
+        kernel = config.projector_kernel_size
+        self.projection_layer = nn.Conv2d(config.hidden_size, z_dim, kernel_size=kernel, padding=kernel // 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Predict patch tokens [B, N, z_dim], each from a token and its neighbors."""
+        """Predict patch tokens [B, N, z_dim], each from a token and the neighbors that the kernel covers."""
         grid = tokens.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
-        projected: Tensor = self.conv(grid).flatten(2).transpose(1, 2)
+        projected: Tensor = self.projection_layer(grid).flatten(2).transpose(1, 2)
         return projected
 
 

@@ -22,6 +22,7 @@ from .layers import (
     make_projector,
     sincos_position_embedding,
 )
+from .tensor_names import current_names
 
 
 class SiT(nn.Module):
@@ -122,16 +123,24 @@ def drop_labels(labels: Tensor, drop_mask: Tensor, num_classes: int) -> Tensor:
     return torch.where(drop_mask, num_classes, labels)
 
 
-def load_sit_state(model: SiT, state_dict: Mapping[str, Tensor]) -> None:
-    """Load the weights of a checkpoint, REPA's or repa-pipe's, strictly: every tensor must match.
+_ADVICE = "Use the model, input size, projectors and qk_norm that it was trained with"
 
-    Two older naming schemes are accepted: the prefix `module.` of data-parallel training, and `decoder_blocks.0` for
-    the first block after `encoder_depth`.
+
+def load_sit_state(model: SiT, state_dict: Mapping[str, Tensor], advice: str = _ADVICE) -> None:
+    """Load the weights of a published checkpoint or of repa-pipe strictly: every tensor must match.
+
+    Other names of the same tensors are accepted (`tensor_names.py`), and `decoder_blocks.0` for the first block after
+    `encoder_depth`.
+
+    Args:
+        model: the model.
+        state_dict: tensors by name.
+        advice: the end of the error message.
 
     Raises:
         CheckpointError: names or shapes belong to another model.
     """
-    loaded = {_current_name(name, model.config.encoder_depth): value for name, value in state_dict.items()}
+    loaded = current_names(state_dict, model.config.encoder_depth)
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in loaded]
     problems += [f"{name} is unexpected" for name in loaded if name not in expected]
@@ -142,16 +151,5 @@ def load_sit_state(model: SiT, state_dict: Mapping[str, Tensor]) -> None:
     ]
     if problems:
         more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
-        raise CheckpointError(
-            f"the checkpoint does not fit this SiT: {'; '.join(problems[:4])}{more}. "
-            "Use the model, input size, z_dims and qk_norm that it was trained with"
-        )
+        raise CheckpointError(f"the checkpoint does not fit this SiT: {'; '.join(problems[:4])}{more}. {advice}")
     model.load_state_dict(loaded)
-
-
-def _current_name(name: str, encoder_depth: int) -> str:
-    name = name.removeprefix("module.")
-    if not name.startswith("decoder_blocks."):
-        return name
-    _, number, rest = name.split(".", 2)
-    return f"blocks.{int(number) + encoder_depth}.{rest}"

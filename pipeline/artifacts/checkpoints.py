@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...config import TrainConfig
+from ...config import ProbeConfig, SampleConfig, TrainConfig
 from ...converter import structure, unstructure
-from ...errors import CheckpointError, first_line
-from ...models.weight_files import harmless_globals, read_weights_file, tensors_under
+from ...errors import CheckpointError, WeightsError
+from ...models.weight_files import read_weights_file
 from ...stores.files import atomic_write
-from .published import LATENTS_SCALE, PUBLISHED, find_published, is_published, published_model
+from .published import PUBLISHED, Unrecorded, find_published, published_model
 from .run_folder import RunFolder
+from .state_dicts import find_initial_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,29 +88,44 @@ def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; raise CheckpointError when it is missing, damaged, or not a checkpoint."""
-    import torch
+    """Read a checkpoint of repa-pipe onto the CPU; raise CheckpointError when it is missing, damaged, or another file.
 
-    try:
-        with harmless_globals():  # published checkpoints contain the options of their training
-            values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint at {path}") from error
-    except Exception as error:  # torch raises various exceptions for a damaged zip, pickle or file
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({first_line(error)})") from error
-    if not isinstance(values, dict) or not ({"ema", "model"} <= values.keys() or is_published(values)):
-        raise CheckpointError(f"{path} is not a training checkpoint: expected the keys 'model' and 'ema'")
+    Published checkpoints are other files.
+    """
+    values = _read(path)
+    _require_own(values, path)
     return values
 
 
+_OWN_KEYS = {"model", "ema", "steps", "config", "sit", "store"}
+
+
+def _require_own(values: dict[str, Any], path: Path) -> None:
+    if not values.keys() >= _OWN_KEYS:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of repa-pipe: expected the keys {', '.join(sorted(_OWN_KEYS))}; found "
+            f"{', '.join(list(values)[:6])}"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a file of weights, in any format; raise CheckpointError when it is missing or damaged."""
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        return read_weights_file(path)
+    except WeightsError as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+
+
 def load_ema_weights(path: str) -> dict[str, Tensor]:
-    """Return the EMA weights of a training checkpoint of repa-pipe or REPA, or the tensors of a file of weights alone.
+    """Return the EMA weights of a checkpoint of any supported program, or the tensors of a file of weights alone.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds no tensors.
+        WeightsError: the file is missing or damaged.
+        CheckpointError: it holds no SiT.
     """
-    content = read_weights_file(path)
-    return tensors_under(content, next((key for key in ("ema", "model") if key in content), None), path)
+    return find_initial_weights(read_weights_file(path), path)
 
 
 def resolve_checkpoint(path: str) -> Path:
@@ -137,6 +153,11 @@ def resolve_checkpoint(path: str) -> Path:
     return found[-1]
 
 
+def unrecorded(config: SampleConfig | ProbeConfig) -> Unrecorded:
+    """Return what the flags of a command state about a checkpoint."""
+    return Unrecorded(config.path_type, config.latents_stats)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
     """The model of a checkpoint, and how it was trained."""
@@ -147,18 +168,35 @@ class TrainedModel:
     step: int
 
 
-def load_model(path: Path, ema: bool) -> TrainedModel:
-    """Load the model of a checkpoint of repa-pipe or REPA on the CPU, in evaluation mode; EMA weights if `ema`."""
+def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> TrainedModel:
+    """Load the model of a checkpoint of repa-pipe, REPA, iREPA or REG on the CPU, in evaluation mode.
+
+    Args:
+        path: the file.
+        ema: whether to load the EMA weights.
+        stated: what the user states about a checkpoint that does not record it.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or its model is not supported.
+        ConfigError: `stated` contradicts the file.
+    """
     from ...models.sit import SiTConfig, load_sit_state, make_sit
 
-    values = load_checkpoint(path)
-    if is_published(values):
-        model, config, step = published_model(values, ema, path)
-        scale = (LATENTS_SCALE,) * model.config.in_channels
-        metadata = StoreMetadata(str(config.vae), scale, (0.0,) * len(scale), (), "", {})
-        return TrainedModel(model.eval(), metadata, config, step)
+    values, stated = _read(path), stated or Unrecorded()
+    if "sit" not in values:
+        return _published(values, ema, path, stated)
+    _require_own(values, path)
+    config = TrainConfig.from_json(values["config"], f"{path}: config")
+    stated.require_none(path, config.path_type)
     model = make_sit(SiTConfig.from_dict(values["sit"]))
     load_sit_state(model, values["ema" if ema else "model"])
     metadata = StoreMetadata.from_json(values["store"], f"{path}: store")
-    config = TrainConfig.from_json(values["config"], f"{path}: config")
     return TrainedModel(model.eval(), metadata, config, values["steps"])
+
+
+def _published(values: dict[str, Any], ema: bool, path: Path, stated: Unrecorded) -> TrainedModel:
+    found = published_model(values, ema, path, stated)
+    latents = found.latents
+    config = TrainConfig.from_settings({"store": "", "vae": latents.vae, "path_type": found.path_type}, str(path))
+    metadata = StoreMetadata(latents.vae, latents.scale, latents.bias, (), "", {})
+    return TrainedModel(found.model.eval(), metadata, config, found.step)

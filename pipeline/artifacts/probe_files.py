@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...config import ProbeConfig
 from ...converter import read_json
 from .names import digest_of, same_path, with_ending
 from .run_folder import RunFolder, run_of
@@ -44,9 +45,12 @@ def _holds(values: Mapping[str, Any], settings: Mapping[str, Any], names: set[st
 
 
 def same_probe_settings(recorded: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> bool:
-    """Return whether recorded settings give the same probes, whatever the spelling of the store's path."""
+    """Return whether recorded settings give the same probes, whatever the spelling of the store's path.
+
+    Settings that an earlier version did not have are their defaults.
+    """
     if not recorded:
         return False
     store = settings["store"]
     is_there = same_path(str(recorded.get("store")), store)
-    return (dict(recorded) | ({"store": store} if is_there else {})) == settings
+    return (ProbeConfig.with_defaults(recorded) | ({"store": store} if is_there else {})) == settings

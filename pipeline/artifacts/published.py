@@ -1,31 +1,32 @@
-"""Checkpoints in REPA's format: by name, downloaded once, or from a file.
+"""Checkpoints of published programs (REPA, iREPA, REG): by name, downloaded once, or from a file.
 
-A file holds either `{"model", "ema", "opt", "args", "steps"}`, as saved by REPA's trainer, or the EMA weights alone, as
-the released model does. Neither records the latents, which are those of Stability's VAE at scale 0.18215.
+A file holds either `{"model", "ema", "opt", "args", "steps"}`, as saved by their trainers, or weights under other keys
+or alone. Sizes follow from the weights. The path is in `args`, if at all; the latents are never recorded.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...config import TrainConfig
-from ...errors import CheckpointError, WeightsError
+from ...errors import CheckpointError, ConfigError, WeightsError
 from ...stores.files import atomic_write
 from ..runtime.cache import VARIABLE, cache_folder
+from .latents_stats import Latents, irepa_latents, repa_latents
+from .state_dicts import find_weights
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ...models.sit import SiT
 
 logger = logging.getLogger(__name__)
 
-VAE = "sd-vae-ft-ema"  # the one with which REPA's generator decodes
-LATENTS_SCALE = 0.18215  # scale of Stability's VAEs in REPA's trainer; the bias is 0
+PATH_TYPES = ("linear", "cosine")
+_ADVICE = "Expected a checkpoint of REPA, iREPA, REG or repa-pipe"
+_ORIGINAL_PATH_TYPES = ("Linear", "GVP", "VP")  # names in the options of the original SiT code
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Published:
 
     url: str
     sha256: str | None  # None if its authors have not published it
+    path_type: str = "linear"
 
 
 # The address is that of `download_model` in REPA's utils.py.
@@ -49,7 +51,7 @@ PUBLISHED = {
 def find_published(name: str) -> Path:
     """Return the path of a released checkpoint, downloaded if necessary; raise WeightsError when that fails."""
     entry = PUBLISHED[name]
-    path = cache_folder("checkpoints") / f"{name}.pt"
+    path = _cached(name)
     if path.exists():
         return path
     import torch
@@ -66,37 +68,108 @@ def find_published(name: str) -> Path:
     return path
 
 
-def is_published(values: Mapping[str, Any]) -> bool:
-    """Return whether `values` are the contents of a file in REPA's format."""
-    return "sit" not in values and ("ema" in values or "x_embedder.proj.weight" in values)
+def _cached(name: str) -> Path:
+    return cache_folder("checkpoints") / f"{name}.pt"
 
 
-def published_model(values: Mapping[str, Any], ema: bool, path: Path) -> tuple[SiT, TrainConfig, int]:
-    """Build the model of a file in REPA's format.
+@dataclass(frozen=True, slots=True)
+class Unrecorded:
+    """What a user states about a checkpoint that does not record it; None for what the file records, or the default."""
+
+    path_type: str | None = None
+    latents_stats: str | None = None
+
+    def require_none(self, path: Path, recorded: str) -> None:
+        """Raise ConfigError if something is stated that differs from a checkpoint that records both."""
+        require_same_path_type(self.path_type, recorded, path)
+        if self.latents_stats:
+            raise ConfigError(f"--latents-stats is given, but {path} records its own latents: remove it")
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedModel:
+    """The model of a published checkpoint, and what is known about its training."""
+
+    model: SiT
+    path_type: str
+    latents: Latents
+    step: int  # 0 if not recorded
+
+
+def published_model(values: Mapping[str, Any], ema: bool, path: Path, stated: Unrecorded) -> PublishedModel:
+    """Build the model of a published checkpoint.
 
     Args:
         values: the contents of the file.
         ema: whether to load the EMA weights.
-        path: the file, for error messages.
-
-    Returns:
-        The model, the settings of its training as far as they are known, and its step (0 if not recorded).
+        path: the file, for messages.
+        stated: what the user states about the checkpoint.
 
     Raises:
-        CheckpointError: the file does not hold a SiT, or only EMA weights if `ema` is false.
+        CheckpointError: the file holds no SiT, or not the requested weights, or those of an unsupported program.
+        ConfigError: `stated` contradicts what the file records.
+        WeightsError: the statistics of the latents cannot be read.
     """
-    from ...models.sit import SiT, infer_sit_config, load_sit_state
+    from ...models.sit import infer_sit_config, load_sit_state, make_sit
 
-    weights: Mapping[str, Tensor] = values.get("ema" if ema else "model", {})
-    if "x_embedder.proj.weight" in values:
-        weights = values if ema else {}
-    if not weights:
-        raise CheckpointError(f"{path} holds EMA weights only: remove --no-ema")
-    args = vars(values["args"]) if "args" in values else {}
+    args = _args(values)
     try:
-        model = SiT(infer_sit_config(weights, args.get("encoder_depth")))
-        load_sit_state(model, weights)
+        weights = find_weights(values, ema)
+        model = make_sit(infer_sit_config(weights, args.get("encoder_depth"), args.get("num_classes")))
+        load_sit_state(model, weights, _ADVICE)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    config = TrainConfig(store="", vae=VAE, path_type=args.get("path_type", "linear"))
-    return model, config, int(values.get("steps", 0))
+    path_type = _path_type(args, path, stated.path_type)
+    is_irepa = "spnorm_method" in args or any(".projection_layer." in name for name in weights)
+    latents = _latents(is_irepa, model.config.in_channels, path, stated.latents_stats)
+    step = values.get("steps", values.get("global_step"))
+    return PublishedModel(model, path_type, latents, step if isinstance(step, int) else 0)
+
+
+def _args(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the training that a file records: those of argparse, or Lightning's hyperparameters."""
+    found = values.get("args") or values.get("hyper_parameters")
+    if isinstance(found, argparse.Namespace):
+        return vars(found)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _path_type(args: Mapping[str, Any], path: Path, stated: str | None) -> str:
+    """Return the path that a checkpoint was trained with, as recorded, else as stated, else linear with a warning."""
+    recorded = args.get("path_type")
+    if recorded in _ORIGINAL_PATH_TYPES:
+        raise CheckpointError(
+            f"{path} was written by the original SiT code (its options record path_type {recorded!r}), in which time "
+            "runs from noise to data: it cannot be sampled here; expected a checkpoint of REPA, iREPA, REG or repa-pipe"
+        )
+    if recorded is None:
+        released = [entry.path_type for name, entry in PUBLISHED.items() if path.resolve() == _cached(name).resolve()]
+        recorded = released[0] if released else None
+    if recorded is None and stated is None:
+        logger.warning(
+            "%s does not record its path; it is taken for linear: if it was trained on the cosine path, pass "
+            "--path-type cosine",
+            path,
+        )
+    if recorded is not None and recorded not in PATH_TYPES:
+        raise CheckpointError(f"{path} records path_type {recorded!r}; expected {' or '.join(PATH_TYPES)}")
+    if recorded is not None:
+        require_same_path_type(stated, recorded, path)
+    return str(recorded or stated or "linear")
+
+
+def require_same_path_type(stated: str | None, recorded: str, path: Path) -> None:
+    """Raise ConfigError if a user states another path than the one that a checkpoint records."""
+    if stated not in (None, recorded):
+        raise ConfigError(f"--path-type is {stated!r}, but {path} was trained on the {recorded} path: remove it")
+
+
+def _latents(is_irepa: bool, channels: int, path: Path, stats: str | None) -> Latents:
+    if stats:
+        return irepa_latents(stats, channels)
+    if is_irepa:
+        raise CheckpointError(
+            f"{path} was written by iREPA, whose latents are normalized with statistics in another file: pass it "
+            "with --latents-stats (sdvae-ft-mse-f8d4-latents-stats.pt of REPA-E/iREPA-collections on Hugging Face)"
+        )
+    return repa_latents(channels)

@@ -146,13 +146,17 @@ def _may_take(files: SampleFiles, settings: dict[str, Any], is_step: bool) -> bo
     if recorded is None:
         return True
     ignored = {"checkpoint": None} if is_step else {}
-    return _canonical(recorded) | ignored == settings | ignored
+    return canonical_settings(recorded) | ignored == settings | ignored
 
 
-def _canonical(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return recorded settings with the name of the VAE that all spellings of its path have in common."""
+def canonical_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings, recorded by this version or an earlier one, in the form in which they are compared.
+
+    The name of the VAE is the one that all spellings of its path have in common, and settings that an earlier version
+    did not have are their defaults.
+    """
     vae = recorded.get("vae")
-    return dict(recorded) | ({"vae": canonical_name(vae)} if vae else {})
+    return SampleConfig.with_defaults(recorded) | ({"vae": canonical_name(vae)} if vae else {})
 
 
 def sample_sets(run: RunFolder) -> list[SampleFiles]:
@@ -166,11 +170,14 @@ def settings_name(config: SampleConfig) -> str:
     """Return the part of a file name that stands for the settings: `ode50-cfg1.5-seed0-50000`."""
     solver = "sde" if config.mode == "sde" else ("heun" if config.heun else "ode")
     words = [f"{solver}{config.num_steps}", f"cfg{config.cfg_scale:g}"]
+    words += [] if config.cls_cfg_scale is None else [f"cls{config.cls_cfg_scale:g}"]
     if (config.guidance_low, config.guidance_high) != (0, 1):
         words.append(f"from{config.guidance_low:g}to{config.guidance_high:g}")
     if config.labels != "random":
         words.append("balanced" if config.labels == "balanced" else f"labels{zlib.crc32(config.labels.encode()):08x}")
     words += [Path(config.vae).name] if config.vae else []
+    words += [config.path_type] if config.path_type else []
+    words += [f"stats{zlib.crc32(config.latents_stats.encode()):08x}"] if config.latents_stats else []
     words += [] if config.ema else ["no-ema"]
     words += [] if config.precision == "fp32" else [config.precision]
     words += ["compiled"] if config.compile else []
@@ -181,7 +188,7 @@ def sample_settings(config: SampleConfig, checkpoint: Path) -> dict[str, Any]:
     """Return all values that determine the images; a checkpoint file that was rewritten counts as another one."""
     stat = checkpoint.stat()
     file = {"path": str(checkpoint.resolve()), "bytes": stat.st_size, "written": stat.st_mtime_ns}
-    return _canonical(config.result_settings()) | {"checkpoint": file, "random_streams": STREAMS_VERSION}
+    return canonical_settings(config.result_settings()) | {"checkpoint": file, "random_streams": STREAMS_VERSION}
 
 
 def finished_samples(config: SampleConfig) -> SampleResult | None:
@@ -197,7 +204,7 @@ def finished_samples(config: SampleConfig) -> SampleResult | None:
     if not (files.npz.exists() and files.record.exists()):
         return None
     values = read_json(files.record)
-    if _canonical(values.get("settings") or {}) != sample_settings(config, checkpoint):
+    if canonical_settings(values.get("settings") or {}) != sample_settings(config, checkpoint):
         return None
     recorded = {item.name: values.get(item.name) for item in fields(SampleResult)}
     return structure(recorded, SampleResult, str(files.record))

@@ -97,11 +97,11 @@ def _train(config: TrainConfig) -> Preview:
 
 def _sample(config: SampleConfig) -> Preview:
     from ...models.vae import describe_vae
-    from ..artifacts.checkpoints import load_model, resolve_checkpoint
+    from ..artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
     from ..artifacts.sample_files import files_of
 
     checkpoint = resolve_checkpoint(config.checkpoint)
-    trained = load_model(checkpoint, config.ema)
+    trained = load_model(checkpoint, config.ema, unrecorded(config))
     vae = config.vae or trained.store.vae
     side = trained.model.config.input_size * describe_vae(vae)[1]
     size = config.num_fid_samples * side * side * 3
@@ -145,12 +145,12 @@ def _evaluate_checkpoints(sampling: SampleConfig, evaluation: EvaluateConfig) ->
 
 
 def _probe(config: ProbeConfig) -> Preview:
-    from ..artifacts.checkpoints import load_model, resolve_checkpoint
+    from ..artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
     from ..artifacts.run_folder import RunFolder, run_of
 
     last = resolve_checkpoint(config.checkpoint)
     checkpoints = RunFolder(Path(config.checkpoint)).checkpoints() or [last]
-    trained = load_model(last, config.ema)
+    trained = load_model(last, config.ema, unrecorded(config))
     config = dataclasses.replace(
         config, store=config.store or trained.config.store, vae=config.vae or trained.config.vae
     )

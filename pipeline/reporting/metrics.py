@@ -43,7 +43,7 @@ def metrics_table(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -
     header += [Cell("Images", "generated vs. reference", numeric=True)]
     rows = []
     for i, sample, record in evaluated:
-        values = {flag(name): value_text(vars(sample.config)[name]) for name in different}
+        values = {flag(name): value_text(dict(sample.settings)[name]) for name in different}
         settings = ", ".join(f"{name}{NO_BREAK_SPACE}{value}" for name, value in values.items())
         row = [Cell(runs[i].name, run=i), *([Cell(settings)] if different else [])]
         row += [Cell(f"{sample.step:,}", numeric=True), *(_metric(record, key, best.get(key)) for key in columns)]
@@ -69,10 +69,14 @@ def sampling_text(config: SampleConfig) -> str:
     """Return the sampling settings: `SDE, 250 steps, CFG scale 1.8 for t in [0, 0.7], random labels, seed 0`."""
     guidance = "no CFG"
     if config.cfg_scale > 1:
-        guidance = f"CFG scale {config.cfg_scale:g} for t in [{config.guidance_low:g}, {config.guidance_high:g}]"
+        cls_scale = "" if config.cls_cfg_scale is None else f" (class token: {config.cls_cfg_scale:g})"
+        guidance = (
+            f"CFG scale {config.cfg_scale:g}{cls_scale} for t in [{config.guidance_low:g}, {config.guidance_high:g}]"
+        )
     labels = f"{config.labels} labels" if config.labels.isalpha() else f"labels {config.labels}"
     solver = config.mode.upper() + (" (Heun)" if config.heun else "")
     parts = [solver, count_text(config.num_steps, "step", "steps"), guidance, labels, f"seed {config.global_seed}"]
+    parts += [f"{config.path_type} path"] if config.path_type else []
     parts += [] if config.ema else ["no EMA"]
     parts += [f"decoded with {config.vae}"] if config.vae else []
     return ", ".join(parts)
@@ -96,7 +100,7 @@ def _evaluated(samples: Sequence[Sequence[SampleSet]]) -> list[Evaluated]:
 
 
 def _settings_that_differ(samples: Sequence[SampleSet]) -> list[str]:
-    return [name for name, _ in samples[0].settings if len({vars(sample.config)[name] for sample in samples}) > 1]
+    return [name for name, _ in samples[0].settings if len({dict(sample.settings)[name] for sample in samples}) > 1]
 
 
 def _caption(evaluated: Sequence[Evaluated], has_best: bool) -> str:

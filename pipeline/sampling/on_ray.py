@@ -12,7 +12,7 @@ import torch
 
 from ...config import SampleConfig
 from ...errors import ActorError, RepaPipeError
-from ..artifacts.checkpoints import load_model
+from ..artifacts.checkpoints import load_model, unrecorded
 from ..runtime.actor_pool import ActorPool, ActorShape
 from ..runtime.device import choose_device
 from ..runtime.ray_session import actor_options, cluster_shape, ray_session
@@ -37,7 +37,7 @@ class SampleActor:
         self._device = choose_device(self._config.device)
         if self._device.type == "cpu":
             torch.set_num_threads(self._threads)  # rounding on a CPU depends on it
-        trained = load_model(self._checkpoint, self._config.ema)
+        trained = load_model(self._checkpoint, self._config.ema, unrecorded(self._config))
         self._sampler = Sampler(self._config, trained, self._device)
         return self._sampler.all_labels(), trained.step
 

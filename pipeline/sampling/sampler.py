@@ -6,6 +6,7 @@ steps come from generators for this image.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -18,18 +19,22 @@ from ...config import SampleConfig
 from ...diffusion.interpolant import Interpolant
 from ...diffusion.samplers import Noise, euler, euler_maruyama, guided
 from ...errors import ConfigError
+from ...models.sit import EntangledSiT, SiT
 from ...models.vae import load_vae
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block
 from ..runtime.device import DTYPES
 from ..runtime.seeds import STREAMS_VERSION, RandomStreams, image_label
 
+logger = logging.getLogger(__name__)
+
 
 class Sampler:
     """The model, the VAE and the labels of one set of images.
 
     Raises:
-        ConfigError: `--labels` has a class that the model does not have.
+        ConfigError: `--labels` has a class that the model does not have, or the model lacks what guidance needs: a null
+            label, or a class token for `--cls-cfg-scale`.
         WeightsError: the VAE is unavailable.
     """
 
@@ -44,6 +49,8 @@ class Sampler:
         self._interpolant = Interpolant(trained.config.path_type)
         vae = load_vae(config.vae or trained.store.vae, device=device)
         self._vae = vae.with_scale(list(trained.store.latents_scale), list(trained.store.latents_bias))
+        self._null_label = self._sit.null_label if config.cfg_scale > 1 else self._sit.num_classes
+        self._scale_of = _guidance_scales(config, self._plain)
         self._listed = _parse_labels(config.labels, self._sit.num_classes)
 
     def all_labels(self) -> npt.NDArray[np.int64]:
@@ -60,10 +67,11 @@ class Sampler:
         velocity = guided(
             partial(self._model, project=False),
             labels,
-            self._sit.num_classes,
+            self._null_label,
             config.cfg_scale,
             config.guidance_low,
             config.guidance_high,
+            self._scale_of,
         )
         with torch.autocast(self._device.type, DTYPES[config.precision], config.precision != "fp32"):
             if config.mode == "ode":
@@ -83,6 +91,19 @@ class Sampler:
         if self._config.labels == "balanced":
             return index % classes
         return image_label(self._config.global_seed, index, classes)
+
+
+def _guidance_scales(config: SampleConfig, model: SiT) -> Tensor | None:
+    """Return the guidance scale of every element of the model's state; None if it is the same for all."""
+    if config.cls_cfg_scale is None:
+        return None
+    if not isinstance(model, EntangledSiT):
+        raise ConfigError(
+            f"--cls-cfg-scale is {config.cls_cfg_scale:g}, but the model has no class token (REG): remove it"
+        )
+    if config.cfg_scale == 1:
+        logger.warning("--cls-cfg-scale has no effect, because --cfg-scale 1 disables guidance")
+    return model.guidance_scales(config.cfg_scale, config.cls_cfg_scale)
 
 
 def _step_noise(generators: list[torch.Generator]) -> Noise:

@@ -151,6 +151,7 @@ def model_config(config: TrainConfig, store: Store) -> SiTConfig:
         projector_dim=config.projector_embed_dims,
         qk_norm=config.qk_norm,
         projector=config.projector,
+        projector_kernel_size=config.projector_kernel_size,
         **options,
     )
     grid = (side // model.patch_size) ** 2

@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from ...config import TrainConfig
 from ...models.ema import Ema
-from ...models.sit import load_sit_state
+from ...models.sit import current_names, load_sit_state
 from ...stores import Batch, Store
 from ..artifacts.checkpoints import (
     StoreMetadata,
@@ -115,7 +115,8 @@ class Trainer:
 
     def _load(self, weights: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
         for model, values in ((self.model, weights), (self.ema.model, averaged)):
-            load_sit_state(model, shard_state_dict(values, model))
+            named = current_names(values, model.config.encoder_depth)
+            load_sit_state(model, shard_state_dict(named, model))
 
     def train(self, signals: list[int], session: SessionRecorder | None = None) -> None:
         """Take the remaining steps, with checkpoints, metrics and grids of images along the way.

@@ -48,9 +48,14 @@ VALID = {
     "test_share": 0.5,
     "profile_steps": "100:105",
     "part": "1/4",
+    "projector_kernel_size": 5,
 }
 # settings that a field requires
-NEEDED = {"val_steps": {"val_fraction": 0.125}, "lr_decay_steps": {"lr_schedule": "cosine"}}
+NEEDED = {
+    "projector_kernel_size": {"projector": "conv"},
+    "val_steps": {"val_fraction": 0.125},
+    "lr_decay_steps": {"lr_schedule": "cosine"},
+}
 
 
 def parse(config):

@@ -1,3 +1,4 @@
+import json
 import math
 import re
 import runpy
@@ -11,7 +12,7 @@ from torch import Tensor
 from repa_pipe.diffusion.interpolant import Interpolant
 from repa_pipe.diffusion.samplers import euler, euler_maruyama, guided
 from repa_pipe.errors import ConfigError
-from repa_pipe.models.sit import SiT, SiTConfig
+from repa_pipe.models.sit import EntangledSiT, SiT, SiTConfig
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 fill = runpy.run_path(str(REFERENCE / "weights.py"))["fill"]
@@ -47,6 +48,29 @@ def test_samples_match_the_published_samplers(name):
         torch.testing.assert_close(samples, expected, atol=1e-4, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
         compared += 1
     assert compared == 9
+
+
+def test_samples_with_a_class_token_match_those_of_reg():
+    values = np.load(REFERENCE / "reg.npz")
+    setting = json.loads(str(values["config"]))
+    recorded = {key: torch.from_numpy(values[key]) for key in values.files if key != "config"}
+    names = ("input_size", "in_channels", "hidden_size", "depth", "num_heads", "encoder_depth", "projector_dim")
+    sizes = {name: setting["model"][name] for name in names}
+    model = EntangledSiT(SiTConfig(patch_size=2, z_dims=(48,), cls_dim=48, **sizes))
+    model.load_state_dict(fill(model.state_dict(), setting["fill_seed"], keep=("pos_embed",)))
+    start = model.pack(recorded["sampler_latents"], recorded["sampler_class_latents"])
+    noise = [model.pack(*both) for both in zip(recorded["sampler_noise"], recorded["sampler_class_noise"], strict=True)]
+    assert len(setting["sampler_runs"]) == 4
+    for name, run in setting["sampler_runs"].items():
+        scales = model.guidance_scales(run["cfg_scale"], run["cls_cfg_scale"])
+        interval = run["guidance_low"], run["guidance_high"]
+        velocity = guided(model, recorded["sampler_labels"], 1000, run["cfg_scale"], *interval, scales)
+        state = euler_maruyama(velocity, start, 5, lambda step, _: noise[step].double(), Interpolant("linear"))
+        latents, class_token = model.unpack(state.float())
+        for found, key in ((latents, f"sde_{name}"), (class_token, f"sde_{name}_class_token")):
+            torch.testing.assert_close(
+                found, recorded[key], atol=1e-4, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+            )
 
 
 MEAN, DEVIATION = 0.7, 0.3

@@ -202,12 +202,44 @@ def test_finished_images_are_only_generated_again_with_other_settings(checkpoint
         sample.run(config)
 
 
+def test_images_of_an_earlier_version_are_not_generated_again(checkpoint, monkeypatch):
+    config = SampleConfig(checkpoint=checkpoint, num_fid_samples=2, num_steps=2, device="cpu")
+    first = sample.run(config)
+    record = Path(first.npz).with_suffix(".json")
+    values = json.loads(record.read_text())
+    for name in ("path_type", "latents_stats", "cls_cfg_scale"):
+        del values["settings"][name], values["config"][name]
+    record.write_text(json.dumps(values))
+    monkeypatch.setattr(Sampler, "latents", lambda self, indices: 1 / 0)
+    assert sample.run(config) == first
+    with pytest.raises(ZeroDivisionError):
+        sample.run(dataclasses.replace(config, path_type="linear", out=first.npz))
+
+
+def test_guidance_of_a_model_without_a_null_label_is_refused(config_of, tmp_path):
+    run = train.run(config_of(max_train_steps=1, cfg_prob=0.0)).run
+    with pytest.raises(ConfigError, match="the model has no null label, which guidance"):
+        images_of(run, tmp_path, "guided")
+    assert len(images_of(run, tmp_path, "unguided", cfg_scale=1.0)[0]) == 10
+
+
+def test_the_path_of_a_run_is_recorded_and_cannot_be_stated_otherwise(checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match=r"--path-type is 'cosine', but .* was trained on the linear path"):
+        images_of(checkpoint, tmp_path, "cosine", path_type="cosine")
+    with pytest.raises(ConfigError, match="records its own latents"):
+        images_of(checkpoint, tmp_path, "stats", latents_stats=__file__)
+
+
 def test_settings_that_affect_the_images_give_different_file_names():
     options = [
         {},
         {"mode": "sde"},
         {"heun": True},
         {"guidance_high": 0.7},
+        {"cls_cfg_scale": 2.0},
+        {"path_type": "cosine"},
+        {"latents_stats": "a.pt"},
+        {"latents_stats": "b.pt"},
         {"labels": "balanced"},
         {"labels": "1,2"},
         {"labels": "2,1"},

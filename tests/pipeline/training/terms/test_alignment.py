@@ -11,7 +11,7 @@ from repa_pipe.config import TrainConfig
 from repa_pipe.diffusion.loss import spatial_zscore
 from repa_pipe.errors import ConfigError
 from repa_pipe.pipeline import train
-from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
+from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, load_model
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
@@ -87,9 +87,32 @@ def test_token_scales_are_only_read_for_spatial_normalization(config_of):
 def test_irepa_trains_and_resumes(config_of, weights_of, assert_same_weights):
     options = {"projector": "conv", "spatial_norm": 1.0}
     whole = weights_of(train.run(config_of(exp_name="whole", max_train_steps=4, **options)))
-    assert whole["model.projectors.0.conv.weight"].shape == (24, 192, 3, 3)
+    assert whole["model.projectors.0.projection_layer.weight"].shape == (24, 192, 3, 3)
     train.run(config_of(max_train_steps=2, **options))
     assert_same_weights(whole, weights_of(train.run(config_of(max_train_steps=4, **options))))
+
+
+def test_a_run_of_version_0_1_with_a_convolution_resumes(config_of, weights_of, assert_same_weights):
+    whole = weights_of(train.run(config_of(exp_name="whole", max_train_steps=4, projector="conv")))
+    half = Path(train.run(config_of(max_train_steps=2, projector="conv")).checkpoint)
+    values = load_checkpoint(half)
+    for part in ("model", "ema"):
+        values[part] = {name.replace("projection_layer", "conv"): value for name, value in values[part].items()}
+    del values["sit"]["projector_kernel_size"], values["config"]["projector_kernel_size"]
+    half.unlink()
+    torch.save(values, half)
+    assert "projectors.0.conv.weight" in load_checkpoint(half)["model"]
+    assert_same_weights(whole, weights_of(train.run(config_of(max_train_steps=4, projector="conv"))))
+    assert load_model(half, ema=True).model.config.projector_kernel_size == 3
+
+
+def test_the_kernel_of_the_convolution_can_be_chosen(config_of, weights_of):
+    options = {"projector": "conv", "projector_kernel_size": 1, "spatial_norm": 0.6}
+    weights = weights_of(train.run(config_of(max_train_steps=2, **options)))
+    assert weights["ema.projectors.0.projection_layer.weight"].shape == (24, 192, 1, 1)
+    for wrong in ({"projector": "mlp"}, {"projector_kernel_size": 2}):
+        with pytest.raises(ConfigError, match="--projector-kernel-size is"):
+            config_of(**options | wrong)
 
 
 def test_a_gamma_outside_of_0_to_1_is_refused():

@@ -87,6 +87,29 @@ def test_images_are_sampled_together_with_the_class_token(config_of, tmp_path):
     assert np.abs(made["large"][0] - made["large"][1]).max() > 8
 
 
+def test_the_guidance_of_the_class_token_has_its_own_scale(config_of, tmp_path, caplog):
+    run = train.run(config_of(cls_coeff=1.0, learning_rate=1e-2, ema_decay=0.5)).run
+
+    def images(name, **options):
+        settings = {"num_fid_samples": 4, "num_steps": 3, "device": "cpu", "out": str(tmp_path / f"{name}.npz")}
+        return np.load(sample.run(SampleConfig(checkpoint=run, **settings | options)).npz)["arr_0"]
+
+    default = images("default", cfg_scale=4.0)
+    assert np.array_equal(images("same", cfg_scale=4.0, cls_cfg_scale=4.0), default)
+    unguided = images("unguided", cfg_scale=4.0, cls_cfg_scale=0.0)
+    assert not np.array_equal(unguided, default)
+    assert np.array_equal(images("one", cfg_scale=4.0, cls_cfg_scale=1.0), unguided)
+    assert "has no effect" not in caplog.text
+    images("off", cfg_scale=1.0, cls_cfg_scale=3.0)
+    assert "--cls-cfg-scale has no effect, because --cfg-scale 1 disables guidance" in caplog.text
+
+
+def test_a_scale_for_the_class_token_is_refused_by_a_model_without_one(config_of):
+    run = train.run(config_of()).run
+    with pytest.raises(ConfigError, match=r"--cls-cfg-scale is 2, but the model has no class token"):
+        sample.run(SampleConfig(checkpoint=run, num_fid_samples=1, num_steps=1, device="cpu", cls_cfg_scale=2.0))
+
+
 def test_an_encoder_without_class_token_is_refused(config_of, helpers, tmp_path):
     path = tmp_path / "without"
     manifest = helpers.new_store(path)

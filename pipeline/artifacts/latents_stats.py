@@ -1,0 +1,50 @@
+"""The normalization of latents that a published checkpoint was trained with: VAE, scale and bias per channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...errors import WeightsError
+from ...models.weight_files import read_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LATENTS_SCALE = 0.18215  # scale of Stability's VAEs in REPA's trainer; the bias is 0
+_KEYS = ("latents_scale", "latents_bias")
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """A model's latents: `(mean + std · noise) · scale + bias` of the VAE's moments, with one number per channel."""
+
+    vae: str
+    scale: tuple[float, ...]
+    bias: tuple[float, ...]
+
+
+def repa_latents(channels: int) -> Latents:
+    """Return the latents of REPA and REG, with the VAE that their generators decode with."""
+    return Latents("sd-vae-ft-ema", (LATENTS_SCALE,) * channels, (0.0,) * channels)
+
+
+def irepa_latents(path: str, channels: int) -> Latents:
+    """Read the statistics that iREPA and REPA-E publish next to a VAE; their latents are `(z - bias) · scale`.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or does not hold both statistics for that number of channels.
+    """
+    tensors = read_checkpoint(path)
+    scale, bias = (_numbers(tensors, key, path, channels) for key in _KEYS)
+    return Latents("sd-vae-ft-mse", scale, tuple(-b * s for b, s in zip(bias, scale, strict=True)))
+
+
+def _numbers(tensors: dict[str, Tensor], key: str, path: str, channels: int) -> tuple[float, ...]:
+    values = tensors[key].flatten().tolist() if key in tensors else []
+    if len(values) != channels:
+        raise WeightsError(
+            f"latents statistics {path}: expected {' and '.join(_KEYS)} with {channels} values each, found "
+            f"{len(values)} for {key}"
+        )
+    return tuple(map(float, values))
