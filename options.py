@@ -18,6 +18,7 @@ import click
 from click.core import ParameterSource
 
 from .config import SECTIONS, Config, flag, no_flag, read_settings
+from .config.translation import translate
 from .converter import choices_of, hints_of
 from .pipeline.runtime.console import LOG_FORMATS, log_to_stderr
 
@@ -87,11 +88,22 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments, and assign positional ones."""
+        if not ctx.resilient_parsing:
+            args = self._translate(ctx, args)
         rest = super().parse_args(ctx, args)
         words = list(ctx.params.pop(_WORDS, ()))
         if not ctx.resilient_parsing:
             self._assign(ctx, words)
         return rest
+
+    def _translate(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Return the arguments with dashes in flags; raise UsageError for flags of other programs."""
+        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        flags = {name: not each.is_flag for each in options for name in (*each.opts, *each.secondary_opts)}
+        found = translate(str(self.name), args, flags)
+        if found.foreign:
+            raise click.UsageError(found.describe(str(self.name), [self._flag(name) for name in self.positional]), ctx)
+        return found.args
 
     def _assign(self, ctx: click.Context, words: list[str]) -> None:
         """Assign words to the positional options without a flag; raise UsageError for too many or too few."""
@@ -205,14 +217,32 @@ def _option(field: dataclasses.Field[Any], hint: Any, hidden: bool, positional: 
         options |= {"required": False, "help": options["help"] + _REQUIRED}
     if typing.get_origin(hint) is tuple:
         options |= {"multiple": True, "default": field.default, "type": kinds[0], "show_default": bool(field.default)}
+        options |= {"callback": _split} if field.metadata["comma_separated"] else {}
     elif kinds[0] is bool:
         name = f"{name}/{no_flag(field.name)}"
         options |= {"default": field.default, "show_default": field.default is not None}
     else:
-        options |= {"type": click.Choice(choices) if choices else kinds[0]}
+        options |= {"type": _Choice(choices, field.metadata["aliases"]) if choices else kinds[0]}
         if not required:
             options |= {"default": field.default, "show_default": field.default is not None}
     return click.option(name, field.name, cls=SectionOption, section=field.metadata["section"], **options)
+
+
+class _Choice(click.Choice):  # type: ignore[type-arg]  # generic in newer versions only
+    """A choice that also accepts other spellings of its values, which the help does not list."""
+
+    def __init__(self, choices: Sequence[Any], aliases: Mapping[str, str]) -> None:
+        super().__init__(choices)
+        self.aliases = aliases
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value that was given, or that another spelling stands for."""
+        return super().convert(self.aliases.get(value, value), param, ctx)
+
+
+def _split(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Split values that are lists with commas."""
+    return tuple(part.strip() for value in values for part in value.split(","))
 
 
 def config_file_options(*configs: type[Config], without: Collection[str] = ()) -> Decorator:

@@ -53,10 +53,22 @@ LATENTS_STATS_HELP = (
 
 
 def option(
-    section: str, text: str, default: Any = MISSING, *, affects_result: bool = True, chosen: bool = False
+    section: str,
+    text: str,
+    default: Any = MISSING,
+    *,
+    affects_result: bool = True,
+    chosen: bool = False,
+    aliases: Mapping[str, str] | None = None,
+    comma_separated: bool = False,
 ) -> Any:
-    """Declare a config field with its section of the help and its help text; without a default it is required."""
+    """Declare a config field with its section of the help and its help text; without a default it is required.
+
+    On the command line, `aliases` are other spellings of choices, and the values of a repeatable option that is
+    `comma_separated` may also be given at once.
+    """
     metadata = {"section": section, "help": text, "affects_result": affects_result, "chosen": chosen}
+    metadata |= {"aliases": aliases or {}, "comma_separated": comma_separated}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 

@@ -45,7 +45,10 @@ class TrainConfig(Config):
     )
     vae: str | None = option(DATA, "VAE whose latents are used. Default: the only one in the store.", None)
     enc_type: tuple[str, ...] = option(
-        DATA, "Encoder to align with; repeatable. Default: the only one in the store.", ()
+        DATA,
+        "Encoder to align with; repeatable, or a list with commas. Default: the only one in the store.",
+        (),
+        comma_separated=True,
     )
     proj_coeff: float = option(
         OBJECTIVE, "Weight of the alignment loss; 0 trains without alignment and reads no tokens.", 0.5
@@ -121,6 +124,7 @@ class TrainConfig(Config):
         "it, or the CPU has AVX512_BF16 or AMX; else fp32.",
         None,
         chosen=True,
+        aliases={"no": "fp32"},
     )
     allow_tf32: bool = option(HARDWARE, "Allow TF32 matrix products on GPUs.", True)
     compile: bool | None = option(

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from repa_pipe.cli import cli
 from repa_pipe.config import PlanConfig
+from repa_pipe.config.foreign_flags import FOREIGN_FLAGS, REPA_DEFAULTS
 from repa_pipe.config.recipe import recipe_names
 from repa_pipe.pipeline import plan
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
@@ -146,3 +148,13 @@ def test_messages_in_troubleshooting_exist():
         for quote in quotes
     }
     assert [quote for quote, pattern in patterns.items() if not any(map(pattern.search, templates))] == []
+
+
+def test_flags_of_other_programs_are_listed_as_they_are_answered():
+    tables = runpy.run_path(str(DOCS / "flag_tables.py"))
+    page = PAGES["coming-from-repa.md"]
+    for command in FOREIGN_FLAGS:
+        assert tables["foreign_table"](command) in page
+    for command in REPA_DEFAULTS:
+        assert tables["defaults_table"](command) in page
+        assert f"{tables['same_flags'](command)}." in page
