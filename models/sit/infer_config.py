@@ -54,6 +54,8 @@ def _trunk(shapes: Shapes, num_classes: int | None) -> dict[str, Any]:
     hidden_size, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"]
     cls_dim = shapes["cls_projectors2.weight"][1] if "cls_projectors2.weight" in shapes else None
     tokens = shapes["pos_embed"][1] - (cls_dim is not None)
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise ValueError("the square grid of 'pos_embed'")
     rows = shapes["y_embedder.embedding_table.weight"][0]
     has_null_label = rows != num_classes
     return {

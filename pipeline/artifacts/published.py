@@ -120,6 +120,12 @@ def published_model(values: Mapping[str, Any], ema: bool, path: Path, stated: Un
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     path_type = _path_type(args, path, stated.path_type)
+    if not args and not model.config.z_dims:
+        logger.warning(
+            "%s has neither training options nor projectors: if the original SiT code wrote it, where time runs from "
+            "noise to data, its images are noise",
+            path,
+        )
     is_irepa = "spnorm_method" in args or any(".projection_layer." in name for name in weights)
     latents = _latents(is_irepa, model.config.in_channels, path, stated.latents_stats)
     step = values.get("steps", values.get("global_step"))

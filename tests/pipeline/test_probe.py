@@ -132,3 +132,8 @@ def test_missing_blocks_encoders_and_checkpoints_are_errors(trained, tmp_path):
         probe.run(probe_config(str(tmp_path / "nowhere")))
     with pytest.raises(ConfigError, match="--time is"):
         probe_config(run, time=(1.5,))
+
+
+def test_a_path_that_differs_from_the_recorded_one_is_refused(trained):
+    with pytest.raises(ConfigError, match=r"--path-type is 'cosine', but .* was trained on the linear path"):
+        probe.run(probe_config(trained[0], path_type="cosine"))

@@ -15,7 +15,7 @@ import torch
 
 from repa_pipe.config import SampleConfig
 from repa_pipe.errors import CheckpointError, ConfigError, WeightsError
-from repa_pipe.models.sit import SIT_PRESETS, EntangledSiT, SiT, SiTConfig
+from repa_pipe.models.sit import SIT_PRESETS, EntangledSiT, SiT, SiTConfig, make_sit, sit_config
 from repa_pipe.pipeline import sample
 from repa_pipe.pipeline.artifacts.checkpoints import load_model
 from repa_pipe.pipeline.artifacts.latents_stats import irepa_latents
@@ -149,6 +149,20 @@ def test_a_linear_projector_of_irepa_is_a_convolution_with_kernel_1(preset, stat
     with torch.no_grad():
         _, projected = model(values["xt"], values["t"], values["labels"])
     torch.testing.assert_close(projected[0], values["kernel1_projected_0"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"cls_dim": 24}, {"projector": "conv"}], ids=["REG", "iREPA"])
+def test_a_checkpoint_of_another_method_can_be_sampled(options, stats, tmp_path, run_cli):
+    torch.manual_seed(0)
+    model = make_sit(sit_config("SiT-T/2", input_size=8, in_channels=4, num_classes=5, z_dims=(24,), **options))
+    torch.save({"ema": model.state_dict(), "args": argparse.Namespace(path_type="linear")}, tmp_path / "0400000.pt")
+    words = ["--vae", "tiny-kl-f8", "--num-fid-samples", "2", "--num-steps", "2", "--mode", "sde", "--device", "cpu"]
+    words += ["--cls-cfg-scale", "2.3"] if "cls_dim" in options else ["--latents-stats", stats]
+    out = tmp_path / "out.npz"
+    code, _, errors = run_cli("sample", tmp_path / "0400000.pt", *words, "--path-type=linear", "--out", out)
+    assert code == 0, errors
+    assert np.load(out)["arr_0"].shape == (2, 64, 64, 3)
+    assert "warning" not in errors
 
 
 def test_latents_of_irepa_are_centered_before_they_are_scaled(stats):

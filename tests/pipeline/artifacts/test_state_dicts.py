@@ -152,6 +152,12 @@ def test_a_model_without_a_null_label_is_recognized_by_its_options(weights, tmp_
     assert (config.num_classes, config.class_dropout_prob) == (6, 0.0)
 
 
+def test_a_plain_sit_alone_is_loaded_with_a_warning_about_the_original_code(weights, tmp_path, caplog):
+    torch.save({name: value for name, value in weights.items() if "projectors" not in name}, tmp_path / "a.pt")
+    assert load_model(tmp_path / "a.pt", True, Unrecorded("linear")).model.config.z_dims == ()
+    assert "has neither training options nor projectors" in caplog.text
+
+
 def test_a_file_in_the_old_format_of_torch_is_read(weights, tmp_path):
     torch.save(
         {"ema": weights, "args": {"path_type": "linear"}}, tmp_path / "a.pt", _use_new_zipfile_serialization=False
