@@ -1,12 +1,16 @@
 """The names of a SiT's tensors: those that published programs and earlier versions gave them, and the current ones.
 
-Current names are REPA's and, for convolutional projectors and class tokens, iREPA's and REG's.
+Current names are REPA's and, for convolutional projectors and class tokens, iREPA's and REG's. Imports no torch.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Parts of names that wrappers of a module add: data parallelism, torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
