@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repa_pipe import cli
@@ -220,6 +220,7 @@ def test_no_mixed_precision_is_fp32():
 ENTRIES = [(command, entry) for command, table in FOREIGN_FLAGS.items() for entry in table]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(ENTRIES), st.sampled_from(["1", "x y", "v", "--seed", "{value}", "conv", ""]), st.booleans())
 def test_every_flag_in_the_tables_is_answered_with_any_value(each, value, joined):
     command, entry = each

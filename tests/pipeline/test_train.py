@@ -132,6 +132,15 @@ def test_init_from_a_checkpoint_of_another_model_is_refused(config_of, tmp_path)
         train.run(config_of(init_from=str(tmp_path / "nowhere.pt")))
 
 
+def test_a_checkpoint_of_another_program_in_the_run_folder_is_refused(config_of):
+    result = train.run(config_of())
+    values = load_checkpoint(Path(result.checkpoint))
+    del values["sit"], values["store"]
+    torch.save(values, Path(result.checkpoint).with_name("0000009.pt"))
+    with pytest.raises(CheckpointError, match=r"0000009\.pt is not a checkpoint of repa-pipe: expected the keys"):
+        train.run(config_of(max_train_steps=12))
+
+
 def test_a_finished_run_does_nothing(config_of, caplog):
     first = train.run(config_of())
     stamp = Path(first.checkpoint).stat().st_mtime_ns

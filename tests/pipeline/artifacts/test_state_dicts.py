@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -58,6 +58,7 @@ def test_weights_that_are_not_averaged_are_found_too(name):
 prefixes = st.lists(st.sampled_from(["module", "_orig_mod", "state_dict", "net", "model", "diffusion"]), max_size=3)
 
 
+@settings(deadline=None)
 @given(prefixes, st.sampled_from(["ema", "ema_model", "model_ema", "ema_state_dict"]), prefixes)
 def test_any_nesting_of_an_average_is_found(outer, key, inner):
     content = {key: prefixed(WEIGHTS, "".join(f"{part}." for part in inner))}
