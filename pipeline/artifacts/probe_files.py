@@ -53,4 +53,6 @@ def same_probe_settings(recorded: Mapping[str, Any] | None, settings: Mapping[st
         return False
     store = settings["store"]
     is_there = same_path(str(recorded.get("store")), store)
-    return (ProbeConfig.with_defaults(recorded) | ({"store": store} if is_there else {})) == settings
+    return (ProbeConfig.with_defaults(recorded) | ({"store": store} if is_there else {})) == ProbeConfig.with_defaults(
+        settings
+    )

@@ -51,3 +51,9 @@ def test_the_spelling_of_the_store_is_not_a_setting():
     assert same_probe_settings({"store": "./store/", "time": [0.5]}, SETTINGS)
     assert not same_probe_settings({"store": "other", "time": [0.5]}, SETTINGS)
     assert not same_probe_settings(None, SETTINGS)
+
+
+def test_settings_that_an_earlier_version_did_not_have_are_their_defaults():
+    settings = SETTINGS | {"path_type": None, "latents_stats": None}
+    assert same_probe_settings(SETTINGS, settings)
+    assert not same_probe_settings(SETTINGS, settings | {"path_type": "cosine"})
