@@ -19,6 +19,7 @@ from ..stores.files import remove_abandoned, remove_leftovers
 from ..stores.layout import COMMITS, QUARANTINE_FILE, features_group
 from ..stores.manifest import write_quarantine
 from ..stores.upload import store_exists
+from .artifacts.image_counts import count_images
 from .encoding.latents_scale import warn_of_unusual_scale
 from .encoding.monitor import EncodeMonitor
 from .encoding.work import (
@@ -51,6 +52,9 @@ class EncodeResult:
     busy_share: float | None  # fraction of the workers' time in which a batch was in the models
     worker_rates: list[float]  # images per second of each actor, or of this process
     failed: list[FailedShard] = field(default_factory=list)
+    classes: int = 0
+    quarantine_reasons: dict[str, int] = field(default_factory=dict)  # reason → broken images in the store
+    skipped: dict[str, int] | None = None  # reason → files of the source that are not samples; None: not recorded
     in_float32: int = 0  # images in the store that overflowed in half precision and were encoded in float32
 
     def as_json(self) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def run(config: EncodeConfig, wanted: Sequence[str] | None = None) -> EncodeResu
     Raises:
         ConfigError, SourceError, WeightsError: the settings, the source or the weights are unusable.
         StoreError: the store holds other images, a group was encoded with other weights, or more than `--max-bad` of
-            the images are broken.
+            the images are broken, or all of them.
         ActorError: Ray actors keep dying during startup.
     """
     start = time.monotonic()
@@ -129,6 +133,10 @@ def _finish(
         if quarantined:
             write_quarantine(store.path, [quarantined[index] for index in sorted(quarantined)])
             store.upload_file(QUARANTINE_FILE)
+    counts = count_images(store, [group.path for group in groups])
+    for heading, text in counts.properties():
+        logger.info("%s: %s", heading, text)
+    counts.require_good_image(store.location)
     busy = monitor.busy_fraction if monitor else None
     return EncodeResult(
         store=store.location,
@@ -140,6 +148,9 @@ def _finish(
         busy_share=None if busy is None else round(busy, 3),
         worker_rates=[round(rate, 2) for rate in monitor.rates] if monitor else [],
         failed=failed,
+        classes=len(counts.class_names),
+        quarantine_reasons={each.reason: each.count for each in counts.quarantined},
+        skipped=None if counts.skipped is None else {each.reason: each.count for each in counts.skipped},
         in_float32=len({sample for group in groups for sample in group.float32_samples}),
     )
 

@@ -10,23 +10,29 @@ from .crop import center_crop
 from .decode import decode_crop
 from .index import SCHEMA, UNKNOWN_SIZE, Index, Record, build_index, index_digest, records_of
 from .opening import open_recorded, open_source
-from .options import SourceOptions
+from .options import DEFAULTS, SourceOptions
+from .skipped import SkipCounter, Skipped, describe_skipped, recorded_skipped
 from .source import Listing, Progress, Source
 
 __all__ = [
+    "DEFAULTS",
     "SCHEMA",
     "UNKNOWN_SIZE",
     "Index",
     "Listing",
     "Progress",
     "Record",
+    "SkipCounter",
+    "Skipped",
     "Source",
     "SourceOptions",
     "build_index",
     "center_crop",
     "decode_crop",
+    "describe_skipped",
     "index_digest",
     "open_recorded",
     "open_source",
+    "recorded_skipped",
     "records_of",
 ]

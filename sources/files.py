@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..errors import SourceError
 from .hub_card import files_by_split
-from .source import Skipped
+from .names import RULE
+from .skipped import Skipped
 from .splits import Groups, group_by_split, keyword_of, select_split, split_of
 
 _MAX_LFS_POINTER = 1024  # bytes, from its specification
@@ -104,19 +105,15 @@ def _unmistakable_splits(names: Sequence[str]) -> Groups:
 
 
 def _reason(file: str, suffix: str) -> str:
-    if _is_hidden(file):
-        return "hidden"
+    if why := RULE.why_path_hidden(file):
+        return why
     return f"not a {suffix} file" if not file.endswith(suffix) else "of another split or subfolder"
 
 
 def _visible(path: str, pattern: str) -> list[str]:
     """Return the matching files of a folder, except for hidden ones and those in folders such as `.cache`."""
     files = Path(path).glob(pattern)
-    return [str(file) for file in files if not _is_hidden(str(file.relative_to(path)))]
-
-
-def _is_hidden(file: str) -> bool:
-    return any(part.startswith(".") for part in file.split("/"))
+    return [str(file) for file in files if RULE.why_path_hidden(str(file.relative_to(path))) is None]
 
 
 def _require_one_folder(path: str, suffix: str, names: Sequence[str]) -> None:

@@ -1,35 +1,53 @@
 """A folder of images: one folder per class, as in torchvision's `ImageFolder`, or a flat folder."""
 
-import os
-import stat
-from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 from ..errors import SourceError
+from .class_order import ClassOrder, some
+from .folder_scan import Files, add_entries, files_below, scan
 from .index import Record, build_index, names_of_labels
+from .names import RULE, ListingRule, rule_of
 from .options import DEFAULTS, SourceOptions
+from .skipped import SkipCounter, describe_skipped
 from .source import Listing, Progress, Source
-from .tree import FLAT_CLASS, LABELS_FILE, check_classes, is_image, labels_from_json, some
+from .tree import (
+    CHOOSE_SPLIT,
+    FLAT_CLASS,
+    LABELS_FILE,
+    OUTSIDE,
+    check_classes,
+    labels_from_json,
+    left_out_notes,
+    require_no_splits,
+)
 
 _LISTING_THREADS = 32  # network file systems take milliseconds per request but serve many at once
 
-_Sized: TypeAlias = tuple[str, int]  # key and bytes of a file
-_Inode: TypeAlias = tuple[int, int]  # device and inode number
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The files of a folder: one part per class folder, or parts of the only class."""
+
+    classes: list[str]
+    parts: list[Files]
+    skipped: SkipCounter
 
 
 class FolderSource(Source):
     """A folder `PATH/CLASS/…/IMAGE`.
 
-    Keys are paths relative to PATH. Labels are the positions of the class folders in sorted order. Order and classes
-    are those of `torchvision.datasets.ImageFolder`; links are followed. A folder that contains images but no folders is
-    a single class. If there is a `dataset.json` as written by REPA's tools, it provides the labels instead.
+    Keys are paths relative to PATH. Labels are the positions of the class folders in sorted order, or in the order of
+    `SourceOptions.class_order`. Order and classes are those of `torchvision.datasets.ImageFolder`, but hidden files and
+    folders are skipped; links are followed. A folder that contains images but no folders is a single class. If there is
+    a `dataset.json` as written by REPA's tools, it provides the labels instead.
     """
 
     kind = "folder"
-    applied_options = frozenset({"split"})
+    applied_options = frozenset({"split", "unlabeled", "class_order"})
 
     def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
         super().__init__(path, options)
@@ -41,25 +59,16 @@ class FolderSource(Source):
 
     def list_records(self, progress: Progress | None) -> Listing:
         """List the images of each class in a thread pool."""
-        folders = sorted(entry.name for entry in _scan(self.path) if entry.is_dir())
-        tops = folders or [""]
-        found: list[list[_Sized]] = []
-        with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-            for files in pool.map(partial(_images_below, self.path), tops):
-                found.append(files)
-                if progress is not None:
-                    progress(len(found), len(tops))
-        keys = [key for files in found for key, _ in files]
+        rule, order = rule_of(self.options.listing), ClassOrder(self.options)
+        found = self._find(rule, order, progress)
+        keys = [key for part in found.parts for key, _ in part.images]
         if not keys:
-            raise SourceError(_explain_no_images(self.path))
-        check_classes(self.path, folders, keys)
-        labels = self._labels_from_json(keys)
-        class_of = [label for label, files in enumerate(found) for _ in files] if labels is None else labels
-        sizes = [size for files in found for _, size in files]
-        index = build_index(map(Record, keys, class_of, sizes, keys))
-        if labels is not None:
-            return Listing(index, names_of_labels(index))
-        return Listing(index, tuple(folders) or (FLAT_CLASS,))
+            raise SourceError(f"{self.path} contains no images: {_explain_no_images(found.skipped)}")
+        names, labels = self._label(found, order, keys)
+        sizes = [size for part in found.parts for _, size in part.images]
+        index = build_index(map(Record, keys, labels, sizes, keys))
+        notes = (*order.notes(self.path, names), *left_out_notes(rule, self.path, names, found.skipped))
+        return Listing(index, names or names_of_labels(index), found.skipped.result(), notes)
 
     def read_bytes(self, record: Record) -> bytes:
         """Read one file."""
@@ -69,69 +78,57 @@ class FolderSource(Source):
         except OSError as error:
             raise SourceError(f"{self.path}/{record.locator} cannot be read: {error.strerror}") from None
 
-    def _labels_from_json(self, keys: list[str]) -> list[int] | None:
+    def _find(self, rule: ListingRule, order: ClassOrder, progress: Progress | None) -> _Found:
+        top = Files()
+        entries = [entry for entry in scan(self.path) if entry.name != LABELS_FILE]
+        folders = add_entries(top, entries, rule, "")
+        has_classes = bool(folders) and not self.options.unlabeled
+        arranged = order.arrange(self.path, folders) if has_classes else folders
+        below = self._list_folders(arranged, rule, progress)
+        for part in below:
+            top.skipped.merge(part.skipped)
+        for key, _ in top.images if has_classes else ():
+            top.skipped.add(OUTSIDE, key)
+        return _Found(arranged if has_classes else [], below if has_classes else [top, *below], top.skipped)
+
+    def _list_folders(self, folders: list[str], rule: ListingRule, progress: Progress | None) -> list[Files]:
+        found: list[Files] = []
+        with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+            for files in pool.map(partial(files_below, self.path, rule), folders):
+                found.append(files)
+                if progress is not None:
+                    progress(len(found), len(folders))
+        return found
+
+    def _label(self, found: _Found, order: ClassOrder, keys: list[str]) -> tuple[tuple[str, ...], Iterable[int]]:
+        """Return class names and labels; no names if the labels come from a file."""
+        names = check_classes(self.path, order, found.classes, keys) if found.classes else (FLAT_CLASS,)
+        require_no_splits(self.path, names, keys, CHOOSE_SPLIT)
+        labels = self._labels_from_json(keys, found.skipped)
+        if labels is not None:
+            order.require_none(self.path, f"whose labels are in {LABELS_FILE}")
+            return (), labels
+        if not found.classes:
+            return names, [0] * len(keys)
+        return names, [label for label, part in enumerate(found.parts) for _ in part.images]
+
+    def _labels_from_json(self, keys: list[str], skipped: SkipCounter) -> list[int] | None:
         file = Path(self.path, LABELS_FILE)
-        return labels_from_json(str(file), file.read_bytes(), keys) if file.is_file() else None
+        if not file.is_file():
+            return None
+        labels = None if self.options.unlabeled else labels_from_json(str(file), file.read_bytes(), keys)
+        if labels is None:
+            skipped.add(rule_of(self.options.listing).why_not_image(LABELS_FILE), LABELS_FILE)
+        return labels
 
 
 def _folder_of_split(path: str, split: str) -> str:
-    folders = sorted(entry.name for entry in _scan(path) if entry.is_dir())
+    folders = [entry.name for entry in scan(path) if entry.is_dir() and not RULE.why_hidden(entry.name)]
     if split not in folders:
         raise SourceError(f"{path} has no split {split}: expected one of its folders ({some(folders)})")
     return f"{path}/{split}"
 
 
-def _scan(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
-
-
-def _images_below(root: str, top: str) -> list[_Sized]:
-    """Return the images in and below a class folder, in the order of `sorted(os.walk(…))`."""
-    by_folder: dict[str, list[_Sized]] = {}
-    waiting: list[tuple[str, frozenset[_Inode]]] = [(top, frozenset())]
-    while waiting:
-        folder, above = waiting.pop()
-        path = f"{root}/{folder}" if folder else root
-        prefix = f"{folder}/" if folder else ""
-        inside = above | {_inode(path)}
-        if inside == above:
-            raise SourceError(f"{path} links to a folder that contains it: remove the link")
-        files = by_folder[folder] = []
-        for entry in sorted(_scan(path), key=lambda entry: entry.name):
-            if entry.is_dir():
-                waiting.append((prefix + entry.name, inside))
-            elif is_image(entry.name):
-                files.append((prefix + entry.name, _size(entry)))
-    return [file for folder in sorted(by_folder) for file in by_folder[folder]]
-
-
-def _inode(path: str) -> _Inode:
-    found = os.stat(path)  # noqa: PTH116 - paths are strings here
-    return found.st_dev, found.st_ino
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        found = entry.stat()
-    except OSError as error:
-        raise SourceError(f"{entry.path} cannot be read: {error.strerror}; fix or remove it") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise SourceError(f"{entry.path} is not a regular file: remove it")
-    return found.st_size
-
-
-def _explain_no_images(path: str) -> str:
-    """Return a message with the most common file suffix in a folder without images."""
-    others: Counter[str] = Counter()
-    for _, _, names in os.walk(path):
-        others.update(Path(name).suffix.lower() or name for name in names)
-        if others.total() > 1000:
-            break
-    if not others:
-        return f"{path} is empty: expected one folder of images per class"
-    suffix, count = others.most_common(1)[0]
-    return f"{path} contains no images but {count} {suffix} files: expected one folder of images per class"
+def _explain_no_images(skipped: SkipCounter) -> str:
+    found = skipped.result()
+    return f"found {describe_skipped(found)}" if found else "it is empty; expected one folder of images per class"

@@ -11,12 +11,12 @@ from ..errors import SourceError
 from .arrow_files import ArrowSource
 from .hub_card import states_files
 from .image_folder import FolderSource
+from .names import RULE, rule_of
 from .options import DEFAULTS, SourceOptions
 from .parquet_files import ParquetSource
 from .saved_dataset import is_saved_dataset
 from .source import Source
 from .tar_shards import TarSource
-from .tree import is_image
 from .zip_archive import ZipSource
 
 KINDS: dict[str, Callable[[str, SourceOptions], Source]] = {
@@ -38,6 +38,7 @@ _ENDINGS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+_COMMON = rule_of(1)  # uncommon images, such as a preview.gif, do not make a folder of archives a folder of images
 _FILES = ".zip, .tar, .parquet or .arrow"
 
 
@@ -87,8 +88,9 @@ def _kind_of(path: str) -> str:
     for ending, kind in _ENDINGS.items():
         if path.lower().endswith(ending):
             return kind
-    if not found.exists() and any(parent.is_file() and parent.suffix.lower() == ".zip" for parent in found.parents):
-        return "zip"
+    archive = next((parent for parent in found.parents if parent.is_file()), None)
+    if archive is not None and archive.suffix.lower() in (".zip", ".tar"):
+        return _ENDINGS[archive.suffix.lower()]
     if found.exists():
         described = f"a {found.suffix} file" if found.suffix else "a file without a suffix"
         raise SourceError(f"{path} is {described}: expected {_FILES}, or a folder")
@@ -107,10 +109,10 @@ def _kind_of_folder(folder: Path) -> str:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if is_image(entry.name):
+                if _COMMON.is_image(entry.name) and not RULE.why_hidden(entry.name):
                     return "folder"
                 names.append(entry.name)
-                has_folders |= entry.is_dir() and not entry.name.startswith(".")
+                has_folders |= entry.is_dir() and not RULE.why_hidden(entry.name)
     except OSError as error:
         raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
     kinds = _kinds_below(folder) if has_folders else _kinds_of(names)
@@ -126,7 +128,7 @@ def _kinds_of(names: Iterable[str]) -> list[str]:
     """Return the kinds of files with these names; `folder` alone if one is an image."""
     found = set()
     for name in names:
-        if is_image(name):
+        if _COMMON.is_image(name) and not RULE.why_hidden(name):
             return ["folder"]
         found.add(_ENDINGS.get(PurePath(name).suffix.lower()))
     return [kind for kind in ("tar", "parquet", "arrow") if kind in found]
@@ -136,7 +138,7 @@ def _kinds_below(folder: Path) -> list[str]:
     """Return the kinds of files in the subfolders of a folder, searched until the first image."""
     found: list[str] = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not RULE.why_hidden(name))
         kinds = [] if parent == str(folder) else _kinds_of(names)
         if kinds == ["folder"]:
             return kinds

@@ -10,19 +10,11 @@ import pyarrow.compute as pc
 
 from ..errors import SourceError
 from .index import UNKNOWN_SIZE, Index, Record
-from .options import DEFAULTS, SourceOptions
+from .options import OF_0_1_0, SourceOptions
+from .skipped import RECORDED, Skipped, skipped_as_json
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (done, total) while a source is listed. The unit depends on the kind: class folders or files."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """Files of a source that are not images, and were skipped for one reason."""
-
-    reason: str
-    count: int
-    example: str  # name of the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +24,7 @@ class Listing:
     index: Index
     class_names: tuple[str, ...]  # name of label i
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()  # what the user should know about classes, or about images that are left out
 
 
 class Source(ABC):
@@ -43,14 +36,14 @@ class Source(ABC):
 
     Args:
         path: the location of the images.
-        options: how to read it.
+        options: how to read it. Plug-ins need none: they decide themselves which files are images.
     """
 
     kind: str = "plug-in"
     applied_options: ClassVar[frozenset[str]] = frozenset()
     """Names of the options that the kind applies. All others are refused."""
 
-    def __init__(self, path: str, options: SourceOptions = DEFAULTS) -> None:
+    def __init__(self, path: str, options: SourceOptions = OF_0_1_0) -> None:
         options.require_only(self.kind, path, self.applied_options)
         self.path = path  # of the split, if splits are folders
         self._given_path = path
@@ -88,13 +81,22 @@ class Source(ABC):
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """Files that are not images. The first access lists the source."""
+        """Files that did not become samples. The first access lists the source."""
         return self._listed(None).skipped
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the listing. The first access lists the source."""
+        return self._listed(None).notes
 
     def describe(self) -> dict[str, Any]:
         """Return the kind and path of this source, and its options if any: `open_recorded` opens it again."""
         options = self.options.as_json()
         return {"kind": self.kind, "path": self._given_path} | ({"options": options} if options else {})
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what a store records about its source: `describe`, and the skipped files. Lists the source."""
+        return self.describe() | {RECORDED: skipped_as_json(self.skipped)}
 
     def read(self, record: Record) -> bytes:
         """Read the encoded bytes of one image and check their size.

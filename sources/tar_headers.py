@@ -37,20 +37,26 @@ class TarHeaders:
     Args:
         path: the path that errors report.
         file: the archive, opened unbuffered.
+        inner: a member of the archive that is an archive itself, to iterate over instead. None: the file.
     """
 
-    def __init__(self, path: str, file: BinaryIO) -> None:
-        self._path = path
-        self._file_number = file.fileno()
-        self._file_size = os.fstat(self._file_number).st_size
+    def __init__(self, path: str, file: BinaryIO, inner: Member | None = None) -> None:
+        self._path = path if inner is None else f"{inner.name} in {path}"
+        self._file = file
+        self._start = 0 if inner is None else inner.offset
+        self._end = os.fstat(file.fileno()).st_size if inner is None else inner.offset + inner.size
         self._window = b""
         self._window_start = 0
+
+    def inside(self, inner: Member) -> "TarHeaders":
+        """Return the headers of a member that is an archive itself. Offsets remain those in the file."""
+        return TarHeaders(self._path, self._file, inner)
 
     def read(self, offset: int, size: int) -> bytes:
         """Read bytes, reusing the last read if it contains them. Return fewer at the end of the file."""
         start = offset - self._window_start
         if start < 0 or start + size > len(self._window):
-            self._window = os.pread(self._file_number, max(size, _WINDOW), offset)
+            self._window = os.pread(self._file.fileno(), max(size, _WINDOW), offset)
             self._window_start, start = offset, 0
         return self._window[start : start + size]
 
@@ -61,13 +67,13 @@ class TarHeaders:
             SourceError: the archive is compressed, truncated or damaged, or contains links or sparse files.
         """
         self._refuse_compressed()
-        offset, extended = 0, dict[str, str]()
+        offset, extended = self._start, dict[str, str]()
         while header := self._header(offset):
             kind, data = header[156:157], offset + _BLOCK
             size = self._number(header, 124, 12, offset)
             if kind in _FILES and "size" in extended:
                 size = int(extended["size"])
-            if data + size > self._file_size:
+            if data + size > self._end:
                 raise self._truncated(data + size)
             if kind in _EXTENDED:
                 extended |= self._extended(kind, data, size, offset)
@@ -81,7 +87,7 @@ class TarHeaders:
         self._refuse_trailing_data(offset)
 
     def _refuse_compressed(self) -> None:
-        start = self.read(0, 6)
+        start = self.read(self._start, 6)
         for magic, name in _COMPRESSED.items():
             if start.startswith(magic):
                 raise SourceError(
@@ -94,12 +100,12 @@ class TarHeaders:
             raise SourceError(
                 f"{name} in {self._path} is a link: pack the archive again with tar --dereference --hard-dereference"
             )
-        if kind == _SPARSE or any(key.startswith("GNU.sparse") for key in extended):
+        if kind == _SPARSE or (extended and any(key.startswith("GNU.sparse") for key in extended)):
             raise SourceError(f"{name} in {self._path} is a sparse file: pack the archive again without --sparse")
 
     def _refuse_trailing_data(self, offset: int) -> None:
         """Raise SourceError unless only zeros follow: a second, concatenated archive would be ignored."""
-        rest = self._file_size - offset
+        rest = self._end - offset
         if rest > _MAX_PADDING or any(self.read(offset, max(rest, 0))):
             raise SourceError(
                 f"{self._path} contains data after its end (byte {offset:,}): split concatenated archives, or download "
@@ -108,8 +114,8 @@ class TarHeaders:
 
     def _header(self, offset: int) -> bytes | None:
         """Return the header at an offset, or None at the end of the archive."""
-        block = self.read(offset, _BLOCK)
-        if (not block and offset) or block == bytes(_BLOCK):
+        block = self.read(offset, min(_BLOCK, self._end - offset)) if offset < self._end else b""
+        if (not block and offset > self._start) or block == bytes(_BLOCK):
             return None
         if len(block) == _BLOCK:
             total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
@@ -147,7 +153,7 @@ class TarHeaders:
 
     def _truncated(self, end: int) -> SourceError:
         return SourceError(
-            f"{self._path} is truncated: its last member ends at byte {end:,}, the file at {self._file_size:,}; "
+            f"{self._path} is truncated: its last member ends at byte {end:,}, the file at {self._end:,}; "
             "download it again"
         )
 
@@ -157,8 +163,10 @@ class TarHeaders:
 
 def _name(header: bytes) -> str:
     name = _text(header[:100].partition(b"\0")[0])
-    prefix = _text(header[345:500].partition(b"\0")[0]) if header[257:263] == b"ustar\0" else ""
-    return f"{prefix}/{name}" if prefix else name
+    if not header[345] or header[257:263] != b"ustar\0":
+        return name
+    prefix = _text(header[345:500].partition(b"\0")[0])
+    return f"{prefix}/{name}"
 
 
 def _text(value: bytes) -> str:

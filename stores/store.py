@@ -390,13 +390,18 @@ class Store:
         """Return the samples that are not quarantined in any of the groups, `[n]` int64 in ascending order.
 
         Raises:
-            StoreError: a group is missing or incomplete.
+            StoreError: a group is missing or incomplete, or all samples are quarantined.
         """
         names = as_names(group_names)
         for name in names:
             self.group(name).require_complete()
         valid = np.ones(len(self), dtype=bool)
         valid[list(self.quarantined(names))] = False
+        if not valid.any():
+            raise StoreError(
+                f"none of the {len(self):,} images of {self.location} could be decoded ('repa-pipe store ls "
+                "--quarantined' lists the reasons): check the source, and create a new store"
+            )
         return np.flatnonzero(valid).astype(np.int64)
 
     def outgrows_memory(self, group_names: Sequence[str]) -> bool:

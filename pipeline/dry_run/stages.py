@@ -20,6 +20,7 @@ from ...config import (
 from ...sources import open_source
 from ...stores import open_store
 from ...stores.layout import GroupSpec, features_group, latents_group
+from ..artifacts.image_counts import listed_as_store
 from ..reporting.tables import bytes_text, count_text, list_text
 from .preview import Preview
 
@@ -49,7 +50,8 @@ def _encode(config: EncodeConfig) -> Preview:
     from ..plan import bytes_per_sample
 
     config = with_vae_name(config)
-    images = len(open_source(config.source, config.source_kind, config.source_options).index())
+    options = listed_as_store(config.store, config.source_options)
+    images = len(open_source(config.source, config.source_kind, options).index())
     todo = images
     if _is_store(config.store):
         with open_store(config.store) as store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +18,12 @@ from ...stores.creation import open_or_create_store
 from ...stores.layout import features_group, latents_group, num_shards, shard_range
 from ...stores.model_names import canonical_name
 from ...stores.upload import store_exists
+from ..artifacts.image_counts import listed_as_store
 from ..runtime.actor_pool import TimeLimitError
 from ..runtime.progress import progress
 from ..runtime.task_queue import Failure
+
+logger = logging.getLogger(__name__)
 
 TRIES = 3  # per shard
 
@@ -55,15 +59,19 @@ def open_or_create(config: EncodeConfig) -> Store:
 
     Raises StoreError when the store holds other images, or has a different resolution or shard size.
     """
-    source = open_source(config.source, config.source_kind, config.source_options)
+    exists = store_exists(config.store)
+    options = listed_as_store(config.store, config.source_options)
+    source = open_source(config.source, config.source_kind, options)
     index = _list_images(source)
+    for note in source.notes if not exists or options != config.source_options else ():
+        logger.warning("%s", note)
     return open_or_create_store(
         config.store,
         index,
         index_digest=index_digest(index),
         resolution=config.resolution,
         class_names=source.class_names,
-        source=source.describe(),
+        source=source.provenance(),
         shard_size=config.shard_size,
     )
 

@@ -106,7 +106,8 @@ def _error_as_note(notes: list[str], what: str) -> Iterator[None]:
 
 
 def _select(store: Store, groups: Sequence[str]) -> _Selection:
-    valid = store.valid_indices(groups) if groups else np.empty(0, np.int64)
+    has_images = bool(groups) and len(store.quarantined(groups)) < len(store)
+    valid = store.valid_indices(groups) if has_images else np.empty(0, np.int64)
     indices = valid[np.linspace(0, len(valid) - 1, min(NUM_SAMPLES, len(valid))).round().astype(int)]
     return _Selection(store, indices, tuple(records_of(store.samples.take(indices))))
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...stores import Group, Store
 from ...stores.layout import num_shards
-from .tables import Cell, Table, bytes_text, count_text
+from ..artifacts.image_counts import count_images
+from .tables import Cell, Table, bytes_text
 
 _SHOWN_OF_DIGEST = 12
 _DIGEST_LENGTH = 64
@@ -27,13 +28,11 @@ def describe_store(store: Store) -> StoreReport:
     """Describe an open store from its attributes and commit records; no array is read."""
     manifest = store.manifest
     groups = [store.group(name) for name in store.group_names()]
-    bad = len(store.quarantined())
     properties = (
-        ("Images", f"{len(store):,} in {count_text(len(manifest.class_names), 'class', 'classes')}"),
+        *count_images(store).properties(),
         ("Crop", f"{manifest.resolution} × {manifest.resolution} pixels, {manifest.crop}"),
         ("Size", bytes_text(sum(group.num_bytes for group in groups))),
         ("Samples per shard", f"{manifest.shard_size:,}"),
-        ("Quarantined", f"{count_text(bad, 'image', 'images')} that could not be decoded" if bad else "none"),
         ("Source", f"{manifest.source.get('path', 'unknown')} ({manifest.source.get('kind', 'unknown')})"),
         ("Index digest", manifest.index_digest[:_SHOWN_OF_DIGEST]),
         ("Path", str(store.path)),

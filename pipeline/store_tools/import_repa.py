@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 from ...errors import BadImageError, ConfigError, SourceError, StoreError, WeightsError
 from ...models.vae_files import describe_vae, is_known_vae, latents_scale_and_bias
-from ...sources import Index, Record, Source, index_digest, open_source, records_of
+from ...sources import DEFAULTS, Index, Record, Source, index_digest, open_source, records_of
 from ...sources.decode import image_size
 from ...stores import Store, open_store
 from ...stores.checksum import crc32c_bytes
 from ...stores.creation import open_or_create_store, prepare_groups
 from ...stores.layout import ArraySpec, GroupSpec, latents_group, shard_range
 from ...stores.writer import ShardWriter
+from ..artifacts.image_counts import listed_as_store
 from ..encoding.latents_scale import warn_of_unusual_scale
 from ..runtime.progress import progress
 
@@ -54,7 +55,7 @@ def import_repa(folder: str, store_path: str, vae: str, latents_scale: float | N
     for name in (IMAGES, MOMENTS):
         if not (root / name).is_dir():
             raise SourceError(f"{root} has no folder {name}: expected REPA's layout, with {IMAGES}/ and {MOMENTS}/")
-    source = open_source(str(root / IMAGES), "folder")
+    source = open_source(str(root / IMAGES), "folder", listed_as_store(store_path, DEFAULTS))
     index, files = source.index(), _moment_files(root / MOMENTS)
     _require_pairs(index, files, root)
     side = _side(source, index)
@@ -65,7 +66,7 @@ def import_repa(folder: str, store_path: str, vae: str, latents_scale: float | N
         index_digest=index_digest(index),
         resolution=side,
         class_names=source.class_names,
-        source=source.describe(),
+        source=source.provenance(),
     ) as store:
         name = vae if is_known_vae(vae) else store.vae_name(vae)
         spec = replace(spec, path=latents_group(name), attributes=spec.attributes | {"vae": name})

@@ -14,6 +14,7 @@ from ...stores import Group, Store, open_store
 from ...stores.layout import latents_group, num_shards
 from ...stores.verify import drop_bad_shards, verify_store
 from ...stores.writer import set_attributes
+from ..artifacts.image_counts import count_images
 from ..runtime.progress import progress
 
 STATS_BATCH = 256  # images per read
@@ -28,6 +29,7 @@ def info(path: str) -> str:
         f"({manifest.crop}), {manifest.shard_size:,} samples per shard",
         f"  images from {manifest.source['path']} ({manifest.source['kind']}), digest {manifest.index_digest[:12]}",
     ]
+    lines += [f"  {heading.lower()}: {text}" for heading, text in count_images(store).properties()]
     total = num_shards(len(store), manifest.shard_size)
     for name in store.group_names():
         lines += _describe(store.group(name), total)

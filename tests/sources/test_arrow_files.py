@@ -110,7 +110,7 @@ def test_the_recorded_source_is_opened_again_with_its_options(saved):
     options = SourceOptions(split="test")
     source = open_source(str(saved / "two_splits"), options=options)
     recorded = json.loads(json.dumps(source.describe()))
-    assert recorded == {"kind": "arrow", "path": str(saved / "two_splits"), "options": {"split": "test"}}
+    assert recorded == {"kind": "arrow", "path": str(saved / "two_splits"), "options": {"split": "test", "listing": 2}}
     assert index_digest(open_recorded(recorded).index()) == index_digest(source.index())
     moved = (saved / "two_splits").rename(saved / "moved")
     assert index_digest(open_recorded(recorded, str(moved)).index()) == index_digest(source.index())

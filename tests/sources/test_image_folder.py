@@ -8,37 +8,47 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from repa_pipe.errors import SourceError
-from repa_pipe.sources import index_digest, open_source, records_of
+from repa_pipe.sources import SourceOptions, index_digest, open_source, records_of
 
 
-def assert_as_torchvision(root: Path) -> None:
-    source = open_source(str(root), "folder")
-    expected = ImageFolder(str(root))
+def assert_as_torchvision(root: Path, listing: int) -> None:
+    def is_read(path: str) -> bool:
+        hidden = Path(path).name.startswith(".")
+        return path.lower().endswith((*IMG_EXTENSIONS, ".gif")) and not hidden
+
+    source = open_source(str(root), "folder", SourceOptions(listing=listing))
+    expected = ImageFolder(str(root), is_valid_file=is_read if listing > 1 else None)
     index = source.index()
     assert [str(root / record.key) for record in records_of(index)] == [path for path, _ in expected.samples]
     assert index["label"].to_pylist() == expected.targets
     assert list(source.class_names) == expected.classes
 
 
-def test_order_labels_and_classes_match_torchvision(tree):
-    assert_as_torchvision(tree)
+@pytest.mark.parametrize("listing", [1, 2])
+def test_order_labels_and_classes_match_torchvision(tree, listing):
+    assert_as_torchvision(tree, listing)
     assert open_source(str(tree)).class_names == ("N01", "n02", "n02-x", "n10", "n30")
 
 
 names = st.text(st.sampled_from("ab-_.AZ ~é0"), min_size=1, max_size=3).filter(lambda name: name.strip("."))
+folders = st.lists(st.lists(names, min_size=1, max_size=3), min_size=1, max_size=12)
 
 
+@pytest.mark.parametrize("listing", [1, 2])
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(names, min_size=1, max_size=3), min_size=1, max_size=12))
-def test_any_tree_is_listed_in_torchvisions_order(tmp_path_factory, folders):
+@given(folders)
+def test_any_tree_is_listed_in_torchvisions_order(tmp_path_factory, listing, folders):
+    if listing > 1:
+        folders = [[name.lstrip(".") for name in parts] for parts in folders]
     root = tmp_path_factory.mktemp("tree")
     for number, parts in enumerate(folders):
         folder = root.joinpath(*parts)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{parts[-1]}{number}.png").write_bytes(bytes(number))
-    assert_as_torchvision(root)
+    assert_as_torchvision(root, listing)
     shutil.rmtree(root)
 
 
@@ -88,7 +98,7 @@ def test_a_relative_path_survives_a_change_of_folder(tree, monkeypatch):
     record = next(records_of(source.index()))
     monkeypatch.chdir("/")
     assert source.read(record) == (tree / record.key).read_bytes()
-    assert source.describe() == {"kind": "folder", "path": str(tree)}
+    assert source.describe() == {"kind": "folder", "path": str(tree), "options": {"listing": 2}}
 
 
 def test_a_flat_folder_is_one_class(tmp_path, encode):
@@ -155,7 +165,9 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(SourceError, match=f"{tmp_path} is empty: expected one folder of images per class"):
+    with pytest.raises(
+        SourceError, match=f"{tmp_path} contains no images: it is empty; expected one folder of images per class"
+    ):
         open_source(str(tmp_path)).index()
 
 
@@ -163,7 +175,9 @@ def test_a_folder_without_images_is_refused_with_its_contents(tmp_path):
     (tmp_path / "n01").mkdir()
     for number in range(3):
         (tmp_path / "n01" / f"{number}.npy").write_bytes(b"")
-    with pytest.raises(SourceError, match=f"{tmp_path} contains no images but 3 .npy files"):
+    with pytest.raises(
+        SourceError, match=rf"{tmp_path} contains no images: found 3 files: ending .npy \(3, such as n01/0.npy\)"
+    ):
         open_source(str(tmp_path)).index()
 
 
@@ -172,7 +186,9 @@ def test_an_empty_class_is_refused_like_in_torchvision(tree):
     (tree / ".cache").mkdir()
     with pytest.raises(FileNotFoundError):
         ImageFolder(str(tree))
-    with pytest.raises(SourceError, match=r"2 of 7 class folders in .* contain no images \(.cache, empty\)"):
+    with pytest.raises(
+        SourceError, match=r"1 of 6 class folders in .* contain no images \(empty\).* --class-order FILE"
+    ):
         open_source(str(tree)).index()
 
 

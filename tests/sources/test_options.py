@@ -3,6 +3,7 @@
 import io
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +43,8 @@ def sources(tmp_path, encode):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+    with tarfile.open(tmp_path / "folders.tar", "w") as archive:
+        archive.add(tmp_path / "folder/train", "")
     table = pa.table({"img": [encode()], "label": [0]})
     pq.write_table(table, tmp_path / "train.parquet")
     with pa.ipc.new_stream(str(tmp_path / "train.arrow"), table.schema) as writer:
@@ -55,6 +58,10 @@ def sources(tmp_path, encode):
 def test_an_option_is_applied_or_refused_with_its_flag(sources, kind, name):
     assert VALUES.keys() == FLAGS.keys()
     options = SourceOptions(**{name: VALUES[name]})
+    if name == "class_order" and kind in ("folder", "zip", "tar"):
+        folders = {"folder": "folder/train", "zip": "a.zip/train", "tar": "folders.tar"}[kind]
+        assert open_source(f"{Path(sources['zip']).parent}/{folders}", options=options).class_names == ("a",)
+        return
     if name in KINDS[kind].applied_options:
         assert len(open_source(sources[kind], options=options).index()) == 1
         return
@@ -95,6 +102,6 @@ def test_invalid_recorded_options_are_one_line(sources):
 def test_the_recorded_source_has_the_same_images(sources, kind):
     source = open_source(sources[kind], options=SourceOptions(split="train"))
     recorded = source.describe()
-    assert recorded == {"kind": kind, "path": sources[kind], "options": {"split": "train"}}
+    assert recorded == {"kind": kind, "path": sources[kind], "options": {"split": "train", "listing": 2}}
     assert open_recorded(recorded).index().equals(source.index())
     assert open_recorded(recorded, sources[kind]).index().equals(source.index())

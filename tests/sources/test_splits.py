@@ -101,7 +101,7 @@ def test_hidden_files_are_not_read(tmp_path):
     (tmp_path / "._a.parquet").write_bytes(b"written by macOS")
     assert read(tmp_path) == ["0"]
     assert [(entry.reason, entry.example) for entry in open_source(str(tmp_path)).skipped] == [
-        ("hidden", "._a.parquet")
+        ("created by other programs", "._a.parquet")
     ]
 
 

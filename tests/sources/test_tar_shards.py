@@ -138,11 +138,21 @@ def test_other_parts_of_a_sample_and_other_files_are_ignored(tmp_path, encode):
 
 BROKEN_SAMPLES = {
     "no label": (
-        [("n01/a.jpg", b"x")],
-        r"n01/a.jpg in .*a.tar has no label: expected a .cls or .json .* unpack archives",
+        [("a.jpg", b"x")],
+        r"a.jpg in .*a.tar has no label: expected a .cls or .json .* pass --unlabeled",
     ),
-    "a label elsewhere": ([("a.jpg", b"x"), ("b.jpg", b"x"), ("a.cls", b"0")], "a.jpg in .* has no label"),
-    "no image": ([("a.gif", b"x"), ("a.cls", b"0")], "a.cls in .* has no image next to it: expected .jpg"),
+    "a label elsewhere": (
+        [("a.jpg", b"x"), ("b.jpg", b"x"), ("a.cls", b"0")],
+        "contains the label a.cls, but the first image of .* has no label next to it: .* --unlabeled",
+    ),
+    "a second image without a label": (
+        [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x")],
+        "b.jpg in .* has no label: expected .* --unlabeled",
+    ),
+    "no image": (
+        [("a.txt", b"x"), ("a.cls", b"0")],
+        "a.cls in .* has no image next to it: expected one of .jpeg, .jpg",
+    ),
     "two images": (
         [("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"0")],
         "several images in one sample, a.jpg and a.png",
@@ -160,11 +170,15 @@ BROKEN_SAMPLES = {
         'a.json in .* expected a class number as "label"',
     ),
     "a huge label file": ([("a.jpg", b"x"), ("a.cls", bytes(2 << 20))], "2,097,152 bytes: too large for a label"),
-    "one name twice": (
-        [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"0"), ("a.jpg", b"x"), ("a.cls", b"0")],
-        r"1 names are not unique \(first: a.tar/a.jpg\)",
+    "one name twice in a sample": (
+        [("a.jpg", b"x"), ("a.jpg", b"y"), ("a.cls", b"0")],
+        "has two members for .jpg of one sample, a.jpg and a.jpg: rename one",
     ),
-    "nothing": ([], "contains no images: expected members such as 000017.jpg and 000017.cls"),
+    "names that differ by case": (
+        [("a.jpg", b"x"), ("a.cls", b"0"), ("a.JPG", b"y")],
+        "has two members for .jpg of one sample, a.jpg and a.JPG: rename one",
+    ),
+    "nothing": ([], r"contains no images \(found no files\): expected members such as 000017.jpg and 000017.cls"),
 }
 
 
