@@ -34,7 +34,7 @@ class ClassOrder:
         rest = set(folders)
         if missing := [name for name in self._listed if name not in rest]:
             raise SourceError(
-                f"{self._order} lists {len(missing):,} class folders that {path} does not have ({some(missing)}): "
+                f"{self._order} lists class folders that {path} does not have ({len(missing):,}: {some(missing)}): "
                 "correct the list"
             )
         return [*self._listed, *sorted(rest.difference(self._listed))]
@@ -50,8 +50,8 @@ class ClassOrder:
         omitted = arranged[len(self._listed) :]
         if lost := [name for name in omitted if name in with_images]:
             raise SourceError(
-                f"{self._order} does not list {len(lost):,} class folders with images in {path} ({some(lost)}): add "
-                "them, one per line, in the order of their labels"
+                f"{self._order} does not list all class folders with images in {path} ({len(lost):,}: {some(lost)}): "
+                "add them, one per line, in the order of their labels"
             )
         return self._listed
 

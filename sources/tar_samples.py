@@ -137,8 +137,8 @@ class SampleReader:
     def _skip_sample(self, parts: dict[str, Part]) -> None:
         if "cls" in parts and not self._unlabeled:
             raise SourceError(
-                f"{parts['cls'].member.name} in {self._path} has no image next to it: expected one of "
-                f"{', '.join(self._rule.endings)}"
+                f"{parts['cls'].member.name} in {self._path} has no image next to it: expected an image "
+                "of the same name, such as .jpg"
             )
         for part in parts.values():
             name = part.member.name

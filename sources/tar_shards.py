@@ -88,7 +88,7 @@ class TarSource(Source):
 
     def _ignores_parts(self, parts: list[Part], rule: ListingRule) -> bool:
         """Return whether a sample is one image with other parts, and labels are ignored."""
-        return self.options.unlabeled and len(parts) > 1 and any(is_image_part(part, rule) for part in parts)
+        return self.options.unlabeled and len(parts) > 1 and sum(is_image_part(part, rule) for part in parts) == 1
 
     @contextmanager
     def _open(self, name: str) -> Iterator[TarHeaders]:

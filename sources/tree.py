@@ -127,13 +127,13 @@ def left_out_notes(rule: ListingRule, path: str, class_names: Iterable[str], cou
     left_out = counter.of(LEFT_OUT)
     if left_out:
         notes.append(
-            f"{left_out.count:,} images of {path} (such as {left_out.example}) are not in this store, which was "
-            "created by an earlier version: create a new store to include them"
+            f"{path} contains images that this store, created by an earlier version, leaves out "
+            f"({left_out.count:,}, such as {left_out.example}): create a new store to include them"
         )
     if rule is not RULE and (tools := [name for name in class_names if RULE.why_hidden(name)]):
         notes.append(
-            f"{some(tools)} in {path}: hidden folders, or folders of other programs, are classes of this store, which "
-            "was created by an earlier version: create a new store to leave them out"
+            f"classes of this store, created by an earlier version, are hidden folders of {path} or folders of other "
+            f"programs ({some(tools)}): create a new store to leave them out"
         )
     return tuple(notes)
 

@@ -28,9 +28,10 @@ from repa_pipe.pipeline.encoding.batch_size import CPU_BATCH
 from repa_pipe.pipeline.encoding.shard import ShardEncoder
 from repa_pipe.pipeline.encoding.work import ShardTask, open_or_create
 from repa_pipe.pipeline.store_tools import inspection
-from repa_pipe.sources import decode_crop, open_source, records_of
+from repa_pipe.sources import SourceOptions, decode_crop, index_digest, open_source, records_of
 from repa_pipe.sources.demo_images import photographs
 from repa_pipe.stores import open_store
+from repa_pipe.stores.creation import open_or_create_store
 
 LATENTS = "latents/tiny-kl-f8"
 FEATURES = "features/efficientnet-lite0"
@@ -199,6 +200,73 @@ def test_too_many_broken_images_end_the_run(tmp_path):
     with pytest.raises(StoreError, match=r"11 images are broken, --max-bad 0.001 tolerates 10"):
         encode.run(config_of(folder, tmp_path / "store", encoder=()))
     assert encode.run(config_of(folder, tmp_path / "store", encoder=(), max_bad=1.0)).quarantined == 11
+
+
+def test_a_source_without_a_good_image_is_refused_although_few_images_are_tolerated(tmp_path):
+    folder = make_images(tmp_path / "images", 4)
+    for path in folder.rglob("*.jpg"):
+        path.write_bytes(b"not an image")
+    message = r"none of the images of .*store could be decoded \(quarantined 4: not an image"
+    for _ in range(2):  # also when nothing is left to do
+        with pytest.raises(StoreError, match=message):
+            encode.run(config_of(folder, tmp_path / "store", encoder=()))
+
+
+def test_every_file_of_the_source_is_accounted_for(images, tmp_path, caplog):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    for name in ("class-0/notes.txt", "class-1/.hidden.jpg", ".git/HEAD"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("no image")
+    (folder / "class-0/000.jpg").write_bytes(b"")
+    skipped = {"hidden": 2, "ending .txt": 1}
+    for encoded in (10, 0):
+        caplog.clear()
+        result = encode.run(config_of(folder, tmp_path / "store", encoder=()))
+        assert (result.encoded, result.num_samples, result.classes) == (encoded, 10, 2)
+        assert result.quarantine_reasons == {"the file is empty": 1}
+        assert result.as_json()["skipped"] == skipped
+        assert "Images found: 10 in 2 classes (class-0, class-1)" in caplog.text
+        assert "Encoded: 9" in caplog.text
+        assert "Quarantined: 1: the file is empty (1, such as class-0/000.jpg)" in caplog.text
+        assert "Skipped: 3 files: hidden (2, such as .git/), ending .txt (1, such as class-0/notes.txt)" in caplog.text
+    assert "skipped: 3 files: hidden (2, such as .git/)" in inspection.info(str(tmp_path / "store"))
+
+
+def test_a_store_listed_by_the_rules_of_0_1_0_resumes_and_names_what_it_leaves_out(images, tmp_path, caplog):
+    folder, store = tmp_path / "images", tmp_path / "store"
+    shutil.copytree(images, folder)
+    shutil.copy(folder / "class-0/000.jpg", folder / "class-0/000.jfif")
+    (folder / ".cache").mkdir()
+    shutil.copy(folder / "class-0/000.jpg", folder / ".cache/000.jpg")
+    source = open_source(str(folder), None, SourceOptions(listing=1))
+    config = config_of(folder, store, encoder=())
+    recorded = {"kind": "folder", "path": str(folder)}  # as version 0.1.0 recorded it
+    arguments = {"resolution": 256, "class_names": source.class_names, "source": recorded, "shard_size": 4}
+    open_or_create_store(str(store), source.index(), index_digest=index_digest(source.index()), **arguments).close()
+    result = encode.run(config)
+    assert (result.encoded, result.classes, result.skipped) == (11, 3, None)
+    assert "leaves out (1, such as class-0/000.jfif): create a new store" in caplog.text
+    assert "folders of other programs (.cache): create a new store" in caplog.text
+    assert encode.run(config).encoded == 0
+    renewed = encode.run(config_of(folder, tmp_path / "new", encoder=()))
+    assert (renewed.encoded, renewed.classes, renewed.skipped) == (11, 2, {"hidden": 1})
+
+
+def test_the_order_of_numbered_classes_is_noted_once(tmp_path, caplog):
+    folder = make_images(tmp_path / "images", 3)
+    for name in ("2", "10"):
+        shutil.copytree(folder / "class-0", tmp_path / "numbers" / name)
+    config = config_of(tmp_path / "numbers", tmp_path / "store", encoder=())
+    encode.run(config)
+    assert caplog.text.count("--class-order natural sorts them by value") == 1
+    encode.run(config)
+    assert caplog.text.count("--class-order natural sorts them by value") == 1
+    natural = config_of(tmp_path / "numbers", tmp_path / "natural", encoder=(), class_order="natural")
+    encode.run(natural)
+    assert open_store(tmp_path / "natural").manifest.class_names == ("2", "10")
+    with pytest.raises(StoreError, match="was made from something else"):
+        encode.run(config_of(tmp_path / "numbers", tmp_path / "natural", encoder=()))
 
 
 def test_a_store_of_other_images_is_refused(encoded, images, tmp_path):

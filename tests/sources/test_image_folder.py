@@ -236,3 +236,15 @@ def test_a_file_that_changed_after_listing_is_reported(tree):
     (tree / records[1].key).unlink()
     with pytest.raises(SourceError, match=f"{records[1].key} cannot be read: No such file"):
         source.read(records[1])
+
+
+def test_an_unlabeled_folder_is_one_class(archive):
+    (archive / "on top.png").write_bytes(b"an image")
+    (archive / "dataset.json").write_text('{"labels": null}')
+    with pytest.raises(SourceError, match=r"has no labels .* pass --unlabeled"):
+        open_source(str(archive)).index()
+    source = open_source(str(archive), None, SourceOptions(unlabeled=True))
+    assert source.class_names == ("images",)
+    assert source.index()["label"].to_pylist() == [0] * 5
+    assert source.index()["key"].to_pylist()[:2] == ["on top.png", "00000/img00000000.png"]
+    assert [(each.reason, each.example) for each in source.skipped] == [("ending .json", "dataset.json")]

@@ -151,7 +151,7 @@ BROKEN_SAMPLES = {
     ),
     "no image": (
         [("a.txt", b"x"), ("a.cls", b"0")],
-        "a.cls in .* has no image next to it: expected one of .jpeg, .jpg",
+        "a.cls in .* has no image next to it: expected an image of the same name",
     ),
     "two images": (
         [("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"0")],
