@@ -400,7 +400,7 @@ class Store:
         if not valid.any():
             raise StoreError(
                 f"none of the {len(self):,} images of {self.location} could be decoded ('repa-pipe store ls "
-                "--quarantined' lists the reasons): check the source, and create a new store"
+                f"{self.location} --quarantined' lists the reasons): check the source, and create a new store"
             )
         return np.flatnonzero(valid).astype(np.int64)
 
