@@ -46,7 +46,7 @@ class EncodeResult:
     store: str
     groups: dict[str, int]  # group → bytes on disk
     num_samples: int
-    encoded: int  # images encoded by this run
+    encoded: int  # images encoded by this run, without broken ones
     quarantined: int  # broken images in the store
     seconds: float
     busy_share: float | None  # fraction of the workers' time in which a batch was in the models

@@ -399,7 +399,7 @@ class Store:
         valid[list(self.quarantined(names))] = False
         if not valid.any():
             raise StoreError(
-                f"none of the {len(self):,} images of {self.location} could be decoded ('repa-pipe store ls "
+                f"none of the {len(self):,} images of {self.location} could be decoded ('repa-pipe store ls --store "
                 f"{self.location} --quarantined' lists the reasons): check the source, and create a new store"
             )
         return np.flatnonzero(valid).astype(np.int64)

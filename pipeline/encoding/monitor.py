@@ -47,17 +47,18 @@ class EncodeMonitor:
         groups = [store.group(name) for name in wanted if name in store.group_names()]
         self._bad = {shard: len(commit.quarantined) for group in groups for shard, commit in group.commits.items()}
         self._workers: dict[str, _Worker] = {}
-        self.encoded = 0
+        self._processed, self._broken = 0, 0  # images of this run
 
     def on_images(self, count: int) -> None:
         """Count images that have passed through the models; 0 refreshes the display."""
         with self._lock:
-            self.encoded += count
+            self._processed += count
             self._bar.update(count)
 
     def on_shard(self, result: ShardResult) -> None:
         """Count a committed shard; StoreError when more images are broken than tolerated."""
         self._bad[result.shard] = result.quarantined
+        self._broken += result.quarantined
         now = time.monotonic()
         worker = self._workers.setdefault(result.worker, _Worker(now - result.seconds, now))
         worker.last = now
@@ -79,6 +80,11 @@ class EncodeMonitor:
                 f"{bad} images are broken, --max-bad {self._config.max_bad:g} tolerates {self._tolerated}: the commit "
                 f"records in {self._config.store}/commits list them; fix the images, or raise --max-bad, and re-run"
             )
+
+    @property
+    def encoded(self) -> int:
+        """Images that this run has encoded, without broken ones."""
+        return self._processed - self._broken
 
     @property
     def busy_fraction(self) -> float | None:
