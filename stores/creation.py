@@ -38,7 +38,7 @@ def open_or_create_store(
         index_digest: the digest of `index`.
         resolution: side of the crops in pixels.
         class_names: name of label i.
-        source: kind and path of the source, for information.
+        source: kind, path and options of the source, and the files that were skipped.
         shard_size: samples per shard. Default: that of the existing store, else `layout.default_shard_size`.
 
     Raises:

@@ -42,7 +42,7 @@ class Manifest:
     shard_size: int
     index_digest: str
     class_names: tuple[str, ...]
-    source: dict[str, Any]  # `Source.describe()`; informational
+    source: dict[str, Any]  # `Source.provenance()`: kind, path, options, skipped files
     pixels: str | None = None  # `layout.FULL_RANGE`; None if gray levels with more than 8 bits were cut at 255
 
     def as_attributes(self) -> dict[str, Any]:

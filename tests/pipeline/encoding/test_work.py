@@ -23,7 +23,7 @@ def test_a_store_records_how_its_source_was_read(tmp_path):
         open_or_create(config).close()
     with open_store(str(tmp_path / "store")) as store:
         assert store.manifest.class_names == ("animal", "plant", "thing")
-        assert store.manifest.source["options"] == {"label_column": "coarse_label"}
+        assert store.manifest.source["options"] == {"label_column": "coarse_label", "listing": 2}
         assert index_digest(open_recorded(store.manifest.source).index()) == store.manifest.index_digest
     with pytest.raises(StoreError, match="was made from something else"):
         open_or_create(config_of(GENUINE / "two_labels", tmp_path / "store", label_column="fine_label"))
