@@ -129,8 +129,6 @@ def _npz_images(path: Path, batch_size: int) -> Images:
     shape = read_npz_header(path)
     if shape is None:
         raise ConfigError(f"{path} has no array 'arr_0', expected images: uint8 [N, side, side, 3]")
-    if not shape[0]:
-        raise ConfigError(f"{path} holds no images: arr_0 is {list(shape)}; sample them again")
 
     def blocks() -> Iterator[Block]:
         with _reading(path), zipfile.ZipFile(path) as archive, archive.open(IMAGES_MEMBER) as member:

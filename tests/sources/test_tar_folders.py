@@ -107,7 +107,7 @@ def test_class_folders_may_be_spread_over_several_archives(tmp_path, images):
     source = open_source(str(tmp_path))
     assert source.class_names == ("n01", "n02")
     assert contents(source) == images
-    assert [(each.reason, each.example) for each in source.skipped] == [("ending .md", "README.md")]
+    assert [(each.reason, each.example) for each in source.skipped] == [("not a .tar file", "README.md")]
     (tmp_path / "1.tar").write_bytes(tar_bytes(images))
     with pytest.raises(SourceError, match=r"contains several members with the same name \(n0./.*\): pack it again"):
         open_source(str(tmp_path)).index()

@@ -1,9 +1,8 @@
 """Counts of images: the same in the result of encode, `store info` and the report."""
 
-import numpy as np
 import pytest
 
-from repa_pipe.errors import ConfigError, StoreError
+from repa_pipe.errors import StoreError
 from repa_pipe.pipeline.artifacts.image_counts import count_images
 from repa_pipe.pipeline.artifacts.images import open_images
 from repa_pipe.pipeline.reporting.store import describe_store
@@ -76,9 +75,3 @@ def test_a_store_without_a_good_image_is_refused(broken, use):
     with pytest.raises(StoreError, match=r"none of the 50 images of .* could be decoded .*create a new store"):
         use(broken)
     assert "encoded: 0" in inspection.info(str(broken))
-
-
-def test_an_npz_without_images_is_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", arr_0=np.zeros((0, 8, 8, 3), np.uint8))
-    with pytest.raises(ConfigError, match=r"a.npz holds no images"):
-        open_images(str(tmp_path / "a.npz"), 4)
