@@ -32,7 +32,7 @@ class EncodeConfig(SourceConfig):
 
     source: str = option(
         DATA,
-        "Images to encode: a folder of class folders, a zip file, tar, parquet or Arrow files, or a data set of "
+        "Images to encode: a folder of class folders, a zip file, tar, parquet or Arrow files, or a dataset of "
         "Hugging Face (docs/sources.md).",
     )
     store: str = option(DATA, "Store to create or extend: a folder, or a bucket URL such as s3://BUCKET/NAME.")

@@ -1,4 +1,4 @@
-"""Arrow files, and data sets that Hugging Face's `save_to_disk` wrote."""
+"""Arrow files, and datasets that Hugging Face's `save_to_disk` wrote."""
 
 from typing import Any
 

@@ -33,7 +33,7 @@ def find_files(path: str, suffix: str, split: str | None) -> Files:
         split: the split to read. None: the only one.
 
     Raises:
-        SourceError: there are no files, a match is not a file, or the files belong to several splits or data sets.
+        SourceError: there are no files, a match is not a file, or the files belong to several splits or datasets.
     """
     names = list_files(path, suffix)
     otherwise = f"specify files with a glob, such as '*{{split}}*{suffix}'"
@@ -117,7 +117,7 @@ def _visible(path: str, pattern: str) -> list[str]:
 
 
 def _require_one_folder(path: str, suffix: str, names: Sequence[str]) -> None:
-    """Refuse files in several subfolders: they may be variants of one data set, which share images."""
+    """Refuse files in several subfolders: they may be variants of one dataset, which share images."""
     folders = sorted({os.path.dirname(name) for name in names})  # noqa: PTH120
     if len(folders) > 1:
         raise SourceError(

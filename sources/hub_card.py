@@ -19,7 +19,7 @@ def has_card(folder: str) -> bool:
 
 
 def states_files(folder: str, suffix: str) -> bool:
-    """Return whether the data sets of the card consist of files with this suffix."""
+    """Return whether the datasets of the card consist of files with this suffix."""
     try:
         configs = _configs(folder) if has_card(folder) else []
         patterns = [pattern for config in configs for found in _patterns(folder, config).values() for pattern in found]
@@ -41,7 +41,7 @@ def files_by_split(folder: str, suffix: str) -> dict[str | None, list[str]]:
         names = ", ".join(str(config.get("config_name")) for config in configs)
         example = next(iter(_patterns(folder, configs[0]).values()))[0].removesuffix(suffix) + suffix
         raise SourceError(
-            f"{folder} contains several data sets ({names}; configs in {CARD_FILE}): specify the files of one with a "
+            f"{folder} contains several datasets ({names}; configs in {CARD_FILE}): specify the files of one with a "
             f"glob, such as '{folder}/{example}'"
         )
     patterns = _patterns(folder, configs[0])

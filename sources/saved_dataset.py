@@ -20,7 +20,7 @@ def is_saved_dataset(path: str) -> bool:
 
 
 def find_saved_files(path: str, split: str | None) -> Files:
-    """Find the files of a saved data set, in its order.
+    """Find the files of a saved dataset, in its order.
 
     Args:
         path: the folder.
@@ -32,7 +32,7 @@ def find_saved_files(path: str, split: str | None) -> Files:
     if Path(path, _DICT_FILE).is_file():
         found = _read(path, _DICT_FILE).get("splits")
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found) or not found:
-            raise SourceError(f"{path}/{_DICT_FILE} states no splits: save the data set again")
+            raise SourceError(f"{path}/{_DICT_FILE} states no splits: save the dataset again")
         chosen = select_split(path, {name: [name] for name in found}, split, f"specify {path}/{{split}}")[0]
         names = tuple(f"{chosen}/{name}" for name in _data_files(f"{path}/{chosen}"))
     else:
@@ -45,7 +45,7 @@ def _require_split(path: str, split: str | None) -> None:
     saved = _read(path, _STATE_FILE).get("_split")
     if split is not None and split != saved:
         stated = f"the split {saved}" if saved else "no splits"
-        raise SourceError(f"{path} is a single data set with {stated}: remove --split {split}")
+        raise SourceError(f"{path} is a single dataset with {stated}: remove --split {split}")
 
 
 def _data_files(folder: str) -> list[str]:
@@ -60,7 +60,7 @@ def _data_files(folder: str) -> list[str]:
     except (KeyError, TypeError):
         names = []
     if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
-        raise SourceError(f"{folder}/{_STATE_FILE} states no data files: save the data set again")
+        raise SourceError(f"{folder}/{_STATE_FILE} states no data files: save the dataset again")
     missing = [name for name in names if not Path(folder, name).is_file()]
     if missing:
         raise SourceError(f"{folder}/{missing[0]} is missing, which {_STATE_FILE} states: copy the folder again")

@@ -95,7 +95,7 @@ def test_a_dict_of_splits_needs_a_split_and_a_data_set_has_none(saved):
     )
     assert "two_splits has no split val: found test, train" in refusal(saved / "two_splits", split="val")
     message = refusal(saved / "two_labels", split="train", label_column="fine_label")
-    assert "two_labels is a single data set with no splits: remove --split train" in message
+    assert "two_labels is a single dataset with no splits: remove --split train" in message
     state = saved / "two_splits/test/state.json"
     state.write_text(state.read_text().replace('"_split": null', '"_split": "test"'))
     assert len(open_source(str(state.parent), options=SourceOptions(split="test")).index()) == 2
@@ -144,7 +144,7 @@ def test_a_selection_of_rows_is_refused(saved, key):
     [
         ("{", "state.json cannot be read"),
         ("[]", "state.json holds a list, expected a JSON object"),
-        ("{}", "state.json states no data files: save the data set again"),
+        ("{}", "state.json states no data files: save the dataset again"),
         ('{"_data_files": 3}', "state.json states no data files"),
         ('{"_data_files": [{"filename": "../a.arrow"}]}', "state.json states no data files"),
         ('{"_data_files": [{"filename": "gone.arrow"}]}', "gone.arrow is missing, which state.json states: copy the"),
@@ -158,7 +158,7 @@ def test_an_invalid_state_is_refused(saved, state, message):
 @pytest.mark.parametrize("content", ["{}", '{"splits": []}', '{"splits": [1]}', '{"splits": "train"}'])
 def test_an_invalid_list_of_splits_is_refused(saved, content):
     (saved / "two_splits/dataset_dict.json").write_text(content)
-    assert "dataset_dict.json states no splits: save the data set again" in refusal(saved / "two_splits")
+    assert "dataset_dict.json states no splits: save the dataset again" in refusal(saved / "two_splits")
 
 
 @pytest.mark.parametrize("is_file", [False, True], ids=["stream", "file"])

@@ -95,7 +95,7 @@ def test_a_tilde_is_expanded_to_the_home_folder(tree, monkeypatch):
 
 
 def test_the_kind_of_a_folder_is_inferred_from_its_contents(tmp_path, encode):
-    (tmp_path / "README.md").write_text("a data set")
+    (tmp_path / "README.md").write_text("a dataset")
     (tmp_path / ".cache").mkdir()
     (tmp_path / "a.tar").write_bytes(b"")
     assert open_source(str(tmp_path)).kind == "tar"
@@ -109,7 +109,7 @@ def test_the_kind_of_a_folder_is_inferred_from_its_contents(tmp_path, encode):
 @pytest.mark.parametrize("ending", ["tar", "parquet", "arrow"])
 def test_the_kind_of_a_folder_may_be_that_of_its_subfolders(tmp_path, encode, ending):
     (tmp_path / "data/more").mkdir(parents=True)
-    (tmp_path / "data/notes.txt").write_text("a data set")
+    (tmp_path / "data/notes.txt").write_text("a dataset")
     (tmp_path / f"data/more/a.{ending}").write_bytes(b"")
     (tmp_path / "top.tar").write_bytes(b"")
     assert open_source(str(tmp_path)).kind == ending

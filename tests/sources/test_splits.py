@@ -22,7 +22,7 @@ configs:
   - split: extra
     path: [data/extra-a.parquet, data/extra-b.parquet]
 ---
-# A data set
+# A dataset
 """
 
 
@@ -51,7 +51,7 @@ def hub(tmp_path):
     for number, name in enumerate(["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"]):
         write(tmp_path / f"data/{name}.parquet", 10 * number, 2)
     write(tmp_path / ".cache/huggingface/download/data/train.parquet", 90)
-    (tmp_path / "README.md").write_text("# A data set")
+    (tmp_path / "README.md").write_text("# A dataset")
     return tmp_path
 
 
@@ -148,7 +148,7 @@ def test_a_file_that_states_no_split_is_not_mixed_with_a_split(tmp_path):
 
 def test_the_card_of_a_hub_folder_defines_its_splits(hub):
     (hub / "README.md").write_text(CARD)
-    (hub / "figure.png").write_bytes(b"a figure of the card, not an image of the data set")
+    (hub / "figure.png").write_bytes(b"a figure of the card, not an image of the dataset")
     write(hub / "data/extra-a.parquet", 30)
     write(hub / "data/extra-b.parquet", 31)
     assert "contains several splits (extra, train)" in refusal(hub)
@@ -174,7 +174,7 @@ def test_several_configurations_of_a_card_are_refused_with_the_files_of_one(hub)
         "---\nconfigs:\n- {config_name: a, data_files: data/train-*}\n- {config_name: b, data_files: data/test-*}\n---"
     )
     message = refusal(hub)
-    assert "contains several data sets (a, b; configs in README.md): specify the files of one with a glob" in message
+    assert "contains several datasets (a, b; configs in README.md): specify the files of one with a glob" in message
     glob = message.rpartition("such as ")[2].strip("'")
     assert read(glob) == ["0", "1", "10", "11"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from repa_pipe.errors import SourceError
-from repa_pipe.sources import SourceOptions, open_source
+from repa_pipe.errors import BadImageError, SourceError
+from repa_pipe.sources import SourceOptions, decode_crop, open_source
 
 _SPEC = importlib.util.spec_from_file_location("what_is_read", Path(__file__).with_name("what_is_read.py"))
 rows = importlib.util.module_from_spec(_SPEC)
@@ -23,13 +23,24 @@ def test_the_page_shows_the_table():
 def test_every_example_has_the_outcome_of_its_row(tmp_path, case, kind):
     members = case.members if case.alone else rows.GOOD | case.members
     path = rows.WRITERS[kind](tmp_path / "example", members)
-    source = open_source(str(path), None, SourceOptions(**case.options))
     if case.outcome == "refused":
         with pytest.raises(SourceError) as refused:
-            source.index()
+            open_source(str(path), None, SourceOptions(**case.options)).index()
         assert case.detail in str(refused.value)
         return
+    source = open_source(str(path), None, SourceOptions(**case.options))
     good = () if case.alone else tuple(rows.GOOD)
-    assert sorted(source.index()["key"].to_pylist()) == sorted(good + case.keys)
+    keys = tuple(key.replace("{kind}", kind) for key in case.keys)
+    assert sorted(source.index()["key"].to_pylist()) == sorted(good + keys)
     assert source.class_names == case.classes
     assert [each.reason for each in source.skipped] == ([case.detail] if case.outcome == "skipped" else [])
+
+
+@pytest.mark.parametrize("case", rows.FILES, ids=[case.found for case in rows.FILES])
+def test_every_example_of_an_image_has_the_outcome_of_its_row(case):
+    if case.outcome == "read":
+        assert decode_crop(case.data, 16).shape == (16, 16, 3)
+        return
+    with pytest.raises(BadImageError) as broken:
+        decode_crop(case.data, 16)
+    assert case.detail in str(broken.value)

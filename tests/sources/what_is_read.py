@@ -10,11 +10,17 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
 PAGE = Path(__file__).parents[2] / "docs/sources.md"
 START, END = "<!-- generated: sources -->", "<!-- end -->"
 
-Members = dict[str, bytes]
+Members = dict[str, Any]  # bytes by name, or the columns of a table by the name of its file
 
 
 def write_folder(path: Path, members: Members) -> Path:
@@ -52,7 +58,35 @@ def tar_bytes(members: Members) -> bytes:
     return sink.getvalue()
 
 
-WRITERS: dict[str, Callable[[Path, Members], Path]] = {"folder": write_folder, "zip": write_zip, "tar": write_tar}
+def write_parquet(path: Path, members: Members) -> Path:
+    path.mkdir()
+    for name, columns in members.items():
+        pq.write_table(pa.table(columns), path / f"{name}.parquet")
+    return path
+
+
+def write_arrow(path: Path, members: Members) -> Path:
+    path.mkdir()
+    for name, columns in members.items():
+        table = pa.table(columns)
+        with pa.OSFile(str(path / f"{name}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+def encoded(pixels: np.ndarray, file_format: str) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, file_format)
+    return sink.getvalue()
+
+
+WRITERS: dict[str, Callable[[Path, Members], Path]] = {
+    "folder": write_folder,
+    "zip": write_zip,
+    "tar": write_tar,
+    "parquet": write_parquet,
+    "arrow": write_arrow,
+}
 
 
 @dataclass(frozen=True)
@@ -64,8 +98,8 @@ class Case:
         found: what is found, for the table.
         outcome: `read`, `skipped` or `refused`.
         rule: what happens, for the table.
-        members: files of the example, besides GOOD.
-        keys: samples of the example, besides those of GOOD.
+        members: files or tables of the example, besides GOOD.
+        keys: samples of the example, besides those of GOOD; `{kind}` stands for the ending of a table's file.
         classes: class names of the example.
         detail: reason of the skipped file, or a part of the error.
         options: options of the source.
@@ -88,6 +122,13 @@ IMAGE = b"an image, as far as listing is concerned"
 GOOD: Members = {"n01/a.jpg": IMAGE, "n02/b.png": IMAGE}
 ALL = ("folder", "zip", "tar")
 PAIR: Members = {"0.jpg": IMAGE, "0.cls": b"1"}
+TABLES = ("parquet", "arrow")
+ROWS = ("data.{kind}/0", "data.{kind}/1")
+IMAGES = [{"bytes": IMAGE}, {"bytes": IMAGE}]
+TWO_LABELS: Members = {"data": {"img": IMAGES, "fine_label": [1, 0], "coarse_label": [0, 0]}}
+TEXT_LABELS: Members = {"data": {"image": IMAGES, "label": ["cat", "ant"]}}
+NO_LABELS: Members = {"data": {"image": IMAGES}}
+SPLITS: Members = {f"{split}-00000-of-00001": {"image": IMAGES, "label": [0, 1]} for split in ("train", "test")}
 
 CASES = [
     Case(ALL, "`n01/a.jpg`, `n02/b.png`", "read", "one class per top folder, labels in sorted order", {}),
@@ -114,7 +155,7 @@ CASES = [
          {"dataset.json": b'{"labels": null}'}, detail="pass --unlabeled"),
     Case(("folder", "zip"), "an empty class folder", "refused", "remove it, or leave it out of `--class-order FILE`",
          {"n03/": b""}, detail="1 of 3 class folders in"),
-    Case(ALL, "`train/`, `val/`", "refused", "specify one of them as the source",
+    Case(ALL, "`train/`, `val/`", "refused", "`--split` specifies one, or the path",
          {f"{split}/{name}": IMAGE for split in ("train", "val") for name in GOOD}, detail="contains splits",
          alone=True),
     Case(("zip", "tar"), "`data/n01/`, `data/n02/` and nothing else", "refused", "specify `ARCHIVE/data` as the source",
@@ -141,12 +182,72 @@ CASES = [
          keys=tuple(GOOD), alone=True),
     Case(("tar",), "`n01.tar.gz` in a tar, or a compressed tar", "refused", "decompress it first",
          {"n01.tar.gz": gzip.compress(tar_bytes({"a.jpg": IMAGE}))}, detail="is compressed (gzip)", alone=True),
+    Case(TABLES, "columns `image` and `label`, or one column of images and one of integers", "read",
+         "labels are the numbers; class names come from Hugging Face's metadata",
+         {"data": {"picture": IMAGES, "number": [1, 0]}}, keys=ROWS, classes=("0", "1"), alone=True),
+    Case(TABLES, "`img`, `fine_label`, `coarse_label`", "refused", "`--label-column` specifies one", TWO_LABELS,
+         detail="--label-column", alone=True),
+    Case(TABLES, "`img`, `fine_label`, `coarse_label`, with `--label-column fine_label`", "read",
+         "labels of the column",
+         TWO_LABELS, keys=ROWS, classes=("0", "1"), options={"label_column": "fine_label"}, alone=True),
+    Case(TABLES, "class names as text", "refused", "`--label-column` sorts them into classes", TEXT_LABELS,
+         detail="--label-column", alone=True),
+    Case(TABLES, "class names as text, with `--label-column label`", "read", "distinct names in sorted order",
+         TEXT_LABELS, keys=ROWS, classes=("ant", "cat"), options={"label_column": "label"}, alone=True),
+    Case(TABLES, "no labels", "refused", "`--unlabeled` reads it", NO_LABELS, detail="--unlabeled", alone=True),
+    Case(TABLES, "no labels, with `--unlabeled`", "read", "one class, called `images`", NO_LABELS, keys=ROWS,
+         classes=("images",), options={"unlabeled": True}, alone=True),
+    Case(TABLES, "a missing label, or the label -1", "refused", "`--unlabeled` reads it",
+         {"data": {"image": IMAGES, "label": [0, -1]}}, detail="--unlabeled", alone=True),
+    Case(TABLES, "`train-00000-of-00001`, `test-00000-of-00001`", "refused", "`--split` specifies one", SPLITS,
+         detail="--split", alone=True),
+    Case(TABLES, "paths instead of image bytes", "refused", "the images are not in the files",
+         {"data": {"image": pa.array([{"bytes": None, "path": "a.jpg"}] * 2,
+                                     pa.struct({"bytes": pa.binary(), "path": pa.string()})), "label": [0, 1]}},
+         detail="path", alone=True),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FileCase:
+    """One row of the table about single images, which are read or quarantined when they are encoded.
+
+    Attributes:
+        found: what is found, for the table.
+        outcome: `read` or `quarantined`.
+        rule: what happens, for the table.
+        data: an example.
+        detail: a part of the reason.
+    """
+
+    found: str
+    outcome: str
+    rule: str
+    data: bytes
+    detail: str = ""
+
+
+COLOR = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+FILES = [
+    FileCase("a PNG called `c.jpg`", "read", "the content decides, not the name", encoded(COLOR, "png")),
+    FileCase("gray, palette, alpha, CMYK, 16 or 32 bits", "read", "by the rule of its mode ([pixels](#pixels))",
+             encoded(COLOR[:, :, 0].astype(np.uint16) * 257, "png")),
+    FileCase("floating-point pixels", "quarantined", "their white is not defined",
+             encoded(COLOR[:, :, 0].astype(np.float32), "tiff"), "floating-point"),
+    FileCase("HEIC, PDF, HTML, a Git LFS pointer, …", "quarantined", "the reason gives the true format",
+             b"%PDF-1.7", "its format is PDF"),
+    FileCase("a truncated or damaged image", "quarantined", "nothing is filled in", encoded(COLOR, "png")[:80],
+             "truncated or damaged"),
+    FileCase("an empty file", "quarantined", "0 bytes", b"", "empty"),
+    FileCase("a side shorter than 3 pixels", "quarantined", "tracking pixels and divider lines",
+             encoded(COLOR[:2], "png"), "shorter than 3"),
 ]  # fmt: skip
 
 
 def table() -> str:
     """Return the table of the page."""
     rows = [f"| {', '.join(case.kinds)} | {case.found} | {case.outcome} | {case.rule} |" for case in CASES]
+    rows += [f"| any | {case.found} | {case.outcome} | {case.rule} |" for case in FILES]
     return "\n".join([START, "| kind | found | outcome | rule |", "|---|---|---|---|", *rows, END])
 
 
