@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from ...stores.manifest import Quarantined
 from ...stores.upload import store_exists
 
 _DETAILS = re.compile(r" ?\([^()]*(?:\([^()]*\)[^()]*)*\)| ?b?'[^']*'")  # in parentheses, or quoted
-_NUMBER = re.compile(r"\d[\d,]*")
+_NUMBER = re.compile(r"(?<!\w)\d[\d,]*")  # not that of JPEG2000
 _SHOWN = 5
 
 
@@ -93,10 +94,16 @@ def listed_as_store(location: str, options: SourceOptions) -> SourceOptions:
 
 
 def _by_reason(quarantined: Iterable[Quarantined]) -> tuple[Skipped, ...]:
-    """Count images by reason, without the details of each image."""
+    """Count images by reason, without the details of each image; N stands for numbers that differ."""
+    entries = sorted(quarantined, key=lambda entry: entry.index)
+    reasons = [_DETAILS.sub("", entry.reason) for entry in entries]
+    variants: dict[str, set[str]] = defaultdict(set)
+    for reason in reasons:
+        variants[_NUMBER.sub("N", reason)].add(reason)
     counter = SkipCounter()
-    for entry in sorted(quarantined, key=lambda entry: entry.index):
-        counter.add(_NUMBER.sub("N", _DETAILS.sub("", entry.reason)), entry.key)
+    for entry, reason in zip(entries, reasons, strict=True):
+        pattern = _NUMBER.sub("N", reason)
+        counter.add(pattern if len(variants[pattern]) > 1 else reason, entry.key)
     return counter.result()
 
 

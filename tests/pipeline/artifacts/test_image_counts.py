@@ -27,9 +27,21 @@ def test_images_are_counted_by_what_became_of_them(make_store):
     assert (counts.found, counts.encoded, counts.skipped) == (50, 47, None)
     assert [(each.reason, each.count, each.example) for each in counts.quarantined] == [
         ("its JPEG data is truncated or damaged", 2, "0000.png"),
-        ("N x N pixels: too small", 1, "0003.png"),
+        ("1 x 1 pixels: too small", 1, "0003.png"),
     ]
     assert counts.encoded + sum(each.count for each in counts.quarantined) == counts.found
+
+
+def test_reasons_that_differ_only_by_numbers_are_counted_together(make_store):
+    reasons = ["1 x 1 pixels", "2 x 1 pixels", "its format is PDF; expected JPEG2000", "fewer than 3 pixels"]
+    path, _ = make_store(
+        quarantined=tuple(Quarantined(index=i, key=f"{i}.png", reason=reason) for i, reason in enumerate(reasons))
+    )
+    assert [(each.reason, each.count) for each in count_images(open_store(path)).quarantined] == [
+        ("N x N pixels", 2),
+        ("fewer than 3 pixels", 1),
+        ("its format is PDF; expected JPEG2000", 1),
+    ]
 
 
 def test_images_of_missing_shards_are_not_counted_as_encoded(make_store):
@@ -45,7 +57,7 @@ def test_info_and_report_show_the_same_counts(make_store):
     info = inspection.info(str(path))
     assert "  images found: 50 in 3 classes (cat, dog, owl)" in info
     assert "  encoded: 47" in info
-    assert "  quarantined: 3: its JPEG data is truncated or damaged (2, such as 0000.png); N x N pixels" in info
+    assert "  quarantined: 3: its JPEG data is truncated or damaged (2, such as 0000.png); 1 x 1 pixels" in info
     assert "  skipped: not recorded (the store was created by an earlier version)" in info
     properties = dict(describe_store(open_store(path)).properties)
     for heading, text in count_images(open_store(path)).properties():
