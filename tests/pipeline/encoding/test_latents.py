@@ -164,7 +164,8 @@ def test_the_deviation_of_the_encoded_latents_is_recorded_and_an_unusual_one_rep
 def test_a_shard_that_holds_no_image_has_no_deviation(images, tmp_path, vae):
     for path in images.iterdir():
         path.write_bytes(b"not an image")
-    encode.run(config_of(images, tmp_path / "store", vae, max_bad=1.0))
+    with pytest.raises(StoreError, match="none of the images"):
+        encode.run(config_of(images, tmp_path / "store", vae, max_bad=1.0))
     assert open_store(tmp_path / "store").group(latents_group(str(vae))).latents_std is None
 
 
