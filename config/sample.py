@@ -23,6 +23,8 @@ from .base import (
     uses_ray,
 )
 
+LABEL_RULES = ("random", "balanced")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Config):
@@ -86,6 +88,17 @@ class SampleConfig(Config):
         self.require_seed("global_seed")
         self.require(self.cfg_scale >= 1, "cfg_scale", "must be 1 (no guidance) or more")
         self.require(not (self.heun and self.mode == "sde"), "heun", "requires --mode ode")
+        words = () if self.labels in LABEL_RULES else self.labels.split(",")
+        self.require(
+            all(word.strip().isdecimal() for word in words),
+            "labels",
+            f"expected {', '.join(LABEL_RULES)}, or class numbers such as 207,360",
+        )
+
+    @property
+    def listed_labels(self) -> tuple[int, ...]:
+        """The class numbers in `labels`; none for a rule."""
+        return () if self.labels in LABEL_RULES else tuple(map(int, self.labels.split(",")))
 
     @property
     def uses_ray(self) -> bool:

@@ -88,7 +88,9 @@ class TrainConfig(Config):
     )
     projector_embed_dims: int = option(MODEL, "Width of the projector's hidden layers.", 2048)
     qk_norm: bool = option(MODEL, "Normalize queries and keys in attention.", False)
-    num_classes: int | None = option(DATA, "Number of classes. Default: the number of classes in the store.", None)
+    num_classes: int | None = option(
+        DATA, "Number of classes, above the largest label. Default: the number of classes in the store.", None
+    )
     cfg_prob: float = option(OBJECTIVE, "Probability of dropping a label, for classifier-free guidance.", 0.1)
     legacy: bool = option(
         OBJECTIVE,
@@ -224,7 +226,7 @@ class TrainConfig(Config):
         """Raise ConfigError for values that cannot work."""
         self.require_at_least_1("batch_size", "microbatches", "max_train_steps", "checkpointing_steps", "log_steps")
         self.require_seed("seed")
-        self.require_at_least_1("ray_workers", "val_steps", "lr_decay_steps")
+        self.require_at_least_1("ray_workers", "val_steps", "lr_decay_steps", "num_classes")
         for name in (
             "keep_checkpoints",
             "milestone_steps",

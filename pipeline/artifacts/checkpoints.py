@@ -9,6 +9,7 @@ Finding one imports no torch, reading one does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,14 +119,35 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
-def load_ema_weights(path: str) -> dict[str, Tensor]:
+def load_initial_weights(path: str, num_classes: int) -> dict[str, Tensor]:
     """Return the EMA weights of a checkpoint of any supported program, or the tensors of a file of weights alone.
+
+    Args:
+        path: the file of `--init-from`.
+        num_classes: the number of classes of the model that they initialize.
 
     Raises:
         WeightsError: the file is missing or damaged.
-        CheckpointError: it holds no SiT.
+        CheckpointError: it holds no SiT, or one with another number of classes.
     """
-    return find_initial_weights(read_weights_file(path), path)
+    content = read_weights_file(path)
+    tensors = find_initial_weights(content, path)
+    found = _num_classes(content, tensors)
+    if found not in (None, num_classes):
+        raise CheckpointError(
+            f"--init-from {path} has {found:,} classes, this run {num_classes:,}: pass --num-classes {found}, which "
+            "must exceed the largest label, or choose another checkpoint"
+        )
+    return tensors
+
+
+def _num_classes(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int | None:
+    """Return the recorded number of classes, else that of REPA's table, which ends with the null label."""
+    recorded = content.get("sit")
+    if isinstance(recorded, Mapping):
+        return int(recorded["num_classes"])
+    tables = [value for name, value in tensors.items() if name.endswith("y_embedder.embedding_table.weight")]
+    return len(tables[0]) - 1 if tables else None
 
 
 def resolve_checkpoint(path: str) -> Path:

@@ -20,6 +20,7 @@ from ...diffusion.interpolant import Interpolant
 from ...diffusion.samplers import Noise, euler, euler_maruyama, guided
 from ...errors import ConfigError
 from ...models.sit import EntangledSiT, SiT
+from ...models.sit.config import SiTConfig
 from ...models.vae import load_vae
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block
@@ -44,6 +45,7 @@ class Sampler:
         self._config, self._device = config, device
         self._streams = RandomStreams(config.global_seed, streams_version)
         self._sit = trained.model.config
+        self._listed = _listed_labels(config, self._sit)
         self._plain = trained.model.to(device)
         self._model: Any = torch.compile(self._plain) if config.compile else self._plain
         self._interpolant = Interpolant(trained.config.path_type)
@@ -51,7 +53,6 @@ class Sampler:
         self._vae = vae.with_scale(list(trained.store.latents_scale), list(trained.store.latents_bias))
         self._null_label = self._sit.null_label if config.cfg_scale > 1 else self._sit.num_classes
         self._scale_of = _guidance_scales(config, self._plain)
-        self._listed = _parse_labels(config.labels, self._sit.num_classes)
 
     def all_labels(self) -> npt.NDArray[np.int64]:
         """Return the labels of all images, `[num_fid_samples]`."""
@@ -86,7 +87,7 @@ class Sampler:
 
     def _label(self, index: int) -> int:
         classes = self._sit.num_classes
-        if self._listed is not None:
+        if self._listed:
             return self._listed[index % len(self._listed)]
         if self._config.labels == "balanced":
             return index % classes
@@ -114,17 +115,14 @@ def _step_noise(generators: list[torch.Generator]) -> Noise:
     return noise
 
 
-def _parse_labels(labels: str, num_classes: int) -> list[int] | None:
-    """Return the class numbers listed in `--labels`, or None for random and balanced labels."""
-    if labels in ("random", "balanced"):
-        return None
-    try:
-        numbers = [int(label) for label in labels.split(",")]
-    except ValueError as error:
-        raise ConfigError(
-            f"--labels is {labels!r}: expected random, balanced, or class numbers such as 207,360"
-        ) from error
-    outside = [number for number in numbers if not 0 <= number < num_classes]
+def _listed_labels(config: SampleConfig, sit: SiTConfig) -> tuple[int, ...]:
+    """Return the labels in `--labels`; raise ConfigError for labels, listed or of guidance, that the model lacks."""
+    outside = [number for number in config.listed_labels if number >= sit.num_classes]
     if outside:
-        raise ConfigError(f"--labels contains {outside[0]}: this model has classes 0 to {num_classes - 1}")
-    return numbers
+        raise ConfigError(f"--labels contains {outside[0]}: this model has classes 0 to {sit.num_classes - 1}")
+    if config.cfg_scale > 1 and not sit.class_dropout_prob:
+        raise ConfigError(
+            f"--cfg-scale is {config.cfg_scale:g}: this model was trained with --cfg-prob 0, so it has no velocity "
+            "without a label to guide with; use --cfg-scale 1"
+        )
+    return config.listed_labels

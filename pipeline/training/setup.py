@@ -135,7 +135,13 @@ def require_trainable(config: TrainConfig, store: Store, run_folder: RunFolder, 
 
 
 def model_config(config: TrainConfig, store: Store) -> SiTConfig:
-    """Return the config of the model for the shapes in the store; raise StoreError if token grids differ."""
+    """Return the config of the model for the shapes and labels in the store.
+
+    Raises:
+        ConfigError: `--num-classes` is too small, or a setting of the model is invalid.
+        StoreError: token grids differ.
+    """
+    _require_classes(config, store)
     latents = store.group(latents_group(str(config.vae))).shard_indexes["moments"].layout.spec
     channels, side, _ = latents.sample_shape
     encoders = {encoder: store.group(features_group(encoder)).attributes for encoder in config.enc_type}
@@ -162,6 +168,19 @@ def model_config(config: TrainConfig, store: Store) -> SiTConfig:
                 "choose a model with another patch size, or an encoder with that token grid"
             )
     return model
+
+
+def _require_classes(config: TrainConfig, store: Store) -> None:
+    """Raise ConfigError if a sample has a label that the model does not know: it would be the null label, or none."""
+    labels = store.labels[_selected_indices(config, store)]
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0:
+        raise StoreError(f"{store.location} has the label {lowest}: expected labels from 0 on; encode the images again")
+    config.require(
+        highest < int(config.num_classes or 0),
+        "num_classes",
+        f"the largest label in {store.location} is {highest}, so at least {highest + 1} classes are needed",
+    )
 
 
 def _cls_dim(config: TrainConfig, store: Store) -> int:

@@ -19,7 +19,7 @@ from ..artifacts.checkpoints import (
     StoreMetadata,
     TrainedModel,
     load_checkpoint,
-    load_ema_weights,
+    load_initial_weights,
     save_checkpoint,
 )
 from ..artifacts.run_folder import RunFolder
@@ -98,7 +98,7 @@ class Trainer:
         checkpoints = self.run_folder.checkpoints()
         if not checkpoints:
             if self.config.init_from:
-                weights = load_ema_weights(self.config.init_from)
+                weights = load_initial_weights(self.config.init_from, self.model.config.num_classes)
                 self._load(weights, weights)
             return
         path = checkpoints[-1]
