@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 from ..converter import choices_of, hints_of, structure, unstructure
 from ..errors import ConfigError
 
-RESOLUTIONS = (256, 512)
+TOKEN_PIXELS = 16  # side of the square of image pixels that one token covers: 8x downsampling, then 2x2 patches
 
 # Sections of the help of every command, in this order.
 SECTIONS = (
@@ -40,6 +40,7 @@ RAY_ADDRESS_HELP = (
     "Address of a Ray cluster, such as auto or ray://HOST:10001; implies --ray. "
     "Default: $RAY_ADDRESS, else this machine."
 )
+RESOLUTION_HELP = "Side of the square crops in pixels, a multiple of 16 (published: 256 and 512)."
 ACTORS_HELP = "Number of Ray actors. Default: one per GPU in the cluster, else one per 2 CPUs."
 MODEL_PRECISION_HELP = "Autocast precision of the model."
 PATH_TYPE_HELP = (
@@ -119,6 +120,13 @@ class Config:
     def require_seed(self, name: str) -> None:
         """Raise ConfigError unless the field is a seed."""
         self.require(0 <= getattr(self, name) < 1 << 63, name, "expected 0 to 2^63 - 1")
+
+    def require_resolution(self, name: str) -> None:
+        """Raise ConfigError for a side of images that is no positive multiple of a token's."""
+        value = getattr(self, name)
+        below = max(TOKEN_PIXELS, value // TOKEN_PIXELS * TOKEN_PIXELS)
+        expected = f"expected a multiple of {TOKEN_PIXELS}, such as {below} or {below + TOKEN_PIXELS}"
+        self.require(value >= TOKEN_PIXELS and value % TOKEN_PIXELS == 0, name, expected)
 
     def require_no_repeats(self, name: str) -> None:
         """Raise ConfigError when a repeatable flag has the same value twice."""

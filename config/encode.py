@@ -13,7 +13,7 @@ from .base import (
     MODEL,
     RAY_ADDRESS_HELP,
     RAY_HELP,
-    RESOLUTIONS,
+    RESOLUTION_HELP,
     STORAGE,
     Codec,
     Precision,
@@ -53,7 +53,7 @@ class EncodeConfig(SourceConfig):
         (),
         affects_result=False,
     )
-    resolution: int = option(DATA, "Side of the square crops in pixels: 256 or 512.", 256)
+    resolution: int = option(DATA, RESOLUTION_HELP, 256)
     flip: bool = option(
         DATA, "Also encode the mirror image of every crop: twice the time, twice the disk space.", False
     )
@@ -103,7 +103,7 @@ class EncodeConfig(SourceConfig):
         self.require(
             not read_only, "store", "expected a folder or a bucket (s3://, gs://, az://); web servers are read-only"
         )
-        self.require(self.resolution in RESOLUTIONS, "resolution", "expected 256 or 512")
+        self.require_resolution("resolution")
         self.require_at_least_1("shard_size", "batch_size", "actors")
         self.require(self.shard_timeout is None or self.shard_timeout > 0, "shard_timeout", "must be above 0 seconds")
         self.require(0 <= self.max_bad <= 1, "max_bad", "expected a fraction from 0 to 1")

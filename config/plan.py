@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import DATA, HARDWARE, MODEL, RESOLUTIONS, STORAGE, Codec, option
+from .base import DATA, HARDWARE, MODEL, RESOLUTION_HELP, STORAGE, Codec, option
 from .source import SourceConfig
 
 
@@ -24,7 +24,7 @@ class PlanConfig(SourceConfig):
     encoder_weights: tuple[str, ...] = option(
         MODEL, "Same as `encode --encoder-weights`; used by --probe only. Default: download.", ()
     )
-    resolution: int = option(DATA, "Side of the square crops in pixels: 256 or 512.", 256)
+    resolution: int = option(DATA, RESOLUTION_HELP, 256)
     flip: bool = option(DATA, "Also encode the mirror image of every crop.", False)
     codec: Codec = option(STORAGE, "Storage format of patch tokens (docs/codecs.md).", "float16")
     gpus: int = option(HARDWARE, "Number of GPUs for encoding and training.", 1)
@@ -39,7 +39,7 @@ class PlanConfig(SourceConfig):
 
     def validate(self) -> None:
         """Raise ConfigError for values that cannot work."""
-        self.require(self.resolution in RESOLUTIONS, "resolution", "expected 256 or 512")
+        self.require_resolution("resolution")
         self.require_at_least_1("images", "gpus")
         self.require(self.epochs > 0, "epochs", "must be above 0")
         self.require_no_repeats("encoder")

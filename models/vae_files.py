@@ -84,6 +84,16 @@ def check_vae(name_or_path: str | Path) -> None:
         _hub_name(name)
 
 
+def require_vae_resolution(name: str, downsampling: int, resolution: int) -> None:
+    """Raise ConfigError unless the VAE turns images of this size into latents of a whole number of pixels."""
+    if resolution % downsampling:
+        below = resolution // downsampling * downsampling
+        raise ConfigError(
+            f"{name} does not accept images of {resolution} pixels: it needs a multiple of {downsampling}, such as "
+            f"{below or downsampling} or {below + downsampling}"
+        )
+
+
 def find_config(name: str) -> Path:
     """Return the config file of a VAE, downloaded if necessary; ConfigError or WeightsError if there is none."""
     if name in _SHIPPED_NAMES:

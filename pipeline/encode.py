@@ -30,6 +30,7 @@ from .encoding.work import (
     open_or_create,
     plan_work,
     require_models,
+    require_sizes,
     wanted_groups,
     with_vae_name,
 )
@@ -77,6 +78,7 @@ def run(config: EncodeConfig, wanted: Sequence[str] | None = None) -> EncodeResu
     monitor, failures = None, []
     if not store_exists(config.store):
         require_models(config, wanted)
+        require_sizes(config, wanted)
     with open_or_create(config) as store:
         work = plan_work(config, store, wanted)
         require_models(config, groups_of(work))

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..models.encoders.registry import check_encoder_name
 from ..models.sit.config import SIT_PRESETS
 from ..models.throughput import READING, encoder_seconds, step_seconds, vae_seconds
-from ..models.vae_files import check_vae, describe_vae
+from ..models.vae_files import check_vae, describe_vae, require_vae_resolution
 from ..sources import open_source
 from ..stores.layout import features_group, latents_group
 
@@ -115,6 +115,7 @@ def run(config: PlanConfig) -> PlanResult:
 def _compute(config: PlanConfig, images: int) -> PlanResult:
     from ..models.encoders import describe_encoder
 
+    require_vae_resolution(config.vae, describe_vae(config.vae)[1], config.resolution)
     views = 2 if config.flip else 1
     table = {config.vae: vae_seconds(config.vae, config.resolution)}
     table |= {name: encoder_seconds(name, config.resolution) for name in config.encoder}

@@ -1,6 +1,5 @@
 """Running an encoder: from a name to a frozen network, from uint8 images to tokens on SiT's grid."""
 
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from ...errors import ConfigError
 from ..precision import autocast_dtype, precision_name
 from ..weight_files import weights_sha256
 from .entry import EncoderEntry, token_grid
-from .registry import REGISTRY, TIMM_NAMES, parse_name
+from .registry import REGISTRY, TIMM_NAMES, is_of_timm, parse_name
+from .sizes import require_encoder_resolution, set_input_size
 
 Fingerprint = dict[str, str | int | float | list[int]]
 
@@ -70,12 +70,14 @@ def load_encoder(
         dtype: None or float32 for float32; float16 or bfloat16 for autocast with float32 weights, as in REPA.
 
     Raises:
-        ConfigError: the name, block, resolution or dtype is not valid.
+        ConfigError: the name, block, resolution or dtype is not valid, or the network does not accept this resolution.
         WeightsError: the weights are not available, cannot be read or do not fit.
     """
     dtype = autocast_dtype(dtype, "an encoder")
     token_grid(resolution)
     entry, block = parse_name(name)
+    if is_of_timm(name):
+        require_encoder_resolution(name, resolution)
     path = None if weights is None else Path(weights).expanduser()
     model = entry.weights.load(name, entry.architecture, entry.options, path)
     return Encoder(name, entry, model, block=block, resolution=resolution, device=torch.device(device), dtype=dtype)
@@ -105,7 +107,7 @@ class Encoder:
         self.num_tokens = token_grid(resolution) ** 2
         self.has_cls_token = entry.has_cls_token
         self._entry = entry
-        self._index = block - 1 if block is not None else entry.stage
+        self._index = block - 1 if block is not None else entry.last_index
         self._input_size = entry.input_size(resolution)
         self._device = device
         self._dtype = dtype
@@ -194,9 +196,7 @@ def _set_input_size(model: Any, size: int) -> str:
     if not hasattr(model, "set_input_size"):
         return "as timm does"
     before = _grid(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm's tensor operations warn
-        model.set_input_size(img_size=(size, size))
+    set_input_size(model, size)
     after = _grid(model)
     if before is None:
         return f"fitted by timm to {size} pixels"

@@ -44,6 +44,11 @@ class EncoderEntry:
     image_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def last_index(self) -> int:
+        """Index of the feature map that is taken by default: that of the last block, or `stage`."""
+        return self.depth - 1 if self.depth is not None else int(self.stage or 0)
+
     def input_size(self, resolution: int) -> int:
         """Return the side of the network's input, in pixels, that gives SiT's token grid or a multiple of it."""
         if self.image_size is not None:

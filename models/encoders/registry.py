@@ -243,7 +243,7 @@ def parse_name(name: str) -> tuple[EncoderEntry, int | None]:
 
 def check_encoder_name(name: str) -> None:
     """Raise ConfigError for an unknown name or block. timm's networks are not checked, since timm imports torch."""
-    if not _is_of_timm(name):
+    if not is_of_timm(name):
         parse_name(name)
 
 
@@ -255,12 +255,13 @@ def check_encoder(name: str, weights: str | None) -> None:
         WeightsError: there is no file at `weights`, or the weights come in a package that is not installed.
     """
     path = None if weights is None else Path(weights).expanduser()
-    if not _is_of_timm(name):
+    if not is_of_timm(name):
         parse_name(name)[0].weights.check(name, path)
     elif path is not None:
         require_weights_file(path)
 
 
-def _is_of_timm(name: str) -> bool:
+def is_of_timm(name: str) -> bool:
+    """Return whether the encoder is a network with timm's own weights. The others accept any multiple of 16."""
     base = name.partition("@")[0]
     return base in TIMM_NAMES or base.startswith("timm:")

@@ -46,7 +46,7 @@ def _plan(config: PlanConfig) -> Preview:
 
 
 def _encode(config: EncodeConfig) -> Preview:
-    from ..encoding.work import images_of, plan_work, wanted_groups, with_vae_name
+    from ..encoding.work import images_of, plan_work, require_sizes, wanted_groups, with_vae_name
     from ..plan import bytes_per_sample
 
     config = with_vae_name(config)
@@ -56,6 +56,8 @@ def _encode(config: EncodeConfig) -> Preview:
     if _is_store(config.store):
         with open_store(config.store) as store:
             todo = images_of(plan_work(config, store, wanted_groups(config)), store)
+    else:
+        require_sizes(config, wanted_groups(config))
     size = bytes_per_sample(PlanConfig(**{name: getattr(config, name) for name in _SHARED_WITH_PLAN}))
     done = f" ({images - todo:,} are encoded already)" if todo < images else ""
     return Preview(

@@ -9,7 +9,7 @@ import torch
 
 from ...config import EncodeConfig
 from ...models.vae import load_vae
-from ...models.vae_files import overflows_in_float16
+from ...models.vae_files import overflows_in_float16, require_vae_resolution
 from ...stores.layout import ArraySpec, GroupSpec, latents_group
 from ...stores.store import open_store
 from ...stores.upload import store_exists
@@ -27,6 +27,7 @@ class LatentEncoder:
     def __init__(self, config: EncodeConfig, device: torch.device, precision: str) -> None:
         precision = _precision_of(config, precision)
         self._vae = load_vae(config.vae, device=device, dtype=DTYPES[precision])
+        require_vae_resolution(config.vae, self._vae.downsampling, config.resolution)
         side = config.resolution // self._vae.downsampling
         moments = ArraySpec(name="moments", sample_shape=(2 * self._vae.latent_channels, side, side), dtype="float32")
         self.spec = GroupSpec(

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from ...config import EncodeConfig
 from ...errors import ConfigError, RemoteError, StoreError, WeightsError
-from ...models.encoders.registry import check_encoder, check_encoder_name
-from ...models.vae_files import check_vae, is_known_vae
+from ...models.encoders.registry import check_encoder, check_encoder_name, is_of_timm
+from ...models.vae_files import check_vae, describe_vae, is_known_vae, require_vae_resolution
 from ...sources import Source, index_digest, open_source
 from ...stores import Store, open_store
 from ...stores.creation import open_or_create_store
@@ -115,6 +115,21 @@ def require_models(config: EncodeConfig, groups: Sequence[str]) -> None:
         check_vae(config.vae)
     for encoder in encoders:
         check_encoder(encoder, config.weights_of(encoder))
+
+
+def require_sizes(config: EncodeConfig, groups: Sequence[str]) -> None:
+    """Raise ConfigError if the model of a group does not accept crops of `--resolution`.
+
+    Called before a store is created, since its resolution is permanent. Only encoders of timm need torch to find out.
+    On Ray, the files of a VAE need to exist only on the nodes, which check it themselves.
+    """
+    if latents_group(config.vae) in groups and not config.uses_ray:
+        require_vae_resolution(config.vae, describe_vae(config.vae)[1], config.resolution)
+    for encoder in config.encoder:
+        if is_of_timm(encoder) and features_group(encoder) in groups:
+            from ...models.encoders.sizes import require_encoder_resolution
+
+            require_encoder_resolution(encoder, config.resolution)
 
 
 def plan_work(config: EncodeConfig, store: Store, wanted: Sequence[str]) -> list[ShardTask]:
