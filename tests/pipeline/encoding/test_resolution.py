@@ -39,11 +39,10 @@ def test_a_store_of_another_resolution_is_encoded_trained_sampled_and_evaluated(
     assert np.isfinite(evaluate.run(evaluation).metrics["fd_efficientnet-lite0"])
 
 
-@pytest.mark.parametrize("command", ["encode", "plan"])
+@pytest.mark.parametrize("command", [["encode", "images", "store"], ["plan"]], ids=["encode", "plan"])
 @pytest.mark.parametrize(("size", "suggested"), [(250, "240 or 256"), (8, "16 or 32"), (0, "16 or 32"), (-32, "16 or")])
-def test_a_resolution_without_a_grid_of_tokens_is_refused(run_cli, reference, tmp_path, command, size, suggested):
-    words = ["--source", reference, f"--resolution={size}"]
-    code, _, errors = run_cli(command, *words, *(["--store", tmp_path / "store"] if command == "encode" else []))
+def test_a_resolution_without_a_grid_of_tokens_is_refused(run_cli, command, size, suggested):
+    code, _, errors = run_cli(*command, f"--resolution={size}")
     assert (code, errors.count("\n")) == (2, 1)
     assert f"--resolution is {size}: expected a multiple of 16, such as {suggested}" in errors
 
