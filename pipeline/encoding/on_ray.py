@@ -46,7 +46,7 @@ def run_on_ray(
 
     Raises the fatal errors of shards (`work.is_fatal`), and ActorError when actors keep dying during startup.
     """
-    with ray_session(config.ray_address):
+    with ray_session(config.ray_address, config.device):
         return run_on_actors(config, store, work, monitor)
 
 

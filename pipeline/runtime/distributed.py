@@ -5,15 +5,22 @@ Imports torch only to join other ranks, so a command can look for finished work 
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...errors import ConfigError, first_line
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +68,47 @@ class DistributedContext:
 
 
 def ranks_of_environment() -> DistributedContext:
-    """Return the place of this process, as a launcher has set it, without joining the others."""
-    return DistributedContext(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    """Return the place of this process, as a launcher has set it, without joining the others.
+
+    Raises:
+        ConfigError: the variables of a launcher are incomplete or contradict each other, as those are that a batch
+            system or a notebook leaves behind.
+    """
+    found = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    rank, world_size = found.get("RANK", "0"), found.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
+        raise _incomplete(found, "is not a rank of that many")
+    needed = {"RANK", *VARIABLES[2:]} if int(world_size) > 1 else set()
+    if lacking := [name for name in VARIABLES if name in needed - found.keys()]:
+        raise _incomplete(found, f"lacks {' and '.join(lacking)}")
+    return DistributedContext(int(rank), int(world_size))
+
+
+def _incomplete(found: Mapping[str, str], problem: str) -> ConfigError:
+    values = ", ".join(f"{name}={value}" for name, value in found.items() if name in VARIABLES[:2])
+    return ConfigError(
+        f"the environment has {values}, which {problem}: unset RANK and WORLD_SIZE to run one process, or use torchrun "
+        "to start several"
+    )
+
+
+def _join(context: DistributedContext, device: torch.device) -> None:
+    from torch import distributed
+
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    logger.info(
+        "rank %d of %d: waiting for the others at %s (unset RANK and WORLD_SIZE to run one process)",
+        context.rank,
+        context.world_size,
+        where,
+    )
+    try:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (distributed.DistError, ValueError) as error:
+        raise ConfigError(
+            f"rank {context.rank} of {context.world_size} (RANK, WORLD_SIZE) found no others at {where} "
+            f"({first_line(error)}): unset RANK and WORLD_SIZE to run one process, or start all ranks"
+        ) from error
 
 
 @contextmanager
@@ -73,7 +119,7 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     context = ranks_of_environment()
     start = context.world_size > 1 and not distributed.is_initialized()
     if start:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        _join(context, device)
     try:
         yield context
     finally:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .cpu import CPUINFO, cpu_flags
+from .cpu_quota import cpu_quota
 
 PACKAGES = ("repa-pipe", "torch", "torchvision", "ray", "zarr", "numpy", "pyarrow", "timm", "diffusers")
 # Instruction sets that affect speed or rounding.
@@ -62,8 +63,10 @@ def relevant_cpu_flags() -> tuple[str, ...]:
 
 
 def num_usable_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPUs that this process may use: its affinity, within the quota of its control groups."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return count if quota is None else min(count, max(1, int(quota)))
 
 
 def memory_gib() -> tuple[float, float]:

@@ -5,37 +5,77 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+from ...errors import ConfigError, first_line
 from .actor_pool import ActorShape
+from .machine import num_usable_cpus
+from .ray_address import given_address, require_cluster
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_TEMPORARY = "/tmp"  # where Ray puts its files without $RAY_TMPDIR and $TMPDIR
+LONGEST_TEMPORARY = 36  # bytes; Ray appends up to 70, and a socket's path has at most 107
+CHECK_CLUSTER = "check that the cluster has the same version of Ray and, if it has a token, that RAY_AUTH_MODE is token"
 LOCAL_OBJECT_STORE = 100 * 2**20  # bytes; only numbers pass through it
 CPUS_PER_ACTOR = 2  # where there are no GPUs to count
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
-    """Connect to the cluster at `address` or $RAY_ADDRESS, else run Ray on this machine until the block ends."""
+def ray_session(address: str | None, device: str | None = None) -> Iterator[None]:
+    """Connect to the cluster at `address` or $RAY_ADDRESS, else run Ray on this machine until the block ends.
+
+    Args:
+        address: address of the cluster, or `local`.
+        device: device of the actors.
+
+    Raises:
+        ConfigError: no cluster answers at the address or it refuses the connection, or this machine lacks the device.
+    """
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        logger.info("starting Ray on this machine: about 5 s and 0.5 GB of memory")
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=LOCAL_OBJECT_STORE,
-        )
-    else:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    try:
+    address, origin = given_address(address)
+    with ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if address == "local":
+            logger.info("starting Ray on this machine: about 5 s and 0.5 GB of memory")
+            options = {
+                "num_cpus": num_usable_cpus(),
+                "include_dashboard": False,
+                "object_store_memory": LOCAL_OBJECT_STORE,
+                "_temp_dir": stack.enter_context(_temporary_folder()),
+            }
+        else:
+            require_cluster(address, origin)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (OSError, RuntimeError, ValueError) as error:  # such as another version of Ray
+            doing, remedy = ("start on this machine", "") if address == "local" else ("connect", f": {CHECK_CLUSTER}")
+            raise ConfigError(f"{origin} is {address!r}: Ray cannot {doing} ({first_line(error)}){remedy}") from error
+        stack.callback(ray.shutdown)
+        if address == "local" and (device or "").startswith("cuda") and not ray.cluster_resources().get("GPU"):
+            raise ConfigError(f"--device is {device!r}: this machine has no GPU that Ray can use")
         yield
-    finally:
-        ray.shutdown()
+
+
+def runs_here(address: str | None) -> bool:
+    """Return whether `ray_session` of this address uses this machine alone, which does not grow."""
+    return given_address(address)[0] == "local"
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str | None]:
+    """Yield a short folder for the sockets of Ray if its usual one has too long a path, else None."""
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or DEFAULT_TEMPORARY
+    if len(os.fsencode(Path(usual).absolute())) <= LONGEST_TEMPORARY:
+        yield None
+        return
+    with TemporaryDirectory(prefix="ray-", dir=DEFAULT_TEMPORARY, ignore_cleanup_errors=True) as short:
+        logger.info("%s is too long for the sockets of Ray, which are in %s", usual, short)
+        yield short
 
 
 def actor_shape(nodes: Sequence[Mapping[str, float]], actors: int | None, device: str | None) -> ActorShape:

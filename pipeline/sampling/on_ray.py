@@ -67,7 +67,7 @@ def make_blocks_on_ray(
     def create(shape: ActorShape) -> Any:
         return ray.remote(SampleActor).options(**actor_options(shape)).remote(*arguments)
 
-    with ray_session(config.ray_address):
+    with ray_session(config.ray_address, config.device):
         ActorPool(
             queue,
             create=create,

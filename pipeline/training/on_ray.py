@@ -12,7 +12,7 @@ from typing import Any
 
 from ...config import TrainConfig
 from ...errors import CheckpointError, ConfigError, RepaPipeError, first_line
-from ..runtime.ray_session import ray_session
+from ..runtime.ray_session import ray_session, runs_here
 
 
 def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> None:
@@ -26,7 +26,7 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> 
     Raises:
         RepaPipeError: training raised it on a rank.
         CheckpointError: workers died.
-        ConfigError: Ray Train is not installed.
+        ConfigError: Ray Train is not installed, or this machine cannot hold as many ranks.
     """
     try:
         from ray.train import RunConfig, ScalingConfig
@@ -36,7 +36,12 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> 
 
     scratch = Path(config.output_dir).resolve() / f".ray-{uuid.uuid4().hex[:8]}"  # Ray Train's files, not needed later
     with ray_session(config.ray_address):
-        gpus = _count_gpus() if config.device != "cpu" else 0
+        gpus = _count("GPU") if config.device != "cpu" else 0
+        workers = config.ray_workers or gpus or 1
+        if runs_here(config.ray_address):  # a cluster may grow
+            most = gpus or _count("CPU")
+            kind = "GPUs" if gpus else "CPUs"
+            config.require(workers <= most, "ray_workers", f"this machine has {most} {kind} that Ray can use")
         job = {
             "config": dataclasses.replace(config, ray=False, ray_address=None),
             "folder": str(Path.cwd()),
@@ -45,7 +50,7 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> 
         trainer: Any = TorchTrainer(
             _run_rank,
             train_loop_config=job,
-            scaling_config=ScalingConfig(num_workers=config.ray_workers or gpus or 1, use_gpu=gpus > 0),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
             run_config=RunConfig(storage_path=str(scratch), name="run"),
         )
         try:
@@ -56,10 +61,10 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> 
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _count_gpus() -> int:
+def _count(resource: str) -> int:
     import ray
 
-    return int(ray.cluster_resources().get("GPU", 0))
+    return int(ray.cluster_resources().get(resource, 0))
 
 
 def _run_rank(job: dict[str, Any]) -> None:

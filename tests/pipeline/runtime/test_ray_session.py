@@ -1,9 +1,13 @@
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from repa_pipe.config import EncodeConfig, SampleConfig, TrainConfig
+from repa_pipe.errors import ConfigError
+from repa_pipe.pipeline.runtime import ray_session as ray_session_module
+from repa_pipe.pipeline.runtime.machine import num_usable_cpus
 from repa_pipe.pipeline.runtime.ray_session import ActorShape, actor_options, actor_shape, ray_session
 
 
@@ -35,6 +39,8 @@ def test_ray_neither_restarts_actors_nor_retries_tasks():
         (None, "10.0.0.1:6379", "10.0.0.1:6379"),
         ("ray://head:10001", "10.0.0.1:6379", "ray://head:10001"),
         ("local", "10.0.0.1:6379", "local"),
+        ("auto", "10.0.0.1:6379", "10.0.0.1:6379"),  # as ray.init resolves it
+        ("auto", None, "auto"),
     ],
 )
 def test_a_session_connects_to_the_given_cluster_or_starts_one_here(monkeypatch, given, variable, expected):
@@ -44,6 +50,7 @@ def test_a_session_connects_to_the_given_cluster_or_starts_one_here(monkeypatch,
         init=lambda **options: calls.append(options["address"]), shutdown=lambda: calls.append("shutdown")
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(ray_session_module, "require_cluster", lambda address, origin: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if variable:
         monkeypatch.setenv("RAY_ADDRESS", variable)
@@ -51,6 +58,66 @@ def test_a_session_connects_to_the_given_cluster_or_starts_one_here(monkeypatch,
         assert calls == [expected]
         raise KeyboardInterrupt
     assert calls == [expected, "shutdown"]
+
+
+@pytest.fixture
+def local_options(monkeypatch):
+    """Return the options with which a local session is started."""
+    found = {}
+    ray = SimpleNamespace(init=lambda **options: found.update(options), shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def start():
+        with ray_session("local"):
+            folder = found["_temp_dir"]
+            assert folder is None or Path(folder).is_dir()
+        assert folder is None or not Path(folder).exists()
+        return found
+
+    return start
+
+
+def test_a_local_session_has_the_cpus_that_the_process_may_use(local_options, monkeypatch):
+    assert local_options()["num_cpus"] == num_usable_cpus()
+    monkeypatch.setattr(ray_session_module, "num_usable_cpus", lambda: 3)
+    assert local_options()["num_cpus"] == 3
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+@pytest.mark.parametrize("length", [30, 36, 37, 90])
+def test_the_paths_of_rays_sockets_are_never_too_long(local_options, monkeypatch, variable, length):
+    monkeypatch.setenv(variable, "/tmp/".ljust(length, "x"))
+    folder = local_options()["_temp_dir"]
+    assert (folder is None) == (length <= 36)
+    session = "session_2026-11-26_21-23-09_857419_4194304"
+    parent = folder or f"{'/tmp/'.ljust(length, 'x')}/ray"
+    assert len(f"{parent}/{session}/sockets/plasma_store") <= 107
+
+
+def test_a_gpu_that_this_machine_lacks_is_not_waited_for(local_options, monkeypatch):
+    ray = SimpleNamespace(init=lambda **_: None, shutdown=lambda: None, cluster_resources=lambda: {"CPU": 2.0})
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    for device in (None, "cpu"):
+        with ray_session("local", device):
+            pass
+    with (
+        pytest.raises(ConfigError, match=r"^--device is 'cuda:1': this machine has no GPU"),
+        ray_session("local", "cuda:1"),
+    ):
+        pass
+
+
+def test_a_refused_connection_is_one_line(monkeypatch):
+    def init(**options):
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    monkeypatch.setattr(ray_session_module, "require_cluster", lambda address, origin: None)
+    expected = r"^--ray-address is '10.0.0.1:6379': Ray cannot connect \(Version mismatch: .* with:\): check [^\n]+$"
+    with pytest.raises(ConfigError, match=expected), ray_session("10.0.0.1:6379"):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""The place of a process among ranks, from the variables that a launcher sets or that something else has left."""
+
+import logging
+
+import pytest
+import torch
+from torch import distributed
+
+from repa_pipe.errors import ConfigError
+from repa_pipe.pipeline import train
+from repa_pipe.pipeline.runtime.distributed import (
+    VARIABLES,
+    DistributedContext,
+    init_distributed,
+    ranks_of_environment,
+)
+
+MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    def use(variables):
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "0"}, (0, 1)),
+        ({"WORLD_SIZE": "1"}, (0, 1)),
+        ({"RANK": "", "WORLD_SIZE": ""}, (0, 1)),
+        (MASTER, (0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "4", **MASTER}, (2, 4)),
+    ],
+)
+def test_complete_variables_are_the_place_of_the_process(environment, variables, expected):
+    environment(variables)
+    assert ranks_of_environment() == DistributedContext(*expected)
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"RANK": "1"}, "RANK=1, which is not a rank of that many"),
+        ({"RANK": "4", "WORLD_SIZE": "4", **MASTER}, "RANK=4, WORLD_SIZE=4, which is not a rank of that many"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0, which is not"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1, WORLD_SIZE=2, which is not"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one, WORLD_SIZE=2, which is not"),
+        ({"WORLD_SIZE": "2", **MASTER}, "WORLD_SIZE=2, which lacks RANK:"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK=0, WORLD_SIZE=2, which lacks MASTER_ADDR and MASTER_PORT:"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "lacks MASTER_PORT:"),
+    ],
+)
+def test_variables_that_describe_no_rank_are_refused_with_those_to_unset(environment, variables, problem):
+    environment(variables)
+    with pytest.raises(ConfigError, match=f"the environment has .*{problem}.* unset RANK and WORLD_SIZE to run one"):
+        ranks_of_environment()
+
+
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_commands_with_leftover_variables_end_in_one_line(config_of, environment, run_cli, command):
+    config = config_of(max_train_steps=1)
+    run = train.run(config).run
+    environment({"RANK": "0", "WORLD_SIZE": "8"})
+    words = config_of(exp_name="new").flags() if command == "train" else [run, "--num-steps", 1]
+    code, _, errors = run_cli(command, *words)
+    (line,) = errors.splitlines()
+    assert (code, "lacks MASTER_ADDR and MASTER_PORT" in line) == (2, True)
+
+
+def test_ranks_that_never_come_are_named(environment, monkeypatch, caplog):
+    def wait(backend):
+        raise distributed.DistStoreError(
+            "Timed out after 301 seconds waiting for clients. 1/2 clients joined.\n  stack"
+        )
+
+    environment({"RANK": "0", "WORLD_SIZE": "2", **MASTER})
+    monkeypatch.setattr(distributed, "init_process_group", wait)
+    caplog.set_level(logging.INFO)
+    expected = r"^rank 0 of 2 \(RANK, WORLD_SIZE\) found no others at 127.0.0.1:29500 \(Timed out .*joined\.\): unset"
+    with pytest.raises(ConfigError, match=expected), init_distributed(torch.device("cpu")):
+        pass
+    assert "rank 0 of 2: waiting for the others at 127.0.0.1:29500 (unset RANK" in caplog.text
