@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +46,11 @@ class RunFolder:
     def metrics_log(self) -> Path:
         """`metrics.parquet`: one row per `--log-steps` steps."""
         return self.path / "metrics.parquet"
+
+    def damaged_metrics_log(self) -> Path:
+        """`metrics.parquet.damaged-1`, …: a file in place of the log that could not be read; the first unused name."""
+        names = (self.path / f"{self.metrics_log.name}.damaged-{number}" for number in itertools.count(1))
+        return next(path for path in names if not path.exists())
 
     @property
     def samples(self) -> Path:
