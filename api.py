@@ -149,8 +149,7 @@ def _config_of(kind: type[C], config: C | None, settings: Mapping[str, Any]) -> 
 
 
 def _plain(value: Any) -> Any:
-    """Return paths as strings, also within lists, with the home folder in place of `~/`, as a shell would."""
+    """Return paths as strings, also within lists."""
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

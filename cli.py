@@ -31,6 +31,7 @@ from .config import (
 )
 from .errors import RepaPipeError
 from .options import (
+    PATH_TEXT,
     OrderedGroup,
     SectionOption,
     config_file_options,
@@ -293,10 +294,12 @@ def ablate(config: AblateConfig) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1)
-@click.option("--run", "more", multiple=True, help="Run folder, same as RUNS; repeatable.")
-@click.option("--out", default="report.html", show_default=True, help="Output HTML file.")
-@click.option("--store", default=None, help="Location of the store. Default: as recorded in the first run.")
+@click.argument("runs", nargs=-1, type=PATH_TEXT)
+@click.option("--run", "more", multiple=True, type=PATH_TEXT, help="Run folder, same as RUNS; repeatable.")
+@click.option("--out", default="report.html", show_default=True, type=PATH_TEXT, help="Output HTML file.")
+@click.option(
+    "--store", default=None, type=PATH_TEXT, help="Location of the store. Default: as recorded in the first run."
+)
 def report(runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | None) -> None:
     """Write an HTML report that compares runs.
 
@@ -310,7 +313,7 @@ def report(runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | 
 
 
 @cli.command()
-@click.argument("folders", nargs=-1)
+@click.argument("folders", nargs=-1, type=PATH_TEXT)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
 def runs(folders: tuple[str, ...], as_json: bool) -> None:
     """List training runs with state and metrics.
@@ -358,7 +361,7 @@ def encoders(pattern: str) -> None:
 
 
 @cli.command()
-@click.option("--out", default="demo-out", show_default=True, help="Output folder.")
+@click.option("--out", default="demo-out", show_default=True, type=PATH_TEXT, help="Output folder.")
 @click.option("--steps", default=None, type=int, help="Training steps. Default: sized for 2 CPU cores.")
 def demo(out: str, steps: int | None) -> None:
     """Run the complete pipeline on real images, offline.
@@ -375,7 +378,7 @@ def store() -> None:
     """Inspect, verify, export and import stores."""
 
 
-_store_option = click.option("--store", help="Location of the store.  [required]")
+_store_option = click.option("--store", type=PATH_TEXT, help="Location of the store.  [required]")
 
 
 @store.command("info", positional=("store",))
@@ -433,7 +436,7 @@ def store_verify(store: str, repair: bool) -> None:
 
 @store.command("export", positional=("store",))
 @_store_option
-@click.option("--out", required=True, help="Output folder.")
+@click.option("--out", required=True, type=PATH_TEXT, help="Output folder.")
 @click.option(
     "--format",
     "layout",
@@ -461,8 +464,8 @@ def store_export(store: str, out: str, layout: str, groups: tuple[str, ...], sou
 
 
 @store.command("import-repa", positional=("folder", "store"))
-@click.option("--folder", help="Folder with images/ and vae-sd/.  [required]")
-@click.option("--store", help="Store to create or extend.  [required]")
+@click.option("--folder", type=PATH_TEXT, help="Folder with images/ and vae-sd/.  [required]")
+@click.option("--store", type=PATH_TEXT, help="Store to create or extend.  [required]")
 @click.option("--vae", default="sd-vae-ft-mse", show_default=True, help="VAE that encoded the moments.")
 @click.option(
     "--latents-scale",

@@ -18,6 +18,7 @@ import click
 from click.core import ParameterSource
 
 from .config import SECTIONS, Config, flag, no_flag, read_settings
+from .config.paths import PathKind, plain
 from .config.translation import translate
 from .converter import choices_of, hints_of
 from .pipeline.runtime.console import LOG_FORMATS, log_to_stderr
@@ -109,14 +110,17 @@ class Command(click.Command):
         """Assign words to the positional options without a flag; raise UsageError for too many or too few."""
         for name in self.positional:
             if words and ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
-                ctx.params[name] = words.pop(0)
+                parameter = self._parameter(name)
+                ctx.params[name] = parameter.type.convert(words.pop(0), parameter, ctx)
             if ctx.params[name] is None:
-                raise click.UsageError(f"Missing {_metavar(name)}: pass it as an argument or with {self._flag(name)}.")
+                raise click.UsageError(
+                    f"Missing {_metavar(name)}: pass it as an argument or with {self._parameter(name).opts[0]}."
+                )
         if words:
             raise click.UsageError(f"Got unexpected extra argument {words[0]!r}.")
 
-    def _flag(self, name: str) -> str:
-        return next(parameter.opts[0] for parameter in self.params if parameter.name == name)
+    def _parameter(self, name: str) -> click.Parameter:
+        return next(parameter for parameter in self.params if parameter.name == name)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, section by section."""
@@ -205,6 +209,18 @@ def options_of(
         return command
 
     return decorate
+
+
+class _PathText(click.ParamType):  # type: ignore[type-arg]
+    """The path of a file, a folder or a store, in its shortest spelling, as in configs."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return plain(str(value), PathKind.PATH)
+
+
+PATH_TEXT = _PathText()
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, hidden: bool, positional: bool) -> Decorator:

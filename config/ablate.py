@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import DATA, HARDWARE, OUTPUT, RAY_ADDRESS_HELP, Config, option
+from .paths import PathKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +15,13 @@ class AblateConfig(Config):
 
     kind: ClassVar[str] = "ablate"
 
-    sweep: str = option(DATA, "Sweep, a TOML file (docs/ablations.md).")
-    store: str = option(DATA, "Store that all runs train from.")
+    sweep: str = option(DATA, "Sweep, a TOML file (docs/ablations.md).", path=PathKind.PATH)
+    store: str = option(DATA, "Store that all runs train from.", path=PathKind.PATH)
     out: str | None = option(
-        OUTPUT, "Output folder for the runs and their comparison. Default: exps/<name of the sweep file>.", None
+        OUTPUT,
+        "Output folder for the runs and their comparison. Default: exps/<name of the sweep file>.",
+        None,
+        path=PathKind.PATH,
     )
     part: str | None = option(
         OUTPUT,

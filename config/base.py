@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import shlex
 import typing
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from ..converter import choices_of, hints_of, structure, unstructure
 from ..errors import ConfigError
+from . import paths
+from .paths import PathKind
 
 TOKEN_PIXELS = 16  # side of the square of image pixels that one token covers: 8x downsampling, then 2x2 patches
 
@@ -60,6 +62,7 @@ def option(
     *,
     affects_result: bool = True,
     chosen: bool = False,
+    path: PathKind | None = None,
     aliases: Mapping[str, str] | None = None,
     comma_separated: bool = False,
 ) -> Any:
@@ -68,7 +71,7 @@ def option(
     On the command line, `aliases` are other spellings of choices, and the values of a repeatable option that is
     `comma_separated` may also be given at once.
     """
-    metadata = {"section": section, "help": text, "affects_result": affects_result, "chosen": chosen}
+    metadata = {"section": section, "help": text, "affects_result": affects_result, "chosen": chosen, "path": path}
     metadata |= {"aliases": aliases or {}, "comma_separated": comma_separated}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
@@ -96,12 +99,27 @@ class Config:
     def __post_init__(self) -> None:
         for name in self.repeatable_fields():  # a string would be a sequence of letters
             object.__setattr__(self, name, tuple(_as_list(getattr(self, name))))
+        self._rewrite_paths(paths.plain)
         hints = hints_of(type(self))
         for item in fields(self):
             choices, value = choices_of(hints[item.name]), getattr(self, item.name)
             if choices and value is not None and value not in choices:
                 raise ConfigError(f"{flag(item.name)} is {value!r}: expected one of {', '.join(choices)}")
         self.validate()
+
+    def _rewrite_paths(self, rewrite: Callable[[str, PathKind], str]) -> None:
+        for item in fields(self):
+            kind, value = item.metadata["path"], getattr(self, item.name)
+            if kind is not None and isinstance(value, str):
+                object.__setattr__(self, item.name, rewrite(value, kind))
+            elif kind is not None and isinstance(value, tuple):
+                object.__setattr__(self, item.name, tuple(rewrite(each, kind) for each in value))
+
+    def absolute(self) -> Self:
+        """Return the config with absolute paths, for processes whose current folder may be another one."""
+        config = replace(self)
+        config._rewrite_paths(paths.absolute)
+        return config
 
     def validate(self) -> None:
         """Raise ConfigError, naming the flag, for values that cannot work."""
@@ -187,12 +205,12 @@ class Config:
 
         `self` is the recorded config, `other` the requested one.
         """
-        chosen = {item.name for item in fields(self) if item.metadata["chosen"]}
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in self.result_fields()]
+        compared = [item for item in fields(self) if item.metadata["affects_result"]]
+        pairs = [(item, getattr(self, item.name), getattr(other, item.name)) for item in compared]
         return [
-            f"{flag(name)}: recorded {mine!r}, requested {theirs!r}"
-            for name, mine, theirs in pairs
-            if mine != theirs and not (name in chosen and theirs is None)
+            f"{flag(item.name)}: recorded {mine!r}, requested {theirs!r}"
+            for item, mine, theirs in pairs
+            if not _same(item.metadata["path"], mine, theirs) and not (item.metadata["chosen"] and theirs is None)
         ]
 
     def command(self) -> str:
@@ -216,6 +234,14 @@ class Config:
                 else:
                     groups.append([flag(item.name), str(each)])
         return groups
+
+
+def _same(kind: PathKind | None, mine: Any, theirs: Any) -> bool:
+    if kind is None or mine == theirs:
+        return bool(mine == theirs)
+    if isinstance(mine, tuple) and isinstance(theirs, tuple):
+        return len(mine) == len(theirs) and all(map(paths.same, mine, theirs, [kind] * len(mine)))
+    return paths.same(mine, theirs, kind)
 
 
 def _as_list(value: Any) -> Any:

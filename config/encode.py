@@ -21,6 +21,7 @@ from .base import (
     uses_ray,
     weights_by_name,
 )
+from .paths import PathKind
 from .source import SourceConfig
 
 
@@ -35,12 +36,15 @@ class EncodeConfig(SourceConfig):
         "Images to encode: a folder of class folders, a zip file, tar, parquet or Arrow files, or a dataset of "
         "Hugging Face (docs/sources.md).",
     )
-    store: str = option(DATA, "Store to create or extend: a folder, or a bucket URL such as s3://BUCKET/NAME.")
+    store: str = option(
+        DATA, "Store to create or extend: a folder, or a bucket URL such as s3://BUCKET/NAME.", path=PathKind.PATH
+    )
     vae: str = option(
         MODEL,
         "VAE whose moments are stored: a known name (docs/vae.md), a Hugging Face repository, or a folder in "
         "diffusers' format.",
         "sd-vae-ft-mse",
+        path=PathKind.MODEL,
     )
     encoder: tuple[str, ...] = option(
         MODEL,
@@ -52,6 +56,7 @@ class EncodeConfig(SourceConfig):
         "NAME=PATH: local file with the published weights of encoder NAME; repeatable. Default: download.",
         (),
         affects_result=False,
+        path=PathKind.NAMED,
     )
     resolution: int = option(DATA, RESOLUTION_HELP, 256)
     flip: bool = option(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import DATA, DEVICE_HELP, HARDWARE, MODEL, OUTPUT, Config, option, weights_by_name
+from .paths import PathKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +16,15 @@ class EvaluateConfig(Config):
     kind: ClassVar[str] = "evaluate"
 
     samples: str = option(
-        DATA, "Images to evaluate: an .npz of uint8 [N, H, W, 3], a folder of images, or a run folder."
+        DATA,
+        "Images to evaluate: an .npz of uint8 [N, H, W, 3], a folder of images, or a run folder.",
+        path=PathKind.PATH,
     )
     reference: str = option(
         DATA,
         "Reference to compare with: an .npz (images, statistics mu and sigma, or both), a folder of images, or a "
         "store.",
+        path=PathKind.PATH,
     )
     detector: tuple[str, ...] = option(
         MODEL,
@@ -28,7 +32,7 @@ class EvaluateConfig(Config):
         ("inception",),
     )
     encoder_weights: tuple[str, ...] = option(
-        MODEL, "NAME=PATH: local weights file of detector NAME; repeatable. Default: download.", ()
+        MODEL, "NAME=PATH: local weights file of detector NAME; repeatable. Default: download.", (), path=PathKind.NAMED
     )
     source: str | None = option(
         DATA, "Location of the images of a reference store. Default: where they were encoded from.", None
@@ -40,7 +44,9 @@ class EvaluateConfig(Config):
         None,
     )
     batch_size: int = option(HARDWARE, "Images per forward pass of a detector.", 32, affects_result=False)
-    out: str | None = option(OUTPUT, "Output JSON file. Default: next to the samples.", None, affects_result=False)
+    out: str | None = option(
+        OUTPUT, "Output JSON file. Default: next to the samples.", None, affects_result=False, path=PathKind.PATH
+    )
     device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
 
     def validate(self) -> None:

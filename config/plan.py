@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import DATA, HARDWARE, MODEL, RESOLUTION_HELP, STORAGE, Codec, option
+from .paths import PathKind
 from .source import SourceConfig
 
 
@@ -19,10 +20,10 @@ class PlanConfig(SourceConfig):
     images: int | None = option(
         DATA, "Number of images. Default: counted in --source, else 1,281,167 (ImageNet).", None
     )
-    vae: str = option(MODEL, "Same as `encode --vae`.", "sd-vae-ft-mse")
+    vae: str = option(MODEL, "Same as `encode --vae`.", "sd-vae-ft-mse", path=PathKind.MODEL)
     encoder: tuple[str, ...] = option(MODEL, "Same as `encode --encoder`; repeatable. Default: none.", ())
     encoder_weights: tuple[str, ...] = option(
-        MODEL, "Same as `encode --encoder-weights`; used by --probe only. Default: download.", ()
+        MODEL, "Same as `encode --encoder-weights`; used by --probe only. Default: download.", (), path=PathKind.NAMED
     )
     resolution: int = option(DATA, RESOLUTION_HELP, 256)
     flip: bool = option(DATA, "Also encode the mirror image of every crop.", False)

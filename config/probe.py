@@ -18,6 +18,7 @@ from .base import (
     Precision,
     option,
 )
+from .paths import PathKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,18 @@ class ProbeConfig(Config):
 
     kind: ClassVar[str] = "probe"
 
-    checkpoint: str = option(MODEL, "Run folder (all its checkpoints), or checkpoint file.")
+    checkpoint: str = option(MODEL, "Run folder (all its checkpoints), or checkpoint file.", path=PathKind.PATH)
     store: str | None = option(
-        DATA, "Store whose images are probed. Default: the store that the run was trained from.", None
+        DATA,
+        "Store whose images are probed. Default: the store that the run was trained from.",
+        None,
+        path=PathKind.PATH,
     )
-    vae: str | None = option(DATA, "VAE whose latents are used. Default: the VAE of the checkpoint.", None)
+    vae: str | None = option(
+        DATA, "VAE whose latents are used. Default: the VAE of the checkpoint.", None, path=PathKind.MODEL
+    )
     path_type: Literal["linear", "cosine"] | None = option(MODEL, PATH_TYPE_HELP, None)
-    latents_stats: str | None = option(MODEL, LATENTS_STATS_HELP, None)
+    latents_stats: str | None = option(MODEL, LATENTS_STATS_HELP, None, path=PathKind.PATH)
     encoder: tuple[str, ...] = option(
         DATA, "Stored encoder to compare with; repeatable. Default: all encoders in the store.", ()
     )
@@ -47,7 +53,11 @@ class ProbeConfig(Config):
     precision: Precision = option(HARDWARE, MODEL_PRECISION_HELP, "fp32")
     batch_size: int = option(HARDWARE, "Batch size of the model.", 32, affects_result=False)
     out: str | None = option(
-        OUTPUT, "Output JSON file. Default: probe.json in the run folder.", None, affects_result=False
+        OUTPUT,
+        "Output JSON file. Default: probe.json in the run folder.",
+        None,
+        affects_result=False,
+        path=PathKind.PATH,
     )
     device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
 

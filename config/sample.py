@@ -22,6 +22,7 @@ from .base import (
     option,
     uses_ray,
 )
+from .paths import PathKind
 
 LABEL_RULES = ("random", "balanced")
 
@@ -36,12 +37,14 @@ class SampleConfig(Config):
         MODEL,
         "Run folder (its last checkpoint), checkpoint file of repa-pipe, REPA, iREPA or REG, or repa-sit-xl-2-256 "
         "(downloaded).",
+        path=PathKind.PATH,
     )
     out: str | None = option(
         OUTPUT,
         "Output .npz file. Default: samples/<step>-<settings>.npz in the run folder.",
         None,
         affects_result=False,
+        path=PathKind.PATH,
     )
     num_fid_samples: int = option(SAMPLING, "Number of images to generate.", 50_000)
     per_proc_batch_size: int = option(HARDWARE, "Images per batch and process.", 32, affects_result=False)
@@ -63,8 +66,10 @@ class SampleConfig(Config):
         "random",
     )
     path_type: Literal["linear", "cosine"] | None = option(MODEL, PATH_TYPE_HELP, None)
-    latents_stats: str | None = option(MODEL, LATENTS_STATS_HELP, None)
-    vae: str | None = option(MODEL, "VAE that decodes the latents. Default: the VAE that encoded the store.", None)
+    latents_stats: str | None = option(MODEL, LATENTS_STATS_HELP, None, path=PathKind.PATH)
+    vae: str | None = option(
+        MODEL, "VAE that decodes the latents. Default: the VAE that encoded the store.", None, path=PathKind.MODEL
+    )
     global_seed: int = option(SAMPLING, "Random seed; image i depends only on the seed and on i.", 0)
     ema: bool = option(MODEL, "Use the EMA weights.", True)
     precision: Precision = option(HARDWARE, MODEL_PRECISION_HELP, "fp32")
@@ -76,6 +81,7 @@ class SampleConfig(Config):
         "Folder to which the images are also written as PNG files. Default: no PNG files.",
         None,
         affects_result=False,
+        path=PathKind.PATH,
     )
     device: str | None = option(HARDWARE, DEVICE_HELP, None, affects_result=False)
     ray: bool = option(HARDWARE, RAY_HELP, False, affects_result=False)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from .base import DATA, Config, option
+from .paths import PathKind, absolute, plain
 
 if TYPE_CHECKING:
     from ..sources import SourceOptions
+
+CLASS_ORDERS = ("name", "natural")  # other values are files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,16 @@ class SourceConfig(Config):
         "a text file with one class folder per line.",
         "name",
     )
+
+    def absolute(self) -> Self:
+        """Return the config with absolute paths. What a plug-in gets as its path stays."""
+        config = super().absolute()
+        is_path = {"source": ":" not in (self.source_kind or ""), "class_order": self.class_order not in CLASS_ORDERS}
+        texts = {name: getattr(self, name) for name, holds in is_path.items() if holds}
+        return dataclasses.replace(
+            config,
+            **{name: absolute(plain(text, PathKind.PATH), PathKind.PATH) for name, text in texts.items() if text},
+        )
 
     @property
     def source_options(self) -> SourceOptions:

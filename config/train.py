@@ -20,6 +20,7 @@ from .base import (
     option,
     uses_ray,
 )
+from .paths import PathKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class TrainConfig(Config):
 
     kind: ClassVar[str] = "train"
 
-    store: str = option(DATA, "Store to train from.", affects_result=False)
-    output_dir: str = option(OUTPUT, "Parent of all run folders.", "exps", affects_result=False)
+    store: str = option(DATA, "Store to train from.", affects_result=False, path=PathKind.PATH)
+    output_dir: str = option(OUTPUT, "Parent of all run folders.", "exps", affects_result=False, path=PathKind.PATH)
     exp_name: str | None = option(
         OUTPUT,
         "Name of the run and of its folder in --output-dir. Default: built from model, encoders and --proj-coeff.",
@@ -42,8 +43,11 @@ class TrainConfig(Config):
         "Checkpoint whose EMA weights the run starts from, saved by repa-pipe or published by REPA. "
         "Default: random weights.",
         None,
+        path=PathKind.PATH,
     )
-    vae: str | None = option(DATA, "VAE whose latents are used. Default: the only one in the store.", None)
+    vae: str | None = option(
+        DATA, "VAE whose latents are used. Default: the only one in the store.", None, path=PathKind.MODEL
+    )
     enc_type: tuple[str, ...] = option(
         DATA,
         "Encoder to align with; repeatable, or a list with commas. Default: the only one in the store.",
@@ -151,6 +155,7 @@ class TrainConfig(Config):
         "Local folder that caches samples of a store behind a URL (docs/stores.md). Default: no cache.",
         None,
         affects_result=False,
+        path=PathKind.PATH,
     )
     reader_process: bool = option(
         DATA,
@@ -168,6 +173,7 @@ class TrainConfig(Config):
         DATA,
         "File with the indices of the samples to train on: .npy, or text with one per line. Default: all samples.",
         None,
+        path=PathKind.PATH,
     )
     flip: bool = option(DATA, "Use the flipped views for half of the samples (requires `encode --flip`).", False)
     val_fraction: float = option(

@@ -164,4 +164,5 @@ def _remove_temporary_files(store: Store, groups: list[Group]) -> None:
         remove_leftovers(store.path / COMMITS / group.path)
         remove_abandoned((store.path / group.path).parent)
     remove_abandoned(store.path)
-    remove_abandoned(store.path.absolute().parent, store.path.name)
+    place = store.path.resolve()
+    remove_abandoned(place.parent, place.name)

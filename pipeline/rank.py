@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import RankConfig
+from ..config.paths import same_settings
 from ..converter import read_json
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
@@ -111,7 +112,7 @@ def _settings(config: RankConfig, store: Store, groups: list[str]) -> dict[str, 
 def _finished_rows(config: RankConfig, settings: dict[str, Any]) -> list[Row]:
     """Return the rows that were written with the same settings, if any."""
     values = read_json(Path(config.out)) if Path(config.out).exists() else {}
-    return list(values["rows"]) if values.get("settings") == settings else []
+    return list(values["rows"]) if same_settings(values.get("settings"), settings) else []
 
 
 def _measure(store: Store, group: str, samples: npt.NDArray[np.int64], batch_size: int) -> Row:

@@ -15,7 +15,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import TrainConfig
+from ..config import TrainConfig, paths
 from ..stores import Store, open_store
 from .artifacts.run_folder import RunFolder
 from .runtime.distributed import init_distributed, ranks_of_environment
@@ -93,7 +93,7 @@ def _is_finished(config: TrainConfig, run_folder: RunFolder) -> bool:
     checkpoints = run_folder.checkpoints()
     if not checkpoints or int(checkpoints[-1].stem) < config.max_train_steps:
         return False
-    if run_folder.read_config().store != config.store or not zipfile.is_zipfile(checkpoints[-1]):
+    if not paths.same(run_folder.read_config().store, config.store) or not zipfile.is_zipfile(checkpoints[-1]):
         return False
     _log_finished(run_folder, int(checkpoints[-1].stem))
     return True

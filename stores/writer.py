@@ -47,6 +47,7 @@ def create_store(path: Path, manifest: Manifest, samples: pa.Table) -> None:
 
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StoreError(f"{path} exists and is not empty: choose another folder, or delete it first")
+    path = path.resolve()  # a folder cannot replace a symbolic link
     path.parent.mkdir(parents=True, exist_ok=True)
     building = temporary_path(path)
     try:

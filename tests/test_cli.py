@@ -287,7 +287,7 @@ def test_a_folder_that_is_not_a_run_is_one_line(call, tmp_path):
 def test_invalid_values_name_their_flag(call, tmp_path):
     assert_one_line(call("train", "--store", tmp_path, "--batch-size", "0"), "--batch-size is 0")
     assert_one_line(
-        call("encode", "--source", "a", "--store", "b", "--resolution", "100"), "--resolution is 100", "256"
+        call("encode", "--source", "a", "--store", "b", "--resolution", "100"), "--resolution is 100", "96 or 112"
     )
     code, _, errors = call("train", "--store", "s", "--path-type", "round")
     assert code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,8 +27,18 @@ class JobActor:
         self._stop = threading.Event()
 
     def ready(self) -> None:
-        """Change to the driver's folder: paths in the configs are relative to it."""
-        os.chdir(self._folder)
+        """Change to the driver's folder: paths in the configs are relative to it.
+
+        Raises:
+            ConfigError: this node does not have the folder.
+        """
+        try:
+            os.chdir(self._folder)
+        except OSError as error:
+            raise ConfigError(
+                f"{socket.gethostname()} lacks the folder {self._folder} ({error.strerror}): run the command in a "
+                "folder that all nodes share"
+            ) from error
         self._server = fork_server()
 
     def run(self, job: Job) -> Outcome:

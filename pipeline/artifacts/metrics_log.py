@@ -82,9 +82,8 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
 def _is_log(table: pa.Table) -> bool:
     if not {"step", "loss"} <= set(table.column_names) or table.column("step").null_count:
         return False
-    return pa.types.is_integer(table.schema.field("step").type) and pa.types.is_floating(
-        table.schema.field("loss").type
-    )
+    step, loss = (table.schema.field(name).type for name in ("step", "loss"))
+    return bool(pa.types.is_integer(step) and pa.types.is_floating(loss))
 
 
 def _type_of(name: str, values: list[Any]) -> pa.DataType:

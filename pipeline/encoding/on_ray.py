@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ...config import EncodeConfig
@@ -11,7 +12,7 @@ from ...stores.layout import GroupSpec
 from ..runtime.actor_pool import ActorPool, ActorShape
 from ..runtime.device import choose_device
 from ..runtime.memory import ONE_ARENA_ENVIRONMENT
-from ..runtime.ray_session import actor_options, cluster_shape, ray_session
+from ..runtime.ray_session import actor_options, cluster_shape, enter_folder, ray_session
 from ..runtime.task_queue import Failure, TaskQueue
 from .monitor import EncodeMonitor
 from .shard import ShardEncoder, ShardResult, use_recorded_threads
@@ -23,11 +24,12 @@ IN_FLIGHT = 2  # shards per actor: one is decoded or written while the other is 
 class ShardActor:
     """A ShardEncoder in its own process."""
 
-    def __init__(self, config: EncodeConfig, groups: tuple[str, ...]) -> None:
-        self._config, self._groups = config, groups
+    def __init__(self, config: EncodeConfig, groups: tuple[str, ...], folder: str) -> None:
+        self._config, self._groups, self._folder = config, groups, folder
 
     def ready(self) -> list[GroupSpec]:
         """Load the models here, where errors keep their type, and return the templates of their groups."""
+        enter_folder(self._folder)
         device = choose_device(self._config.device)
         if device.type == "cpu":
             use_recorded_threads(self._config, self._groups)
@@ -62,7 +64,7 @@ def run_on_actors(
         options = actor_options(shape) | {"max_concurrency": IN_FLIGHT}
         if not shape.gpus:
             options["runtime_env"] = {"env_vars": ONE_ARENA_ENVIRONMENT}
-        return ray.remote(ShardActor).options(**options).remote(config, groups)
+        return ray.remote(ShardActor).options(**options).remote(config.absolute(), groups, str(Path.cwd()))
 
     def on_result(task: ShardTask, result: ShardResult) -> None:
         monitor.on_images(result.num_images)

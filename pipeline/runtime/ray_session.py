@@ -106,6 +106,15 @@ def cluster_shape(actors: int | None, device: str | None) -> ActorShape:
     return actor_shape([node["Resources"] for node in ray.nodes() if node["Alive"]], actors, device)
 
 
+def enter_folder(folder: str) -> None:
+    """Make the driver's current folder that of this process, for folders of models whose relative path is recorded.
+
+    A node may lack the folder: then all other paths, which are absolute, still work.
+    """
+    if Path(folder).is_dir():
+        os.chdir(folder)
+
+
 def actor_options(shape: ActorShape) -> dict[str, object]:
     """Return the Ray options of an actor. Ray neither restarts it nor retries its tasks; `ActorPool` does."""
     return {"num_cpus": shape.cpus, "num_gpus": shape.gpus, "max_restarts": 0, "max_task_retries": 0}

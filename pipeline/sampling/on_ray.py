@@ -15,7 +15,7 @@ from ...errors import ActorError, RepaPipeError
 from ..artifacts.checkpoints import load_model, unrecorded
 from ..runtime.actor_pool import ActorPool, ActorShape
 from ..runtime.device import choose_device
-from ..runtime.ray_session import actor_options, cluster_shape, ray_session
+from ..runtime.ray_session import actor_options, cluster_shape, enter_folder, ray_session
 from ..runtime.task_queue import TaskQueue
 from .blocks import make_blocks
 from .sampler import Sampler
@@ -29,11 +29,13 @@ LabelsAndStep = tuple[npt.NDArray[np.int64], int]
 class SampleActor:
     """A sampler in a separate process."""
 
-    def __init__(self, config: SampleConfig, checkpoint: str, folder: str, threads: int) -> None:
+    def __init__(self, config: SampleConfig, checkpoint: str, folder: str, threads: int, current: str) -> None:
         self._config, self._checkpoint, self._folder, self._threads = config, Path(checkpoint), Path(folder), threads
+        self._current = current
 
     def ready(self) -> LabelsAndStep:
         """Load the model; return the labels of all images, and the checkpoint's step."""
+        enter_folder(self._current)
         self._device = choose_device(self._config.device)
         if self._device.type == "cpu":
             torch.set_num_threads(self._threads)  # rounding on a CPU depends on it
@@ -58,7 +60,8 @@ def make_blocks_on_ray(
     """
     import ray
 
-    arguments = config, str(checkpoint.resolve()), str(folder.resolve()), torch.get_num_threads()
+    places = str(checkpoint.resolve()), str(folder.resolve())
+    arguments = config.absolute(), *places, torch.get_num_threads(), str(Path.cwd())
     known: list[LabelsAndStep] = []
     # if no block is missing, one actor is still needed for the labels and the step
     tasks = [list(todo[i : i + BLOCKS_PER_TASK]) for i in range(0, len(todo), BLOCKS_PER_TASK)] or [[]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -12,15 +11,15 @@ from typing import Any
 
 from ...config import TrainConfig
 from ...errors import CheckpointError, ConfigError, RepaPipeError, first_line
-from ..runtime.ray_session import ray_session, runs_here
+from ..runtime.ray_session import enter_folder, ray_session, runs_here
 
 
 def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> None:
     """Call `train_rank` on every rank on Ray.
 
     Args:
-        config: the settings. Ranks get them without those of Ray. Relative paths are relative to the current folder of
-            this process, so on a cluster they must be on a shared disk.
+        config: the settings. Ranks get them without those of Ray, and with absolute paths, which on a cluster must be
+            on a shared disk.
         train_rank: the training function.
 
     Raises:
@@ -43,7 +42,7 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> 
             kind = "GPUs" if gpus else "CPUs"
             config.require(workers <= most, "ray_workers", f"this machine has {most} {kind} that Ray can use")
         job = {
-            "config": dataclasses.replace(config, ray=False, ray_address=None),
+            "config": dataclasses.replace(config.absolute(), ray=False, ray_address=None),
             "folder": str(Path.cwd()),
             "train_rank": train_rank,
         }
@@ -68,7 +67,7 @@ def _count(resource: str) -> int:
 
 
 def _run_rank(job: dict[str, Any]) -> None:
-    os.chdir(job["folder"])
+    enter_folder(job["folder"])
     job["train_rank"](job["config"])
 
 

@@ -5,6 +5,7 @@ The pool of actors is tested in ../runtime/test_actor_pool.py, real Ray in test_
 
 import sys
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -89,8 +90,11 @@ class LocalRay:
 class FakeEncoder:
     """A ShardEncoder without models."""
 
+    configs: ClassVar = []
+
     def __init__(self, config, groups, device):
         self.groups = groups
+        self.configs.append(config)
 
     def specs(self):
         return list(self.groups)
@@ -126,6 +130,15 @@ def test_actors_encode_two_shards_at_a_time_on_their_part_of_the_node(encode_on)
     encode_on(ray, device="cpu", actors=1)
     options = {"num_cpus": 4, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2}
     assert ray.options == [options | {"runtime_env": {"env_vars": ONE_ARENA_ENVIRONMENT}}]
+
+
+def test_actors_get_absolute_paths_since_their_current_folder_is_another_one(encode_on, tmp_path, monkeypatch):
+    weights = ("mae-vit-l=weights/mae.pth",)
+    monkeypatch.chdir(tmp_path)
+    encode_on(LocalRay(CPU=2.0), device="cpu", encoder="mae-vit-l", encoder_weights=weights)
+    config = FakeEncoder.configs[-1]
+    assert (config.source, config.store) == (f"{tmp_path}/s", f"{tmp_path}/t")
+    assert config.weights_of("mae-vit-l") == f"{tmp_path}/weights/mae.pth"
 
 
 def test_actors_on_gpus_keep_the_default_allocator(encode_on, monkeypatch):

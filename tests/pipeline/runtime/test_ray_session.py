@@ -6,9 +6,10 @@ import pytest
 
 from repa_pipe.config import EncodeConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import ConfigError
+from repa_pipe.pipeline.ablation.on_ray import JobActor
 from repa_pipe.pipeline.runtime import ray_session as ray_session_module
 from repa_pipe.pipeline.runtime.machine import num_usable_cpus
-from repa_pipe.pipeline.runtime.ray_session import ActorShape, actor_options, actor_shape, ray_session
+from repa_pipe.pipeline.runtime.ray_session import ActorShape, actor_options, actor_shape, enter_folder, ray_session
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,21 @@ def test_a_gpu_that_this_machine_lacks_is_not_waited_for(local_options, monkeypa
         ray_session("local", "cuda:1"),
     ):
         pass
+
+
+def test_actors_enter_the_folder_of_the_driver_if_their_node_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    enter_folder(str(tmp_path / "nowhere"))
+    assert Path.cwd() == Path("/")
+    enter_folder(str(tmp_path))
+    assert Path.cwd() == tmp_path
+
+
+def test_a_run_of_a_sweep_needs_the_folder_of_the_driver(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"^\S+ lacks the folder .*nowhere \(No such file .*folder that all nodes share$"
+    ):
+        JobActor(str(tmp_path / "nowhere")).ready()
 
 
 def test_a_refused_connection_is_one_line(monkeypatch):

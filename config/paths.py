@@ -1,0 +1,65 @@
+"""Paths in settings: one spelling per place, so that a run, a store or a file is recognized however it was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class PathKind(StrEnum):
+    """What the text of a field stands for."""
+
+    PATH = "path"  # a file or folder, or a URL
+    NAMED = "named"  # NAME=PATH
+    MODEL = "model"  # the name of a model, or its folder; the text is part of names in a store
+
+
+def plain(text: str, kind: PathKind) -> str:
+    """Return the shortest spelling, with the home folder in place of `~`; symbolic links and `..` stay."""
+    if kind is PathKind.NAMED:
+        name, separator, rest = text.partition("=")
+        return name + separator + plain(rest, PathKind.PATH)
+    if not text or "://" in text:
+        return text.rstrip("/")
+    path = Path(text)
+    with suppress(RuntimeError):  # no such user: a folder whose name starts with ~
+        path = path.expanduser()
+    if kind is PathKind.MODEL:  # only what was no model before: `./vae` and `vae` have different names in a store
+        return str(path) if text.startswith("~") else text.rstrip("/") or text
+    return str(path)
+
+
+def absolute(text: str, kind: PathKind) -> str:
+    """Return the text for a process with another current folder. Names of models stay: they are names in a store."""
+    if kind is PathKind.NAMED:
+        name, separator, path = text.partition("=")
+        return name + separator + absolute(path, PathKind.PATH)
+    if kind is PathKind.MODEL or not text or "://" in text:
+        return text
+    return str(Path(text).absolute())
+
+
+def same(one: object, other: object, kind: PathKind = PathKind.PATH) -> bool:
+    """Return whether two texts mean the same file or folder here, through symbolic links as well."""
+    return one == other or (
+        isinstance(one, str) and isinstance(other, str) and _place(one, kind) == _place(other, kind)
+    )
+
+
+def same_settings(recorded: Mapping[str, Any] | None, found: Mapping[str, Any]) -> bool:
+    """Return whether recorded settings equal others, whose `store` may be the same one by another path."""
+    if recorded is None or not same(recorded.get("store"), found["store"]):
+        return False
+    return {**recorded, "store": None} == {**found, "store": None}
+
+
+def _place(text: str, kind: PathKind) -> str:
+    text = absolute(plain(text, kind), kind)
+    if kind is PathKind.NAMED:
+        name, separator, path = text.partition("=")
+        return name + separator + os.path.realpath(path)
+    return text if kind is PathKind.MODEL or "://" in text else os.path.realpath(text)
