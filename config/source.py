@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .base import DATA, Config, option
 from .paths import PathKind, absolute, plain
@@ -51,13 +51,15 @@ class SourceConfig(Config):
 
     def absolute(self) -> Self:
         """Return the config with absolute paths. What a plug-in gets as its path stays."""
-        config = super().absolute()
-        is_path = {"source": ":" not in (self.source_kind or ""), "class_order": self.class_order not in CLASS_ORDERS}
-        texts = {name: getattr(self, name) for name, holds in is_path.items() if holds}
-        return dataclasses.replace(
-            config,
-            **{name: absolute(plain(text, PathKind.PATH), PathKind.PATH) for name, text in texts.items() if text},
-        )
+        texts = {"source": self.source, "class_order": self.class_order}
+        if ":" in (self.source_kind or ""):
+            del texts["source"]
+        if self.class_order in CLASS_ORDERS:
+            del texts["class_order"]
+        found: dict[str, Any] = {
+            name: absolute(plain(text, PathKind.PATH), PathKind.PATH) for name, text in texts.items() if text
+        }
+        return dataclasses.replace(super().absolute(), **found)
 
     @property
     def source_options(self) -> SourceOptions:
