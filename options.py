@@ -103,7 +103,9 @@ class Command(click.Command):
         flags = {name: not each.is_flag for each in options for name in (*each.opts, *each.secondary_opts)}
         found = translate(str(self.name), args, flags)
         if found.foreign:
-            raise click.UsageError(found.describe(str(self.name), [self._flag(name) for name in self.positional]), ctx)
+            raise click.UsageError(
+                found.describe(str(self.name), [self._parameter(name).opts[0] for name in self.positional]), ctx
+            )
         return found.args
 
     def _assign(self, ctx: click.Context, words: list[str]) -> None:

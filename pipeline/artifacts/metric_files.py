@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ...config import EvaluateConfig, SampleConfig
+from ...config.paths import same as same_path
 from ...converter import read_json, structure, unstructure
 from ...errors import ConfigError, RepaPipeError
 from ...stores.files import last_change, write_json
 from ...stores.upload import ROOT
 from .images import holds_statistics, read_npz_header
-from .names import absolute, digest_of, same_path, with_ending
+from .names import absolute, digest_of, with_ending
 from .run_folder import RunFolder
 from .sample_files import IMAGES_ENDING, METRICS_ENDING, SampleFiles, sample_sets, settings_name
 

@@ -22,8 +22,3 @@ def with_ending(path: Path, old: str, new: str) -> Path:
 def absolute(path: str) -> str:
     """Return a path without links, the same for all spellings of a file or folder."""
     return str(Path(path).expanduser().resolve())
-
-
-def same_path(first: str, second: str) -> bool:
-    """Return whether two spellings are those of one file or folder."""
-    return first == second or absolute(first) == absolute(second)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...config import ProbeConfig
+from ...config.paths import same as same_path
 from ...converter import read_json
-from .names import digest_of, same_path, with_ending
+from .names import digest_of, with_ending
 from .run_folder import RunFolder, run_of
 
 STREAMS = "random_streams"

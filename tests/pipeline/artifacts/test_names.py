@@ -5,7 +5,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repa_pipe.pipeline.artifacts.names import digest_of, same_path, with_ending
+from repa_pipe.config.paths import same as same_path
+from repa_pipe.pipeline.artifacts.names import digest_of, with_ending
 
 NAMES = st.lists(st.sampled_from("ab1"), min_size=1, max_size=3).map(".".join)
 
