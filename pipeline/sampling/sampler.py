@@ -51,7 +51,6 @@ class Sampler:
         self._interpolant = Interpolant(trained.config.path_type)
         vae = load_vae(config.vae or trained.store.vae, device=device)
         self._vae = vae.with_scale(list(trained.store.latents_scale), list(trained.store.latents_bias))
-        self._null_label = self._sit.null_label if config.cfg_scale > 1 else self._sit.num_classes
         self._scale_of = _guidance_scales(config, self._plain)
 
     def all_labels(self) -> npt.NDArray[np.int64]:
@@ -68,7 +67,7 @@ class Sampler:
         velocity = guided(
             partial(self._model, project=False),
             labels,
-            self._null_label,
+            self._sit.num_classes,
             config.cfg_scale,
             config.guidance_low,
             config.guidance_high,

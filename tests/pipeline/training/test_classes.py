@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from repa_pipe.config import SampleConfig
 from repa_pipe.errors import CheckpointError, ConfigError, StoreError
-from repa_pipe.pipeline import sample, train
+from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, load_model
 
 
@@ -65,14 +64,6 @@ def test_initial_weights_with_another_number_of_classes_are_refused(config_of, t
     torch.save({name: values[name] for name in kept}, tmp_path / "initial.pt")
     with pytest.raises(CheckpointError, match=r"initial.pt has 4 classes, this run 3: pass --num-classes 4"):
         train.run(config_of(init_from=str(tmp_path / "initial.pt")))
-
-
-def test_guidance_of_a_model_without_a_null_label_is_refused(config_of, tmp_path):
-    run = train.run(config_of(max_train_steps=1, cfg_prob=0.0)).run
-    config = {"num_fid_samples": 2, "num_steps": 2, "device": "cpu", "vae": "tiny-kl-f8"}
-    with pytest.raises(ConfigError, match=r"--cfg-scale is 1.5: .*use --cfg-scale 1"):
-        sample.run(SampleConfig(checkpoint=run, **config))
-    assert sample.run(SampleConfig(checkpoint=run, cfg_scale=1.0, **config)).num_images == 2
 
 
 @pytest.mark.parametrize("labels", ["", "cat", "1,,2", "-1", "1.5"])
