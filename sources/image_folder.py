@@ -103,7 +103,7 @@ class FolderSource(Source):
     def _label(self, found: _Found, order: ClassOrder, keys: list[str]) -> tuple[tuple[str, ...], Iterable[int]]:
         """Return class names and labels; no names if the labels come from a file."""
         names = check_classes(self.path, order, found.classes, keys) if found.classes else (FLAT_CLASS,)
-        require_no_splits(self.path, names, keys, CHOOSE_SPLIT)
+        require_no_splits(self.path, names, keys, self.options, CHOOSE_SPLIT)
         labels = self._labels_from_json(keys, found.skipped)
         if labels is not None:
             order.require_none(self.path, f"whose labels are in {LABELS_FILE}")

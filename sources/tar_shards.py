@@ -139,9 +139,10 @@ class TarSource(Source):
         if not folders and not self.options.unlabeled:
             raise SourceError(_explain_no_labels(self.path, records[0].key))
         tree = arrange_tree(self.path, members, folders, self.options, skipped)
+        is_file = Path(self._archive).is_file()
+        remedy = "specify {1}" if is_file else _PACK_AGAIN
+        require_no_splits(self.path, tree.class_names, tree.keys, self.options, remedy)
         if not self.options.unlabeled:
-            is_file = Path(self._archive).is_file()
-            require_no_splits(self.path, tree.class_names, tree.keys, "specify {1}" if is_file else _PACK_AGAIN)
             require_classes_on_top(self.path, folders, tree.keys, "specify {}" if is_file else _PACK_AGAIN)
         found = [members[key] for key in tree.keys]
         index = build_index(

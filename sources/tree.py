@@ -103,9 +103,22 @@ def check_classes(path: str, order: ClassOrder, arranged: Sequence[str], keys: C
     return names
 
 
-def require_no_splits(path: str, names: Sequence[str], keys: Iterable[str], remedy: str) -> None:
-    """Raise SourceError if class folders are splits; the remedy may name a split as `{0}` and its path as `{1}`."""
-    if _SPLITS.issuperset(names) and any(key.count("/") >= 2 for key in keys):
+def require_no_splits(
+    path: str, class_names: Sequence[str], keys: Collection[str], options: SourceOptions, remedy: str
+) -> None:
+    """Raise SourceError if the top folders are splits: they would become classes or, unlabeled, one set.
+
+    Args:
+        path: the source.
+        class_names: name of label i.
+        keys: all images.
+        options: the options of the source.
+        remedy: what to do; it may name a split as `{0}` and its path as `{1}`.
+    """
+    names = sorted({top_of(key) for key in keys}) if options.unlabeled else class_names
+    several = len(names) > 1 and options.listing > 1  # version 0.1.0 took splits without class folders for classes
+    hides_classes = not options.unlabeled and any(key.count("/") >= 2 for key in keys)
+    if (several or hides_classes) and _SPLITS.issuperset(names):
         raise SourceError(
             f"{path} contains splits ({some(names)}), not classes: {remedy.format(names[0], f'{path}/{names[0]}')}"
         )

@@ -105,8 +105,8 @@ class ZipSource(Source):
         tree = arrange_tree(self.path, images, folders, self.options, skipped)
         if not tree.keys:
             raise SourceError(f"{self.path} contains no images: found {describe_skipped(skipped.result())}")
+        require_no_splits(self.path, tree.class_names, tree.keys, self.options, CHOOSE_SPLIT)
         if not self.options.unlabeled:
-            require_no_splits(self.path, tree.class_names, tree.keys, CHOOSE_SPLIT)
             require_classes_on_top(self.path, folders, tree.keys, "specify {}")
         return tree
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,12 +21,25 @@ from PIL import Image
 
 from ...config import EvaluateConfig
 from ...errors import BadImageError, ConfigError, SourceError, StoreError, first_line
-from ...sources import Index, Record, Source, center_crop, decode_crop, open_recorded, open_source, records_of
+from ...sources import (
+    Index,
+    Record,
+    Source,
+    SourceOptions,
+    center_crop,
+    decode_crop,
+    describe_skipped,
+    open_recorded,
+    open_source,
+    records_of,
+)
 from ...stores import Store, open_store
 from ...stores.files import atomic_write
 from ...stores.upload import ROOT
 from .plain_images import decode_plain, square_side
 from .sample_files import IMAGES_ENDING
+
+logger = logging.getLogger(__name__)
 
 Block = npt.NDArray[np.uint8]  # [B, H, W, 3]
 IMAGES_MEMBER = "arr_0.npy"
@@ -156,8 +170,10 @@ def _resized(images: Images, side: int | None) -> Images:
 
 
 def _folder_images(path: str, batch_size: int, resize: int | None) -> Images:
-    source = open_source(path)
+    source = open_source(path, options=SourceOptions(unlabeled=True))
     index = source.index()
+    if source.skipped:
+        logger.info("%s: skipped %s", path, describe_skipped(source.skipped))
     first = next(iter(records_of(index.slice(0, 1))))
     with _naming(source, first):
         side = resize or square_side(source.read(first))

@@ -15,6 +15,7 @@ from ...stores.layout import latents_group, num_shards
 from ...stores.verify import drop_bad_shards, verify_store
 from ...stores.writer import set_attributes
 from ..artifacts.image_counts import count_images
+from ..reporting.tables import count_text
 from ..runtime.progress import progress
 
 STATS_BATCH = 256  # images per read
@@ -25,7 +26,8 @@ def info(path: str) -> str:
     store = open_store(path)
     manifest = store.manifest
     lines = [
-        f"{path}: {len(store):,} images of {len(manifest.class_names)} classes at {manifest.resolution} px "
+        f"{path}: {count_text(len(store), 'image', 'images')} of "
+        f"{count_text(len(manifest.class_names), 'class', 'classes')} at {manifest.resolution} px "
         f"({manifest.crop}), {manifest.shard_size:,} samples per shard",
         f"  images from {manifest.source['path']} ({manifest.source['kind']}), digest {manifest.index_digest[:12]}",
     ]
@@ -47,7 +49,7 @@ def _describe(group: Group, total: int) -> list[str]:
     weights = str(group.fingerprint.get("weights_sha256", "?"))[:12]
     return [
         f"  {group.path}: {len(group.commits)} of {total} shards, {group.num_bytes / 2**20:,.1f} MiB, "
-        f"{len(group.quarantined)} images quarantined",
+        f"{count_text(len(group.quarantined), 'image', 'images')} quarantined",
         f"    per sample: {arrays}; weights sha256 {weights}…{notes}",
     ]
 

@@ -3,11 +3,14 @@
 import io
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from repa_pipe.errors import BadImageError
+from repa_pipe.pipeline.artifacts.images import open_images
 from repa_pipe.pipeline.artifacts.plain_images import BITS_IN_FILE, decode_plain
 
 SIDE = 16
@@ -129,3 +132,20 @@ def test_damaged_images_are_refused_with_the_reason_of_the_decoder(pixels):
     for data in (b"", b"text", file_of(Image.fromarray(pixels))[:200]):
         with pytest.raises(BadImageError):
             decode_plain(data, SIDE, False)
+
+
+def test_labels_do_not_matter_to_images_that_are_evaluated(tmp_path, pixels):
+    images = [{"bytes": file_of(Image.fromarray(pixels))}] * 3
+    pq.write_table(pa.table({"img": images, "fine": [0, 1, 2], "coarse": [0, 0, -1]}), tmp_path / "a.parquet")
+    found = open_images(str(tmp_path), 2)
+    assert (found.count, found.side) == (3, SIDE)
+    assert all(np.array_equal(image, pixels) for block in found.blocks for image in block)
+
+
+def test_files_that_are_not_evaluated_are_named(tmp_path, pixels, caplog):
+    (tmp_path / "0").mkdir()
+    for name in ("0/a.png", "b.png"):
+        (tmp_path / name).write_bytes(file_of(Image.fromarray(pixels)))
+    (tmp_path / "notes.txt").touch()
+    assert open_images(str(tmp_path), 2).count == 2
+    assert "skipped 1 file: ending .txt (1, such as notes.txt)" in caplog.text
