@@ -232,7 +232,7 @@ def _unpickling_message(path: Path, error: Exception) -> str:
             f"weights file {path} holds Python objects that could run code ({refused.group(1)}) and was not loaded; "
             "expected tensors by name. Get the published file, or save the tensors as safetensors"
         )
-    return f"weights file {path} is not a weights file; expected safetensors, or a torch file of tensors by name"
+    return f"{path} is not a weights file; expected safetensors, or a torch file of tensors by name"
 
 
 def _summarize(content: Mapping[str, object]) -> str:

@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_weights_file(path)
     except WeightsError as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint ({error})") from error
 
 
 def load_initial_weights(path: str, num_classes: int) -> dict[str, Tensor]:

@@ -77,18 +77,18 @@ def ranks_of_environment() -> DistributedContext:
     found = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     rank, world_size = found.get("RANK", "0"), found.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
-        raise _incomplete(found, "is not a rank of that many")
+        raise _incomplete(found, "expected RANK from 0 to WORLD_SIZE - 1")
     needed = {"RANK", *VARIABLES[2:]} if int(world_size) > 1 else set()
     if lacking := [name for name in VARIABLES if name in needed - found.keys()]:
-        raise _incomplete(found, f"lacks {' and '.join(lacking)}")
+        raise _incomplete(found, f"without {' and '.join(lacking)}")
     return DistributedContext(int(rank), int(world_size))
 
 
 def _incomplete(found: Mapping[str, str], problem: str) -> ConfigError:
     values = ", ".join(f"{name}={value}" for name, value in found.items() if name in VARIABLES[:2])
     return ConfigError(
-        f"the environment has {values}, which {problem}: unset RANK and WORLD_SIZE to run one process, or use torchrun "
-        "to start several"
+        f"the environment has {values}, {problem}: unset RANK and WORLD_SIZE to run one process, or use torchrun to "
+        "start several"
     )
 
 

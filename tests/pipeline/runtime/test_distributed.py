@@ -48,14 +48,14 @@ def test_complete_variables_are_the_place_of_the_process(environment, variables,
 @pytest.mark.parametrize(
     ("variables", "problem"),
     [
-        ({"RANK": "1"}, "RANK=1, which is not a rank of that many"),
-        ({"RANK": "4", "WORLD_SIZE": "4", **MASTER}, "RANK=4, WORLD_SIZE=4, which is not a rank of that many"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0, which is not"),
-        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1, WORLD_SIZE=2, which is not"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one, WORLD_SIZE=2, which is not"),
-        ({"WORLD_SIZE": "2", **MASTER}, "WORLD_SIZE=2, which lacks RANK:"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK=0, WORLD_SIZE=2, which lacks MASTER_ADDR and MASTER_PORT:"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "lacks MASTER_PORT:"),
+        ({"RANK": "1"}, "RANK=1, expected RANK from 0 to WORLD_SIZE - 1:"),
+        ({"RANK": "4", "WORLD_SIZE": "4", **MASTER}, "RANK=4, WORLD_SIZE=4, expected RANK from 0 to WORLD_SIZE - 1:"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0, expected RANK from"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1, WORLD_SIZE=2, expected RANK from"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one, WORLD_SIZE=2, expected RANK from"),
+        ({"WORLD_SIZE": "2", **MASTER}, "WORLD_SIZE=2, without RANK:"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK=0, WORLD_SIZE=2, without MASTER_ADDR and MASTER_PORT:"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "without MASTER_PORT:"),
     ],
 )
 def test_variables_that_describe_no_rank_are_refused_with_those_to_unset(environment, variables, problem):
@@ -72,7 +72,7 @@ def test_commands_with_leftover_variables_end_in_one_line(config_of, environment
     words = config_of(exp_name="new").flags() if command == "train" else [run, "--num-steps", 1]
     code, _, errors = run_cli(command, *words)
     (line,) = errors.splitlines()
-    assert (code, "lacks MASTER_ADDR and MASTER_PORT" in line) == (2, True)
+    assert (code, "without MASTER_ADDR and MASTER_PORT" in line) == (2, True)
 
 
 def test_ranks_that_never_come_are_named(environment, monkeypatch, caplog):
