@@ -45,9 +45,7 @@ def absolute(text: str, kind: PathKind) -> str:
 
 def same(one: object, other: object, kind: PathKind = PathKind.PATH) -> bool:
     """Return whether two texts mean the same file or folder here, through symbolic links as well."""
-    return one == other or (
-        isinstance(one, str) and isinstance(other, str) and _place(one, kind) == _place(other, kind)
-    )
+    return one == other or (isinstance(one, str) and isinstance(other, str) and place(one, kind) == place(other, kind))
 
 
 def same_settings(recorded: Mapping[str, Any] | None, found: Mapping[str, Any]) -> bool:
@@ -57,7 +55,8 @@ def same_settings(recorded: Mapping[str, Any] | None, found: Mapping[str, Any]) 
     return {**recorded, "store": None} == {**found, "store": None}
 
 
-def _place(text: str, kind: PathKind) -> str:
+def place(text: str, kind: PathKind = PathKind.PATH) -> str:
+    """Return the absolute path without links, the same for all spellings of a file or folder; URLs stay."""
     text = absolute(plain(text, kind), kind)
     if kind is PathKind.NAMED:
         name, separator, path = text.partition("=")

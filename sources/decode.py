@@ -10,7 +10,7 @@ import PIL.ImageFile
 
 from ..errors import BadImageError, ConfigError
 from .crop import MAX_PIXELS, center_crop
-from .formats import bad_header, readable_formats, reason_of, unsupported
+from .formats import bad_header, jpeg2000_bits, readable_formats, reason_of, unsupported
 from .pixels import to_rgb
 from .png_chunks import without_metadata
 
@@ -107,8 +107,8 @@ def _check_size(width: int, height: int) -> None:
 
 def _check_depth(image: PIL.Image.Image, data: bytes) -> None:
     """Refuse JPEG 2000 with fewer than 8 bits, which Pillow shifts instead of scaling: white would become gray."""
-    start = data.find(b"\xff\x4f\xff\x51")  # start of the codestream; byte 42 is the depth of the first channel
-    if image.format == "JPEG2000" and 0 <= start < len(data) - 42 and (bits := (data[start + 42] & 127) + 1) < 8:
+    bits = jpeg2000_bits(data) if image.format == "JPEG2000" else None
+    if bits is not None and bits < 8:
         raise BadImageError(f"it is a JPEG2000 with {bits} bits; expected at least 8")
 
 

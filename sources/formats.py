@@ -14,6 +14,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF", "JPEG2000
 
 _CODECS = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # `PIL.features`
 
+_CODESTREAM = b"\xff\x4f\xff\x51"  # the first two markers of JPEG 2000; byte 42 from their start is the depth
+
 # Messages of Pillow about intact files of a kind that it does not decode.
 _UNSUPPORTED = re.compile(
     "unknown pixel mode|unknown data organization|cannot handle|unsupported|not (yet )?supported|not available", re.I
@@ -26,6 +28,12 @@ def readable_formats() -> tuple[str, ...]:
     PIL.Image.init()
     known = (name for name in FORMATS if name in PIL.Image.OPEN)
     return tuple(name for name in known if name not in _CODECS or PIL.features.check(_CODECS[name]))
+
+
+def jpeg2000_bits(data: bytes) -> int | None:
+    """Return the bits per value in the first channel of a JPEG 2000 file; None if its header is incomplete."""
+    start = data.find(_CODESTREAM)
+    return (data[start + 42] & 127) + 1 if 0 <= start < len(data) - 42 else None
 
 
 def bad_header(data: bytes, error: Exception | None = None) -> str:

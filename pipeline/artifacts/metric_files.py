@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ...config import EvaluateConfig, SampleConfig
+from ...config.paths import place
 from ...config.paths import same as same_path
 from ...converter import read_json, structure, unstructure
 from ...errors import ConfigError, RepaPipeError
 from ...stores.files import last_change, write_json
 from ...stores.upload import ROOT
 from .images import holds_statistics, read_npz_header
-from .names import absolute, digest_of, with_ending
+from .names import digest_of, with_ending
 from .run_folder import RunFolder
 from .sample_files import IMAGES_ENDING, METRICS_ENDING, SampleFiles, sample_sets, settings_name
 
@@ -149,7 +150,7 @@ def _may_take(curve: Path, sampling: SampleConfig, evaluation: EvaluateConfig) -
         return True
     sampled = dataclasses.replace(sampled, checkpoint=sampling.checkpoint)
     evaluated = dataclasses.replace(evaluated, samples=evaluation.samples)
-    return sampled.same_result_as(sampling) and _same_evaluation(evaluated, evaluation)
+    return sampled.same_result_as(sampling) and evaluated.same_result_as(evaluation)
 
 
 def write_metrics_file(path: Path, record: MetricRecord) -> None:
@@ -190,19 +191,13 @@ def _recorded(path: Path, config: EvaluateConfig) -> MetricRecord | None:
     record = _read(path)
     if record is None:
         return None
-    reference = absolute(config.reference)
+    reference = place(config.reference)
     here = str(path.parent / Path(record.config.samples).name)  # wherever the folder of both was moved
     known = any(same_path(spelling, config.samples) for spelling in (here, record.config.samples))
     inputs = (detector.get(REFERENCE, {}) for detector in record.detectors.values())
     known &= all(each.get("path", reference) == reference for each in inputs)  # a relative path depends on the folder
     recorded = dataclasses.replace(record.config, samples=config.samples)
-    return record if known and _same_evaluation(recorded, config) else None
-
-
-def _same_evaluation(recorded: EvaluateConfig, config: EvaluateConfig) -> bool:
-    if same_path(recorded.reference, config.reference):
-        recorded = dataclasses.replace(recorded, reference=config.reference)
-    return recorded.same_result_as(config)
+    return record if known and recorded.same_result_as(config) else None
 
 
 def _read(path: Path) -> MetricRecord | None:
@@ -217,5 +212,5 @@ def _result_settings(config: EvaluateConfig) -> dict[str, Any]:
     """Return the settings that metrics depend on, without how paths are spelled."""
     return config.result_settings() | {
         "samples": Path(config.samples).name,
-        "reference": absolute(config.reference),
+        "reference": place(config.reference),
     }

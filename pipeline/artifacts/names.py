@@ -17,8 +17,3 @@ def digest_of(settings: Mapping[str, Any]) -> str:
 def with_ending(path: Path, old: str, new: str) -> Path:
     """Replace the ending of a file's name; unlike `Path.with_suffix`, this keeps what follows any other dot in it."""
     return path.with_name(path.name.removesuffix(old) + new)
-
-
-def absolute(path: str) -> str:
-    """Return a path without links, the same for all spellings of a file or folder."""
-    return str(Path(path).expanduser().resolve())

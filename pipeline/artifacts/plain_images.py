@@ -15,6 +15,7 @@ from PIL import Image
 from ...errors import BadImageError
 from ...sources import decode_crop
 from ...sources.decode import image_size
+from ...sources.formats import jpeg2000_bits
 from ...sources.png_chunks import without_metadata
 
 TIFF_BITS = 258  # the tag of the bits per channel
@@ -76,9 +77,9 @@ def _png_bits(data: bytes) -> int:
 
 
 def _jpeg2000_bits(data: bytes) -> int:
-    """Return the bits of the first channel, byte 42 of the codestream."""
-    start = data.find(b"\xff\x4f\xff\x51")
-    return (data[start + 42] & 127) + 1
+    bits = jpeg2000_bits(data)
+    assert bits is not None  # the file was decoded
+    return bits
 
 
 def _avif_bits(data: bytes) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import ProbeConfig
-from ...config.paths import same as same_path
+from ...config.paths import same_settings
 from ...converter import read_json
 from .names import digest_of, with_ending
 from .run_folder import RunFolder, run_of
@@ -50,10 +50,4 @@ def same_probe_settings(recorded: Mapping[str, Any] | None, settings: Mapping[st
 
     Settings that an earlier version did not have are their defaults.
     """
-    if not recorded:
-        return False
-    store = settings["store"]
-    is_there = same_path(str(recorded.get("store")), store)
-    return (ProbeConfig.with_defaults(recorded) | ({"store": store} if is_there else {})) == ProbeConfig.with_defaults(
-        settings
-    )
+    return same_settings(ProbeConfig.with_defaults(recorded or {}), ProbeConfig.with_defaults(settings))

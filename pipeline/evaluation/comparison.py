@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from ...config import EvaluateConfig
+from ...config.paths import place
 from ...metrics import Detector, Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
 from ..artifacts.images import holds_statistics, open_images
 from ..artifacts.metric_files import INCEPTION, MetricRecord
-from ..artifacts.names import absolute
 from ..runtime.device import choose_device, float64_device
 from .features import DetectorFeatures, extract, load_detector
 from .reference_cache import load_reference
@@ -44,7 +44,7 @@ def compare(config: EvaluateConfig) -> MetricRecord:
 def _inputs(config: EvaluateConfig, reference: DetectorFeatures) -> dict[str, Any]:
     """Return what was compared with: JSON values."""
     return {
-        "path": absolute(config.reference),
+        "path": place(config.reference),
         "statistics": "file" if reference.has_own_statistics else "images",
         "statistics_images": reference.statistics.count,
         "images": reference.count,
