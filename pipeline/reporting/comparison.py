@@ -33,10 +33,10 @@ def headline(runs: Sequence[Run], store: Store | None) -> Headline:
     steps = _distinct([f"{run.step:,}" for run in runs])
     encoded_with = vaes + (f" and {list_text(encoders)}" if encoders else "")
     if store is None:
-        images = f"the images of the store {list_text(_distinct([run.config.store for run in runs]))}"
+        data = f"on the images of the store {list_text(_distinct([run.config.store for run in runs]))}"
     else:
         side = store.manifest.resolution
-        images = f"{count_text(len(store), 'image', 'images')} at {side} × {side} pixels"
+        data = f"from a store of {count_text(len(store), 'image', 'images')} at {side} × {side} pixels"
     count = count_text(len(runs), "run", "runs")
     properties = [
         ("Model", models),
@@ -48,7 +48,7 @@ def headline(runs: Sequence[Run], store: Store | None) -> Headline:
     if store is not None:
         classes = count_text(len(store.manifest.class_names), "class", "classes")
         properties += [("Images", f"{len(store):,} in {classes}"), ("Store", store_name(store.path))]
-    return Headline(f"{count} of {models}, trained on {images}, encoded once with {encoded_with}.", tuple(properties))
+    return Headline(f"{count} of {models}, trained {data}, encoded once with {encoded_with}.", tuple(properties))
 
 
 def settings_that_differ(runs: Sequence[Run]) -> list[str]:

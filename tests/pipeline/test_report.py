@@ -381,7 +381,10 @@ def test_names_and_notes_are_escaped(page: Page) -> None:
 
 def test_headline_summarizes_runs_and_store(page: Page) -> None:
     text = " ".join(page.text.split())
-    assert "2 runs of SiT-XL/2, trained on 10 images at 64 × 64 pixels, encoded once with tiny-kl-f8 and" in text
+    assert (
+        "2 runs of SiT-XL/2, trained from a store of 10 images at 64 × 64 pixels, encoded once with tiny-kl-f8 and"
+        in text
+    )
     properties = dict(page.table("Summary"))
     assert properties["Steps"] == "120,000 and 4,000"
     assert properties["Batch size"] == "256"
