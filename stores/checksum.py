@@ -16,8 +16,8 @@ def crc32c(data: npt.NDArray[np.generic], start: int = 0) -> int:
     return int(_library.crc32c(view.data, start))
 
 
-def crc32c_bytes(data: bytes) -> int:
-    """Return the checksum of a bytes object."""
+def crc32c_bytes(data: bytes | memoryview) -> int:
+    """Return the checksum of bytes. Does not copy them and releases the GIL for more than 32 KB."""
     return int(_library.crc32c(data))
 
 

@@ -2,7 +2,7 @@
 
 The format is plain zarr. This reader is specialized for its uncompressed sharded form: shard indices are parsed once
 and kept, and every sample is one `preadv` directly into the batch, issued by a thread pool in order of file and offset.
-`preadv` releases the GIL.
+`preadv` and the checksum of the sample, computed right after it, release the GIL.
 
 Reads use the page cache, or bypass it (O_DIRECT) for stores that do not fit into memory. For those, the cache would
 only add a copy and evict the pages of other programs.
@@ -11,6 +11,7 @@ only add a copy and evict the pages of other programs.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import struct
@@ -31,13 +32,20 @@ from ..errors import StoreError
 from .checksum import crc32c_bytes
 from .layout import ArraySpec, shard_file
 from .manifest import Commit
+from .read_checks import ArrayChecks
 
 READ_THREADS = 32  # reads in flight; with 16, a fast disk loses a tenth of its throughput
 SPARE_FILES = 512  # file descriptors left for the rest of the process
 ALIGNMENT = 4096  # bytes; O_DIRECT requires multiples of it for offsets, sizes and buffers
 
+UNCHECKED = -1  # in place of a checksum, for a sample that is not compared in this read
+MISMATCH = "does not match its checksum"
+REPAIR = "run 'repa-pipe store repair STORE'"
+
+logger = logging.getLogger(__name__)
+
 File = tuple[str, bool]  # path, whether to bypass the page cache
-Job = tuple[int, int, memoryview]  # file descriptor, offset in the file, destination
+Job = tuple[int, int, memoryview, int]  # file descriptor, offset in the file, destination, checksum or UNCHECKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,10 @@ class FileDescriptorCache:
     def _acquire(self, file: File) -> None:
         if file not in self._open:
             path, direct = file
-            fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
+            try:
+                fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
+            except FileNotFoundError as error:
+                raise StoreError(f"{path} is missing: {REPAIR}") from error
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
             self._open[file] = fd
         self._open.move_to_end(file)
@@ -191,19 +202,19 @@ class ShardIndex:
     def _parse_index(self, shard: int, commit: Commit) -> npt.NDArray[np.int64]:
         path = self.shard_path(shard)
         expected, length = self.file_bytes(commit), self.index_bytes
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            tail = os.pread(file.fileno(), length, max(0, size - length))
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                tail = os.pread(file.fileno(), length, max(0, size - length))
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} is missing, although its shard is committed: {REPAIR}") from error
         if size != expected:
-            raise StoreError(
-                f"{path} has {size:,} bytes, expected {expected:,} (commit record): "
-                "run 'repa-pipe store verify STORE --repair', then re-run 'repa-pipe encode'"
-            )
+            raise StoreError(f"{path} has {size:,} bytes, expected {expected:,} (commit record): {REPAIR}")
         if crc32c_bytes(tail[:-4]) != struct.unpack("<I", tail[-4:])[0]:
-            raise StoreError(f"{path}: the shard index fails its checksum: run 'repa-pipe store verify STORE --repair'")
+            raise StoreError(f"{path}: the shard index fails its checksum: {REPAIR}")
         index = np.frombuffer(tail[:-4], dtype="<u8").reshape(-1, 2)[: commit.num_samples]
         if (index[:, 1] != self.layout.spec.sample_bytes).any():
-            raise StoreError(f"{path}: the shard index lacks samples that the commit record lists")
+            raise StoreError(f"{path}: the shard index lacks samples that the commit record lists: {REPAIR}")
         return index[:, 0].astype(np.int64)
 
 
@@ -215,23 +226,35 @@ class ReadRequest:
     buffer: npt.NDArray[Any]  # of the batch: [B, *sample_shape]
     commits: dict[int, Commit]
     places: npt.NDArray[np.bool_]  # [B]: the samples of the batch to read from this array
+    checks: ArrayChecks | None = None  # None: samples are not compared with their checksums
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A sample of a request that is damaged, and stays so when it is read again."""
+
+    request: ReadRequest
+    place: int  # in the batch
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRead:
     """The samples of one shard file that a batch needs."""
 
+    request: ReadRequest
     file: File
     places: list[int]  # in the batch
     offsets: list[int]  # in the file, ascending
-    buffer: npt.NDArray[Any]
+    expected: list[int]  # checksum of each sample, or UNCHECKED
 
     def jobs(self, fd: int) -> Iterator[Job]:
         """Yield one read per sample."""
-        target = self.buffer.reshape(-1).view(np.uint8).data
-        size = len(target) // len(self.buffer)
-        for place, offset in zip(self.places, self.offsets, strict=True):
-            yield fd, offset, target[place * size : (place + 1) * size]
+        buffer = self.request.buffer
+        target = buffer.reshape(-1).view(np.uint8).data
+        size = len(target) // len(buffer)
+        for place, offset, expected in zip(self.places, self.offsets, self.expected, strict=True):
+            yield fd, offset, target[place * size : (place + 1) * size], expected
 
 
 class BatchReader:
@@ -242,20 +265,37 @@ class BatchReader:
         self._pool: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
 
-    def read(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool) -> None:
+    def read(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool) -> list[Damage]:
         """Fill the places of each request's buffer `[len(indices), *sample_shape]` with the samples at `indices`.
 
         Args:
             requests: one per array and view.
             indices: samples of the batch, `[B]`.
             direct: bypass the page cache where samples and buffers have the required alignment.
+
+        Returns:
+            Samples that cannot be read, or do not match their checksums.
         """
         self._after_fork()
-        reads = [read for request in requests for read in self._shard_reads(request, indices, direct)]
+        checked = [expected_checksums(request, indices) for request in requests]
+        reads = [
+            read
+            for request, expected in zip(requests, checked, strict=True)
+            for read in self._shard_reads(request, indices, expected, direct)
+        ]
         with self._descriptors.borrow([read.file for read in reads]) as descriptors:
-            self._run([job for read, fd in zip(reads, descriptors, strict=True) for job in read.jobs(fd)])
+            jobs = [job for read, fd in zip(reads, descriptors, strict=True) for job in read.jobs(fd)]
+            failed = self._run(jobs)
+            damage = _read_failed_again(reads, jobs, failed) if failed else []
+        for request, expected in zip(requests, checked, strict=True):
+            if request.checks is not None and (compared := expected != UNCHECKED).any():
+                compared[[each.place for each in damage if each.request is request]] = False
+                request.checks.passed(indices[compared])
+        return damage
 
-    def _shard_reads(self, request: ReadRequest, indices: npt.NDArray[np.int64], direct: bool) -> Iterator[ShardRead]:
+    def _shard_reads(
+        self, request: ReadRequest, indices: npt.NDArray[np.int64], expected: npt.NDArray[np.int64], direct: bool
+    ) -> Iterator[ShardRead]:
         array, commits, buffer = request.array, request.commits, request.buffer
         direct = direct and not (buffer.ctypes.data % ALIGNMENT or array.layout.spec.sample_bytes % ALIGNMENT)
         places = np.flatnonzero(request.places)
@@ -266,14 +306,17 @@ class BatchReader:
             shard = int(shards[start])
             offsets = array.offsets(shard, commits[shard])[rows[start:stop]]
             file = array.shard_name(shard), direct and array.is_aligned(shard)
-            yield ShardRead(file, places[start:stop].tolist(), offsets.tolist(), buffer)
+            chosen = places[start:stop]
+            yield ShardRead(request, file, chosen.tolist(), offsets.tolist(), expected[chosen].tolist())
 
-    def _run(self, jobs: list[Job]) -> None:
+    def _run(self, jobs: list[Job]) -> list[int]:
+        """Run all jobs; return the positions of those that failed."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="store-read")
         step = max(1, len(jobs) // (4 * READ_THREADS))  # small parts, so that all threads finish together
-        for _ in self._pool.map(_read_jobs, [jobs[i : i + step] for i in range(0, len(jobs), step)]):
-            pass
+        starts = range(0, len(jobs), step)
+        failed = self._pool.map(_read_jobs, [jobs[start : start + step] for start in starts])
+        return [start + position for start, part in zip(starts, failed, strict=True) for position in part]
 
     def _after_fork(self) -> None:
         # Threads do not survive a fork. File descriptors do, and preadv does not use their shared position.
@@ -289,11 +332,58 @@ class BatchReader:
         self._descriptors.close()
 
 
-def _read_jobs(jobs: list[Job]) -> None:
-    for fd, offset, target in jobs:
+def expected_checksums(request: ReadRequest, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return what to compare the samples of a batch with in this read, `[B]`: a checksum, or UNCHECKED.
+
+    Raises:
+        StoreError: the stored checksums of a shard are damaged.
+    """
+    expected = np.full(len(indices), UNCHECKED, dtype=np.int64)
+    if request.checks is not None:
+        places = np.flatnonzero(request.places)
+        places = places[request.checks.due(indices[places])]
+        if len(places):
+            expected[places] = request.checks.expected(indices[places])
+    return expected
+
+
+def _read_jobs(jobs: list[Job]) -> list[int]:
+    """Read samples; return the positions of those that cannot be read or do not match their checksums."""
+    return [position for position, job in enumerate(jobs) if _problem_of(job) is not None]
+
+
+def _problem_of(job: Job) -> str | None:
+    """Read a sample. Return what is wrong with it; None if nothing is."""
+    fd, offset, target, expected = job
+    try:
         got = os.preadv(fd, [target], offset)
         while got < len(target):
             more = os.preadv(fd, [target[got:]], offset + got)
             if more == 0:
-                raise StoreError("a shard file was truncated while it was read: run 'repa-pipe store verify'")
+                return "is cut off: its file was truncated"
             got += more
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if expected != UNCHECKED and crc32c_bytes(target) != expected:
+        return MISMATCH
+    return None
+
+
+def _read_failed_again(reads: Sequence[ShardRead], jobs: Sequence[Job], failed: Sequence[int]) -> list[Damage]:
+    """Read the samples of failed jobs again, from the disk; return those that fail again."""
+    origins = [(read, place) for read in reads for place in read.places]
+    damage = []
+    for position in failed:
+        (read, place), job = origins[position], jobs[position]
+        fd, offset, target, _ = job
+        os.posix_fadvise(fd, offset, len(target), os.POSIX_FADV_DONTNEED)  # the page cache may be what is damaged
+        if (what := _problem_of(job)) is not None:
+            damage.append(Damage(read.request, place, what))
+        else:
+            logger.warning(
+                "%s: a sample at byte %s was wrong when it was read, and right when it was read again: check the "
+                "memory and the disk of this machine",
+                read.file[0],
+                f"{offset:,}",
+            )
+    return damage

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..errors import StoreError
+from ..errors import ConfigError, StoreError
 from .files import TEMPORARY
 from .indexing import Indices, as_names, as_rows, as_single
 from .latent_statistics import scaled_std
@@ -23,7 +23,8 @@ from .layout import CRC32C, FLIPPED, LABEL, SAMPLES_FILE, ArraySpec, GroupSpec, 
 from .manifest import Commit, Manifest, Quarantined, committed_shards, read_commit, read_samples
 from .mirror import Mirror, RemoteReader
 from .model_names import canonical_name
-from .reader import BatchReader, ReadRequest, ShardIndex, read_layout
+from .read_checks import FIRST, ArrayChecks, CheckReads, RowChecksums
+from .reader import BatchReader, Damage, ReadRequest, ShardIndex, read_layout
 from .remote import is_url, local_folder
 from .selection import Class, digest_of_rows, rows_at, rows_of_classes, rows_where
 from .upload import put_group, put_shard
@@ -150,10 +151,11 @@ class Store:
         path: the local folder; for a store behind a URL, the folder that mirrors it.
         location: the folder or URL, for messages.
         manifest: the root attributes.
+        check_reads: which samples are compared with their checksums when they are read; see `open_store`.
     """
 
-    def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
-        self.path, self._mirror = path, mirror
+    def __init__(self, path: Path, mirror: Mirror | None = None, check_reads: CheckReads = FIRST) -> None:
+        self.path, self._mirror, self.check_reads = path, mirror, check_reads
         self.location = str(path) if mirror is None else mirror.files.url
         try:
             meta = json.loads((path / "zarr.json").read_bytes())
@@ -163,6 +165,7 @@ class Store:
             raise StoreError(f"{path / 'zarr.json'} cannot be read ({error})") from error
         self.manifest = Manifest.from_attributes(meta.get("attributes", {}), path)
         self._groups: dict[str, Group] = {}
+        self._checks: dict[str, dict[str, ArrayChecks]] = {}  # by group and array
         self._reader = BatchReader() if mirror is None else RemoteReader(mirror)
 
     def __enter__(self) -> Self:
@@ -267,7 +270,7 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the location: another process opens the store itself, since files and threads cannot be copied."""
-        return open_store, (self.location, self._mirror.cache if self._mirror else None)
+        return open_store, (self.location, self._mirror.cache if self._mirror else None, self.check_reads)
 
     def close(self) -> None:
         """Close files and threads."""
@@ -456,16 +459,45 @@ class Store:
                 )
                 for places, suffix in views:
                     _, view = self._resolve(key + suffix)
-                    requests.append(ReadRequest(view[array + suffix], arrays[key], group.commits, places))
+                    checks = self._checks_of(group, array + suffix)
+                    requests.append(ReadRequest(view[array + suffix], arrays[key], group.commits, places, checks))
         plain = [request for request in requests if request.array.layout.plain]
-        if plain and len(rows):
-            self._reader.read(plain, rows, direct)
+        damage = self._reader.read(plain, rows, direct) if plain and len(rows) else []
         files = None if self._mirror is None else self._mirror.files
         for request in requests:
             if not request.array.layout.plain:
-                path = request.array.layout.path
-                request.buffer[request.places] = read_through_zarr(self.path, path, rows[request.places], files)
+                damage += read_through_zarr(request, rows, self.path, files)
+        if damage:
+            raise self._error_of(damage, rows)
         return arrays
+
+    def _checks_of(self, group: Group, array: str) -> ArrayChecks | None:
+        if self.check_reads == "never":
+            return None
+        if group.path not in self._checks:
+            names, every = list(group.shard_indexes), self.check_reads == "every"
+            fetch = None if self._mirror is None else self._mirror.fetch
+            checksums = RowChecksums(self.path, group.path, names, self.manifest, fetch)
+            self._checks[group.path] = {
+                name: ArrayChecks(checksums, name, len(self), group.commits, every) for name in names
+            }
+        return self._checks[group.path][array]
+
+    def _error_of(self, damage: list[Damage], rows: npt.NDArray[np.int64]) -> StoreError:
+        """Return the error that describes damaged samples: file, sample, key, and what to do."""
+        array, row, what = damage[0].request.array, int(rows[damage[0].place]), damage[0].what
+        try:
+            key = self.samples.column("key")[row].as_py()
+        except StoreError:
+            key = "the sample index is damaged, too"
+        path = array.shard_path(row // array.layout.shard_size) if array.layout.plain else array.layout.path
+        more = f" (and {len(damage) - 1:,} more of this batch)" if len(damage) > 1 else ""
+        remedy = f"run 'repa-pipe store repair {self.location}' to encode its shard again"
+        if self.location.startswith("http"):
+            remedy = "replace the files on the server by those of an intact copy"
+        elif not array.layout.plain:
+            remedy = "restore the array, which another program rewrote, or set check_reads to 'never' if it was edited"
+        return StoreError(f"{self.location}/{path.relative_to(self.path)}: sample {row} ({key}) {what}{more}: {remedy}")
 
     def _resolve(self, name: str) -> tuple[Group, dict[str, ShardIndex]]:
         if name.count("/") == 2:
@@ -536,17 +568,22 @@ class Selection:
         return digest_of_rows(self.indices)
 
 
-def open_store(path: str | Path, cache: str | Path | None = None) -> Store:
+def open_store(path: str | Path, cache: str | Path | None = None, check_reads: CheckReads = FIRST) -> Store:
     """Open a store for reading.
 
     Args:
         path: a folder, which may start with `~`, or a URL (s3://, gs://, az://, http://, https://).
         cache: folder that keeps the samples read from a URL. None: samples are fetched every time.
+        check_reads: which samples are compared with their checksums when they are read. `first`: when this process
+            reads them for the first time, and a random 1/64 of later reads; `every`: in every read; `never`.
 
     Raises:
         StoreError: there is no store at `path`.
+        ConfigError: `check_reads` has another value.
     """
+    if check_reads not in get_args(CheckReads):
+        raise ConfigError(f"check_reads is {check_reads!r}: expected {', '.join(get_args(CheckReads))}")
     if not is_url(str(path)):
-        return Store(local_folder(path))
+        return Store(local_folder(path), check_reads=check_reads)
     mirror = Mirror(str(path), None if cache is None else Path(cache))
-    return Store(mirror.folder, mirror)
+    return Store(mirror.folder, mirror, check_reads)

@@ -9,30 +9,63 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import StoreError, first_line
+from .checksum import crc32c_rows
+from .reader import MISMATCH, UNCHECKED, Damage, ReadRequest, expected_checksums
 from .remote import RemoteFiles
 
 
 def read_through_zarr(
-    store: Path, array: Path, rows: npt.NDArray[np.int64], files: RemoteFiles | None
-) -> npt.NDArray[Any]:
-    """Read samples of an array with any codecs: `[len(rows), *sample_shape]`.
-
-    Uses the codec pipeline of zarrs for local arrays if zarrs is installed.
+    request: ReadRequest, indices: npt.NDArray[np.int64], store: Path, files: RemoteFiles | None
+) -> list[Damage]:
+    """Fill the places of a request's buffer with samples of an array with any codecs; see `BatchReader.read`.
 
     Args:
+        request: the samples of one array.
+        indices: samples of the batch, `[B]`.
         store: local folder of the store.
-        array: path of the array in that folder.
-        rows: samples to read.
         files: the files of a remote store; None for a local one.
+
+    Raises:
+        StoreError: zarr-python cannot read a chunk.
     """
+    path, places = request.array.layout.path, np.flatnonzero(request.places)
+    expected = expected_checksums(request, indices)
+    request.buffer[places] = _read_rows(store, path, indices[places], files)
+    wrong = _mismatches(request.buffer, expected)
+    if len(wrong):
+        request.buffer[wrong] = _read_rows(store, path, indices[wrong], files)
+        wrong = wrong[np.isin(wrong, _mismatches(request.buffer, expected))]
+    if request.checks is not None:
+        compared = expected != UNCHECKED
+        compared[wrong] = False
+        request.checks.passed(indices[compared])
+    return [Damage(request, place, MISMATCH) for place in wrong.tolist()]
+
+
+def _mismatches(buffer: npt.NDArray[Any], expected: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the places of samples that do not match their checksums, ascending `[n]`."""
+    places = np.flatnonzero(expected != UNCHECKED)
+    wrong: npt.NDArray[np.int64] = places[crc32c_rows(buffer[places]) != expected[places]]
+    return wrong
+
+
+def _read_rows(store: Path, array: Path, rows: npt.NDArray[np.int64], files: RemoteFiles | None) -> npt.NDArray[Any]:
+    """Return samples of an array, `[len(rows), *sample_shape]`, by zarrs if it is installed and the array is local."""
     import zarr
 
     source: Any = str(store) if files is None else files.zarr_store()
     pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"} if files is None and _has_zarrs() else {}
-    with zarr.config.set(pipeline):
-        opened = zarr.open_array(source, path=str(array.relative_to(store)), mode="r")
-        unique, places = np.unique(rows, return_inverse=True)  # decodes every chunk once
-        block: npt.NDArray[Any] = np.asarray(opened.oindex[unique])
+    unique, places = np.unique(rows, return_inverse=True)  # decodes every chunk once
+    try:
+        with zarr.config.set(pipeline):
+            opened = zarr.open_array(source, path=str(array.relative_to(store)), mode="r")
+            block: npt.NDArray[Any] = np.asarray(opened.oindex[unique])
+    except Exception as error:  # every codec has its own exceptions for bytes that it cannot decode
+        raise StoreError(
+            f"{array}: samples {unique[0]} to {unique[-1]} cannot be decoded ({first_line(error)}): restore the array "
+            "that another program rewrote from a copy"
+        ) from error
     return block[places]
 
 
