@@ -221,3 +221,71 @@ def test_a_remote_store_opened_before_a_fork_is_refused_after_it(served):
         assert ours.poll(20)
         assert "was opened before a fork" in ours.recv()
         child.join()
+
+
+def flip_byte(file, offset):
+    with file.open("r+b") as handle:
+        handle.seek(offset)
+        byte = handle.read(1)[0]
+        handle.seek(offset)
+        handle.write(bytes([byte ^ 1]))
+
+
+TOKENS = "features/enc/tokens/c/1/0/0"  # its sample 17 starts at byte 768
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_a_sample_that_arrives_damaged_is_refused_and_not_cached(served, tmp_path, with_cache):
+    path, url, _ = served
+    expected = open_store(path).read(GROUPS, ROWS)
+    flip_byte(path / TOKENS, 768 + 5)
+    with open_store(url, cache=tmp_path / "cache" if with_cache else None) as store:
+        with pytest.raises(StoreError, match=rf"{url}/{TOKENS}: sample 17 \(0017.png\) does not match .* intact copy"):
+            store.read(GROUPS, ROWS)
+        flip_byte(path / TOKENS, 768 + 5)
+        assert_same(store.read(GROUPS, ROWS), expected)
+
+
+DAMAGE = {
+    "sample": (TOKENS, 768 + 5, "cached sample 17 does not match its checksum: fetching it again"),
+    "index": (TOKENS, -9, "the shard index fails its checksum: .*fetching the index of the shard again"),
+    "checksums": ("features/enc/crc32c/c/1/0", 3, "crc32c/c/1/0 is damaged in the cache: fetching it again"),
+    "hole": ("features/enc/tokens/present", 18, "cached sample 18 does not match its checksum: fetching it again"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_what_is_damaged_in_the_cache_is_fetched_again_with_a_warning(served, tmp_path, caplog, what):
+    path, url, requests = served
+    name, offset, warning = DAMAGE[what]
+    expected = open_store(path).read(GROUPS, [17, 18])
+    with open_store(url, cache=tmp_path / "cache") as store:
+        store.read(GROUPS, [17])
+        file = store.path / name
+    flip_byte(file, offset % file.stat().st_size)
+    with open_store(url, cache=tmp_path / "cache") as store:
+        assert_same(store.read(GROUPS, [17, 18]), expected)
+    assert re.search(warning, caplog.text)
+    requests.clear()
+    with open_store(url, cache=tmp_path / "cache") as store:  # the cache is intact again
+        assert_same(store.read(GROUPS, [17, 18]), expected)
+    assert not sample_requests(requests)
+
+
+def test_a_map_of_cached_samples_of_another_size_is_replaced(served, tmp_path):
+    path, url, _ = served
+    with open_store(url, cache=tmp_path / "cache") as store:
+        store.read(GROUPS, ROWS)
+        file = store.path / "features/enc/tokens/present"
+    file.write_bytes(b"")
+    with open_store(url, cache=tmp_path / "cache") as store:
+        assert_same(store.read(GROUPS, ROWS), open_store(path).read(GROUPS, ROWS))
+
+
+def test_samples_of_a_cache_that_is_deleted_while_it_is_read_are_fetched_again(served, tmp_path):
+    path, url, _ = served
+    with open_store(url, cache=tmp_path / "cache") as store:
+        store.read(GROUPS, ROWS)
+        shutil.rmtree(store.path / "features/enc/tokens/c")
+        store.read(GROUPS, [18])
+        assert_same(store.read(GROUPS, ROWS), open_store(path).read(GROUPS, ROWS))
