@@ -424,7 +424,9 @@ def store_stats(store: str, vae: str, write: bool) -> None:
 
 @store.command("verify", positional=("store",))
 @_store_option
-@click.option("--repair", is_flag=True, help="Delete damaged shards, so that `encode` encodes them again.")
+@click.option(
+    "--repair", is_flag=True, help="Delete damaged shards, so that `encode` encodes them again. See `store repair`."
+)
 def store_verify(store: str, repair: bool) -> None:
     """Compare every committed shard with its checksums."""
     from .pipeline.store_tools import inspection
@@ -432,6 +434,38 @@ def store_verify(store: str, repair: bool) -> None:
     text, healthy = inspection.verify(store, repair)
     click.echo(text)
     sys.exit(0 if healthy else 1)
+
+
+@store.command("repair", positional=("store",))
+@_store_option
+@click.option(
+    "--source", default=None, type=PATH_TEXT, help="Location of the images. Default: where they were encoded from."
+)
+@click.option("--source-kind", default=None, help="Kind of source; required for a plug-in, MODULE:CALLABLE.")
+@click.option(
+    "--encoder-weights",
+    multiple=True,
+    help="NAME=PATH: local file with the published weights of encoder NAME; repeatable. Default: download.",
+)
+@click.option(
+    "--device", default=None, help="Torch device. Default: cpu for groups encoded on a CPU, else cuda if available."
+)
+def store_repair(
+    store: str, source: str | None, source_kind: str | None, encoder_weights: tuple[str, ...], device: str | None
+) -> None:
+    """Encode damaged shards again.
+
+    Verifies the store, then encodes its damaged shards with the recorded settings. Images and weights must be those of
+    the first encoding; if they are not, nothing is changed. Re-run the same command to resume.
+    """
+    from .pipeline.store_tools import repair
+
+    options = repair.RepairOptions(
+        source=source, source_kind=source_kind, encoder_weights=encoder_weights, device=device
+    )
+    text, intact = repair.repair(store, options)
+    click.echo(text)
+    sys.exit(0 if intact else 1)
 
 
 @store.command("export", positional=("store",))

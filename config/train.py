@@ -163,6 +163,13 @@ class TrainConfig(Config):
         False,
         affects_result=False,
     )
+    check_reads: Literal["first", "every", "never"] = option(
+        DATA,
+        "Compare samples with their checksums: when they are read for the first time and in a random 1/64 of later "
+        "reads (first), in every read, or never. A damaged sample stops the run.",
+        "first",
+        affects_result=False,
+    )
     classes: tuple[str, ...] = option(
         DATA,
         "Class to train on, by name or number; repeatable. Labels and --num-classes stay those of the store. "

@@ -65,7 +65,7 @@ def train_rank(config: TrainConfig) -> TrainResult:
     """Train as one rank of the process group that the environment describes, or alone if it describes none."""
     start = time.monotonic()
     with (
-        open_store(config.store, config.store_cache) as store,
+        open_store(config.store, config.store_cache, config.check_reads) as store,
         collected_signals() as signals,
         full_disk_error(config.output_dir),
     ):

@@ -302,12 +302,12 @@ class BatchReader:
         places = places[np.argsort(indices[places], kind="stable")]
         shards, rows = np.divmod(indices[places], array.layout.shard_size)
         starts = np.flatnonzero(np.diff(shards, prepend=-1))
+        every_place, every_expected = places.tolist(), expected[places].tolist()
         for start, stop in pairwise([*starts.tolist(), len(places)]):
             shard = int(shards[start])
             offsets = array.offsets(shard, commits[shard])[rows[start:stop]]
             file = array.shard_name(shard), direct and array.is_aligned(shard)
-            chosen = places[start:stop]
-            yield ShardRead(request, file, chosen.tolist(), offsets.tolist(), expected[chosen].tolist())
+            yield ShardRead(request, file, every_place[start:stop], offsets.tolist(), every_expected[start:stop])
 
     def _run(self, jobs: list[Job]) -> list[int]:
         """Run all jobs; return the positions of those that failed."""
@@ -340,8 +340,7 @@ def expected_checksums(request: ReadRequest, indices: npt.NDArray[np.int64]) -> 
     """
     expected = np.full(len(indices), UNCHECKED, dtype=np.int64)
     if request.checks is not None:
-        places = np.flatnonzero(request.places)
-        places = places[request.checks.due(indices[places])]
+        places = np.flatnonzero(request.places & request.checks.due(indices))
         if len(places):
             expected[places] = request.checks.expected(indices[places])
     return expected

@@ -218,10 +218,12 @@ class ShardWriter:
         manifest: root attributes of the store.
         spec: the group's template.
         shard: number of the shard.
+        replace: replace a committed shard, which is damaged. It remains until the new one is complete.
     """
 
-    def __init__(self, store: Path, manifest: Manifest, spec: GroupSpec, shard: int) -> None:
+    def __init__(self, store: Path, manifest: Manifest, spec: GroupSpec, shard: int, *, replace: bool = False) -> None:
         self.store, self.manifest, self.spec, self.shard = store, manifest, spec, shard
+        self._replace = replace
         self.samples = shard_range(shard, manifest.num_samples, manifest.shard_size)
         self._files: dict[str, ShardFile] = {}
         self._row_checksums: list[npt.NDArray[np.uint32]] = []
@@ -270,8 +272,8 @@ class ShardWriter:
     def commit(self, source_checksums: npt.NDArray[np.uint32], quarantined: tuple[Quarantined, ...]) -> Commit:
         """Finish the files and write the commit record.
 
-        A shard that another writer has committed in the meantime is not modified, and its record is returned: a worker
-        on another type of machine, presumed dead, may have produced different last bits.
+        A shard that another writer has committed in the meantime is not modified, and its record is returned, unless
+        it is to be replaced: a worker on another type of machine, presumed dead, may have produced different last bits.
 
         Args:
             source_checksums: CRC-32C of the encoded bytes of every image, `[num_samples]`.
@@ -280,7 +282,7 @@ class ShardWriter:
         Raises:
             StoreError: the number of appended samples is not that of the shard.
         """
-        existing = read_commit(self.store, self.spec.path, self.shard)
+        existing = None if self._replace else read_commit(self.store, self.spec.path, self.shard)
         if existing is not None:
             return existing
         for file in self._files.values():

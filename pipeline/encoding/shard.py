@@ -133,7 +133,9 @@ class ShardEncoder:
         checksums: list[int] = []
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(ShardWriter(store.path, store.manifest, encoder.spec, task.shard))
+                stack.enter_context(
+                    ShardWriter(store.path, store.manifest, encoder.spec, task.shard, replace=task.replace)
+                )
                 for encoder in encoders
             ]
             if on_images:  # a failed shard is counted again when it is retried
@@ -149,7 +151,7 @@ class ShardEncoder:
                     on_images(len(batch))
             sums = np.array(checksums, dtype=np.uint32)
             store.fetch_commits(task.shard)
-            _require_same_images(store, task.shard, sums, records)
+            _require_same_images(store, task, sums, records)
             overflowed: set[int] = set()
             for writer in writers:
                 commit = writer.commit(sums, tuple(bad))
@@ -237,14 +239,21 @@ def _quarantined(batch: list[_Decoded], records: list[Record], offset: int, firs
     ]
 
 
-def _require_same_images(store: Store, shard: int, checksums: npt.NDArray[np.uint32], records: list[Record]) -> None:
+def _require_same_images(
+    store: Store, task: ShardTask, checksums: npt.NDArray[np.uint32], records: list[Record]
+) -> None:
     for group in store.group_names():
-        commit = read_commit(store.path, group, shard)
+        try:
+            commit = read_commit(store.path, group, task.shard)
+        except StoreError:
+            if not task.replace:
+                raise
+            continue  # it is damaged, and is being replaced, too
         if commit is None:
             continue
         changed = np.flatnonzero(commit.source_checksums != checksums)
         if len(changed):
             raise StoreError(
-                f"image {records[changed[0]].key} (and {len(changed) - 1} more of shard {shard}) differs from the one "
-                f"that {group} was encoded from: restore the original images, or create a new store"
+                f"image {records[changed[0]].key} (and {len(changed) - 1} more of shard {task.shard}) differs from the "
+                f"one that {group} was encoded from: restore the original images, or create a new store"
             )

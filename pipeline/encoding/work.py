@@ -29,10 +29,11 @@ TRIES = 3  # per shard
 
 
 class ShardTask(NamedTuple):
-    """A shard, and the groups that do not have it yet."""
+    """A shard, and the groups that do not have it yet, or whose shard is to be replaced."""
 
     shard: int
     groups: tuple[str, ...]
+    replace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
