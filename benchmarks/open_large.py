@@ -2,10 +2,10 @@
 
     python benchmarks/open_large.py [--samples 1281167] [--rounds 5] [--folder DIR]
 
-Metadata, sample index, commit records and shard indices are real. The samples are holes in sparse files, so the disk
-has no influence. Each opening runs in a new process: open the store, list the valid samples of latents and tokens,
-compute the order of the first epoch. Imports count neither as time nor as memory. Batches are 256 random samples in the
-page cache, compared with those of a store of 10,000 samples.
+Metadata, sample index, commit records, checksums of samples and shard indices are real. The samples are holes in sparse
+files, so the disk has no influence. Each opening runs in a new process: open the store, list the valid samples of
+latents and tokens, compute the order of the first epoch. Imports count neither as time nor as memory. Batches are 256
+random samples in the page cache, compared with those of a store of 10,000 samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from arguments import at_least
 from synthetic import LATENTS_GROUP, features_template, new_store
 
 from repa_pipe.stores import open_store
-from repa_pipe.stores.layout import GroupSpec, num_shards, shard_file, shard_range
+from repa_pipe.stores.checksum import crc32c
+from repa_pipe.stores.layout import CRC32C, GroupSpec, num_shards, shard_file, shard_range
 from repa_pipe.stores.manifest import Manifest, new_commit, write_commit
 from repa_pipe.stores.writer import create_group, shard_index
 
@@ -60,8 +61,8 @@ def sparse_store(path: Path, count: int) -> None:
 def write_shard(path: Path, manifest: Manifest, spec: GroupSpec, shard: int) -> None:
     """Write the files that ShardWriter writes, with holes instead of samples and without fsync."""
     samples = len(shard_range(shard, manifest.num_samples, manifest.shard_size))
-    files = {}
-    for array in spec.arrays:
+    files, checksums = {}, np.zeros((manifest.shard_size, len(spec.arrays)), dtype="<u4")
+    for column, array in enumerate(spec.arrays):
         tail = shard_index(samples, array.sample_bytes, manifest.shard_size)
         file = path / spec.path / array.name / shard_file(array, shard)
         file.parent.mkdir(parents=True)
@@ -71,6 +72,11 @@ def write_shard(path: Path, manifest: Manifest, spec: GroupSpec, shard: int) -> 
             out.write(tail)
         facts = {"bytes": samples * array.sample_bytes + len(tail), "crc32c": 0}
         files[f"{array.name}/{shard_file(array, shard)}"] = facts
+        checksums[:samples, column] = crc32c(np.zeros(array.sample_bytes, np.uint8))
+    file = path / spec.path / CRC32C / f"c/{shard}/0"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(checksums.tobytes())
+    files[f"{CRC32C}/c/{shard}/0"] = {"bytes": checksums.nbytes, "crc32c": crc32c(checksums)}
     write_commit(path, new_commit(spec.path, shard, files, np.zeros(samples, np.uint32), ()))
 
 

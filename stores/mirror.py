@@ -296,7 +296,7 @@ class CachedSampleMap:
     """
 
     def __init__(self, path: Path, num_samples: int) -> None:
-        if not path.exists() or path.stat().st_size != num_samples:
+        if not path.exists():
             atomic_write_bytes(path, bytes(num_samples))
         self._file = np.memmap(path, np.bool_, "r+", shape=(num_samples,))
         self.samples: npt.NDArray[np.bool_] = np.array(self._file)

@@ -492,7 +492,7 @@ class Store:
             key = "the sample index is damaged, too"
         path = array.shard_path(row // array.layout.shard_size) if array.layout.plain else array.layout.path
         more = f" (and {len(damage) - 1:,} more of this batch)" if len(damage) > 1 else ""
-        remedy = f"run 'repa-pipe store repair {self.location}' to encode its shard again"
+        remedy = f"run 'repa-pipe store repair --store {self.location}' to encode its shard again"
         if self.location.startswith("http"):
             remedy = "replace the files on the server by those of an intact copy"
         elif not array.layout.plain:

@@ -24,6 +24,7 @@ COMMANDS += [
     "store ls",
     "store stats",
     "store verify",
+    "store repair",
     "store export",
 ]
 COMMANDS += ["store import-repa"]

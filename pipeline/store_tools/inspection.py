@@ -154,7 +154,7 @@ def verify(path: str, repair: bool) -> tuple[str, bool]:
         shards = "1 shard" if dropped == 1 else f"{dropped:,} shards"
         lines.append(f"dropped {shards}: re-run 'repa-pipe encode' to encode them again")
     elif report.bad_shards:
-        lines.append(f"run 'repa-pipe store repair {path}' to encode damaged shards again")
+        lines.append(f"run 'repa-pipe store repair --store {path}' to encode damaged shards again")
     if healthy:
         lines.append("all committed shards match their checksums")
     total = num_shards(len(store), store.manifest.shard_size)

@@ -87,11 +87,14 @@ def _repair_group(store: Store, group: Group, shards: list[int], options: Repair
     with progress(f"repair {group.path}", images_of(work, store), "images") as bar:
         failures = run_inline(config, store, work, EncodeMonitor(config, store, (), bar))
     problems = [f"shard {failed.shard} ({failed.cause})" for failed in map(FailedShard.from_failure, failures)]
-    problems += [str(problem) for shard in shards for problem in ShardVerifier(store, group, shard, None).verify()]
     _remove_temporary_files(store, group, shards)
+    with open_store(store.location) as repaired:  # reopened, since the commits have changed
+        group = repaired.group(group.path)
+        problems += [str(each) for shard in shards for each in ShardVerifier(repaired, group, shard, None).verify()]
+        after = {shard: _files_of(repaired, group, shard) for shard in shards}
     if problems:
         raise StoreError(f"{store.location}: {group.path} could not be repaired: {'; '.join(problems)}")
-    changed = [shard for shard in shards if before[shard] not in (None, _files_of(store, group, shard))]
+    changed = [shard for shard in shards if before[shard] not in (None, after[shard])]
     lines = [f"{group.path}: encoded shards {_listed(shards)} again"]
     if changed:
         lines.append(
@@ -118,8 +121,8 @@ def _config_of(store: Store, group: Group, options: RepairOptions) -> EncodeConf
     attributes, fingerprint, recorded = group.attributes, group.fingerprint, store.manifest.source
     if "imported_from" in fingerprint:
         raise StoreError(
-            f"{store.location}: {group.path} was imported: run 'repa-pipe store verify {store.location} --repair', "
-            "then 'repa-pipe store import-repa' again"
+            f"{store.location}: {group.path} was imported: run 'repa-pipe store verify --store {store.location} "
+            "--repair', then 'repa-pipe store import-repa' again"
         )
     kind = options.source_kind
     if kind is None and options.source is None:

@@ -156,6 +156,16 @@ def test_settings_that_affect_the_result_cannot_change(config_of):
     train.run(config_of(max_train_steps=2, log_steps=1))
 
 
+def test_a_damaged_sample_stops_the_run_unless_reads_are_not_checked(config_of):
+    train.run(config_of(max_train_steps=3))
+    for file in (Path(config_of().store) / "features/enc/tokens").rglob("c/*/*/*"):
+        data = file.read_bytes()
+        file.write_bytes(bytes([data[0] ^ 1]) + data[1:])  # the first sample of every shard
+    with pytest.raises(StoreError, match=r"tokens/c/.* sample .* does not match its checksum.*store repair"):
+        train.run(config_of(max_train_steps=20))
+    assert train.run(config_of(max_train_steps=20, check_reads="never")).step == 20
+
+
 def test_a_partially_written_checkpoint_is_ignored(config_of):
     train.run(config_of(max_train_steps=3))
     folder = Path(config_of().output_dir) / "run/checkpoints"

@@ -203,8 +203,9 @@ def test_every_read_or_none_is_compared_on_request(path):
         for store in stores:
             store.read("features/enc", range(SAMPLES))
         file = damage(path, "tokens", 21)
-        with pytest.raises(StoreError, match=refusal(file, 21)):
-            every.read("features/enc/tokens", [21])
+        for _ in range(3):  # not by the chance of 1/64
+            with pytest.raises(StoreError, match=refusal(file, 21)):
+                every.read("features/enc/tokens", [21])
         never.read("features/enc/tokens", [21])
     with open_store(path, check_reads="never") as store:
         store.read("features/enc", range(SAMPLES))
