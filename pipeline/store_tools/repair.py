@@ -116,13 +116,20 @@ def _config_of(store: Store, group: Group, options: RepairOptions) -> EncodeConf
     """Return the settings with which a group was encoded.
 
     Raises:
-        StoreError: the group was not encoded but imported, or its source needs a plug-in that is not specified.
+        StoreError: the group was imported or made by another program, or its source needs a plug-in that is not
+            specified.
     """
     attributes, fingerprint, recorded = group.attributes, group.fingerprint, store.manifest.source
     if "imported_from" in fingerprint:
         raise StoreError(
             f"{store.location}: {group.path} was imported: run 'repa-pipe store verify --store {store.location} "
             "--repair', then 'repa-pipe store import-repa' again"
+        )
+    precision = _PRECISIONS.get(str(fingerprint.get("precision")).split()[0])
+    if precision is None:
+        raise StoreError(
+            f"{store.location}: {group.path} has no recorded precision, so it was not encoded by repa-pipe: restore "
+            "the damaged files from a copy"
         )
     kind = options.source_kind
     if kind is None and options.source is None:
@@ -144,7 +151,7 @@ def _config_of(store: Store, group: Group, options: RepairOptions) -> EncodeConf
         flip=group.spec.has_flips,
         codec=attributes.get("codec", {}).get("name", "float16"),
         compile="compiled" in fingerprint,
-        precision=_PRECISIONS[fingerprint["precision"].split()[0]],
+        precision=precision,
         device=options.device or ("cpu" if "threads" in fingerprint else None),
     )
 

@@ -146,6 +146,24 @@ def test_every_way_of_reading_refuses_a_damaged_sample(path, way):
         read(path)
 
 
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        ("moments", ["store", "stats", "--vae", "tiny"]),
+        ("tokens", ["store", "export", "--format", "safetensors", "--out", "exported"]),
+        ("tokens", ["rank"]),
+    ],
+)
+def test_commands_end_with_one_line_about_the_damaged_sample(path, run_cli, monkeypatch, array, words):
+    monkeypatch.chdir(path.parent)
+    for sample in range(SAMPLES):
+        damage(path, array, sample)
+    code, _, errors = run_cli(*words, "--store", "store")
+    assert code == 2
+    assert re.search(rf"error: store/.*/{array}/c/.*: sample \d+ \(\d+\.png\) does not match .*store repair", errors)
+    assert "Traceback" not in errors
+
+
 def test_decoded_tokens_are_refused(path):
     file = damage(path, "token_scale", 3)
     with open_store(path) as store, pytest.raises(StoreError, match=refusal(file, 3)):

@@ -130,6 +130,7 @@ def test_missing_weights_are_refused(copy, run_cli, tmp_path):
     ("change", "message"),
     [
         ({"imported_from": "REPA's vae-sd folder"}, f"{LATENTS} was imported: run 'repa-pipe store verify"),
+        ({"name": "another program"}, f"{LATENTS} has no recorded precision, so it was not encoded by repa-pipe"),
         (None, "was made by the source plug-in package:images: pass it as --source-kind"),
     ],
 )
