@@ -42,12 +42,24 @@ class WeightsError(RepaPipeError, RuntimeError):
     """A weights file that is unavailable, or does not fit the model that it was given for."""
 
 
+class DamagedWeightsError(WeightsError):
+    """A weights file whose bytes have changed, or of which a part is missing."""
+
+
 class NonFiniteError(RepaPipeError, ArithmeticError):
     """Latents or images that are NaN or infinite."""
 
 
 class CheckpointError(RepaPipeError, RuntimeError):
     """A training checkpoint that cannot be read, or belongs to another configuration."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose bytes have changed, or of which a part is missing."""
+
+
+class BusyError(RepaPipeError, RuntimeError):
+    """Files that another command is writing."""
 
 
 class ActorError(RepaPipeError, RuntimeError):

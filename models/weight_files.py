@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import re
 import zipfile
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from ..errors import WeightsError, first_line
+from ..errors import DamagedWeightsError, WeightsError, first_line
+from .checked_zip import find_damage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,21 +198,40 @@ def _read_safetensors(path: Path) -> dict[str, object]:
 def _read_torch(path: Path) -> dict[str, object]:
     import torch
 
-    # Files written since torch 1.6 are zip archives. Mapping them avoids reading optimizer state stored with the
-    # weights. Older files cannot be mapped.
+    # Files written since torch 1.6 are zip archives. Mapping them avoids copies of optimizer state stored with the
+    # weights. Older files cannot be mapped, and have no checksums.
     try:
+        is_zip = zipfile.is_zipfile(path)
+        _require_intact(path, find_damage(path) if is_zip else None)
         with harmless_globals():
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
+        if isinstance(error, WeightsError):
+            raise
+        raise _error_type(error)(
             f"weights file {path} cannot be read as a torch file ({first_line(error).split('. ')[0]}); it may be "
             "truncated, or not a weights file. Download it again"
         ) from error
     except Exception as error:  # pickle.UnpicklingError, and whatever a damaged pickle raises
-        raise WeightsError(_unpickling_message(path, error)) from error
+        raise _unpickling_error(path, error) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"weights file {path} holds a {type(content).__name__}; expected a dict of tensors by name")
     return {str(name): value for name, value in content.items()}
+
+
+def _require_intact(path: Path, damage: str | None) -> None:
+    if damage is not None:
+        raise DamagedWeightsError(
+            f"weights file {path} is damaged ({damage}): restore it from a copy, or download it again"
+        )
+
+
+def _error_type(error: Exception) -> type[WeightsError]:
+    """Return whether the file is to blame, or the machine: no memory to map it, no permission, a lost server."""
+    if isinstance(error, OSError):
+        return DamagedWeightsError if error.errno in (None, errno.EIO) else WeightsError
+    is_memory = re.search("mmap|memory|alloc", str(error))
+    return WeightsError if is_memory else DamagedWeightsError
 
 
 def harmless_globals() -> AbstractContextManager[None]:
@@ -225,14 +246,16 @@ def harmless_globals() -> AbstractContextManager[None]:
     )
 
 
-def _unpickling_message(path: Path, error: Exception) -> str:
+def _unpickling_error(path: Path, error: Exception) -> WeightsError:
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if refused:
-        return (
+        return WeightsError(
             f"weights file {path} holds Python objects that could run code ({refused.group(1)}) and was not loaded; "
             "expected tensors by name. Get the published file, or save the tensors as safetensors"
         )
-    return f"{path} is not a weights file; expected safetensors, or a torch file of tensors by name"
+    return DamagedWeightsError(
+        f"{path} is not a weights file; expected safetensors, or a torch file of tensors by name"
+    )
 
 
 def _summarize(content: Mapping[str, object]) -> str:

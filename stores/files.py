@@ -16,6 +16,7 @@ from typing import Any
 from .layout import SAMPLES_FILE
 
 TEMPORARY = ".tmp-"
+ABANDONED_AFTER_NS = 24 * 3600 * 10**9
 
 
 def temporary_path(path: Path) -> Path:
@@ -86,21 +87,51 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     atomic_write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Delete all temporary files and folders below `folder`, from any host and process. Return their number."""
-    return _remove(list(folder.rglob(f"*{TEMPORARY}*")))
+def remove_leftovers(folder: Path, name: str = "**/*") -> int:
+    """Delete temporary files and folders of any host and process. Return their number.
+
+    Args:
+        folder: one in which nobody else writes files of this name.
+        name: pattern of the final names; by default, of everything below the folder.
+    """
+    return _remove(list(folder.glob(f"{name}{TEMPORARY}*")))
 
 
 def remove_abandoned(folder: Path, name: str = "*") -> int:
-    """Delete temporary files in `folder` that ended processes of this host left behind. Return their number.
+    """Delete temporary files in `folder` that ended processes left behind. Return their number.
+
+    Those of this host go with their process. Of another host, which may be a container that no longer exists, they go
+    when nothing in them has changed for a day, by the clock of the file system.
 
     Args:
         folder: searched without its subfolders.
         name: pattern of the final names of the files and folders to delete.
     """
-    mine = f"{TEMPORARY}{socket.gethostname()}-"
-    left = [(path, path.name.rpartition(mine)[2].split("-")[0]) for path in folder.glob(f"{name}{mine}*")]
-    return _remove([path for path, pid in left if pid.isdigit() and not Path(f"/proc/{pid}").exists()])
+    left = list(folder.glob(f"{name}{TEMPORARY}*"))
+    if not left:
+        return 0
+    now = _file_system_time(folder)
+    return _remove([path for path in left if _is_abandoned(path, now)])
+
+
+def _is_abandoned(path: Path, now: int) -> bool:
+    host, _, process = path.name.rpartition(TEMPORARY)[2].rpartition("-")[0].rpartition("-")
+    if host == socket.gethostname():
+        return process.isdigit() and not Path(f"/proc/{process}").exists()
+    try:
+        return now - last_change(path) > ABANDONED_AFTER_NS
+    except FileNotFoundError:  # its writer has just finished
+        return False
+
+
+def _file_system_time(folder: Path) -> int:
+    """Return the current time in ns, as the file system or its server records it."""
+    probe = temporary_path(folder / "clock")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime_ns
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _remove(leftovers: list[Path]) -> int:

@@ -76,15 +76,23 @@ def memory_gib() -> tuple[float, float]:
     return kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
 
 
-def process_start(pid: int) -> float | None:
-    """Return when a process of this machine was started, as a POSIX timestamp; None if it does not run (Linux)."""
+def process_ticks(pid: int) -> int | None:
+    """Return when a process of this machine was started, in ticks since boot; None if it does not run (Linux)."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        kernel = Path("/proc/stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
+    return None if state == "Z" else int(fields[18])  # proc(5): starttime
+
+
+def process_start(pid: int) -> float | None:
+    """Return when a process of this machine was started, as a POSIX timestamp; None if it does not run (Linux)."""
+    ticks = process_ticks(pid)
+    if ticks is None:
+        return None
+    kernel = Path("/proc/stat").read_text(encoding="ascii").splitlines()
     booted = next(int(line.split()[1]) for line in kernel if line.startswith("btime"))
-    return None if state == "Z" else booted + int(fields[18]) / os.sysconf("SC_CLK_TCK")  # proc(5): starttime
+    return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
