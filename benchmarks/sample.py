@@ -57,7 +57,7 @@ def random_model(name: str, side: int, channels: int) -> SiT:
 
 
 def ours(sampler: Sampler, config: SampleConfig, device: torch.device, folder: Path) -> None:
-    blocks = SampleBlocks(config, {}, SampleFiles(folder / "ours.npz"))
+    blocks = SampleBlocks(config, {}, SampleFiles(folder / "ours.npz"), Path(config.checkpoint))
     make_blocks(sampler, blocks.folder, blocks.all, device)
     blocks.assemble(sampler.all_labels())
 

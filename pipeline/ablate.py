@@ -22,11 +22,13 @@ from .ablation import results
 from .ablation.fork_server import fork_server
 from .ablation.job import STAGES, Job, Outcome, run_job
 from .ablation.on_ray import run_jobs_on_ray
-from .ablation.results import Row, read_results, write_results
+from .ablation.results import Row, read_results, require_results, write_results
 from .ablation.sweep import Sweep, read_sweep
+from .artifacts.damaged import read_or_set_aside
 from .artifacts.run_folder import RunFolder
 from .reporting.tables import count_text, list_text
 from .runtime.gpu import has_gpu
+from .runtime.lease import lease
 from .runtime.signals import sigterm_as_interrupt
 from .training.setup import resolve
 
@@ -71,8 +73,14 @@ def run(config: AblateConfig) -> AblateResult:
         logger.info("%s is complete; nothing to do", out / PAGE)
         return finished
     number, parts = config.part_of
-    mine = jobs[number::parts]
-    out.mkdir(parents=True, exist_ok=True)
+    with lease(out, f"part-{number}-of-{parts}" if config.part else ""):
+        return _run(config, sweep, jobs, jobs[number::parts])
+
+
+def _run(config: AblateConfig, sweep: Sweep, jobs: Sequence[Job], mine: Sequence[Job]) -> AblateResult:
+    """Run the jobs `mine`, then compare all jobs."""
+    out = out_folder(config)
+    read_or_set_aside(out / results.FILE, lambda: require_results(out), "the comparison is written again")
     outcomes: list[Outcome] = []
 
     def on_outcome(outcome: Outcome) -> None:

@@ -1,6 +1,6 @@
 """`repa-pipe evaluate`: FID, sFID, IS, precision, recall and KID of images, as ADM defines them.
 
-Metrics that exist with the same settings, newer than everything that they were computed from, are not computed again.
+Metrics that exist with the same settings, of the same images and the same reference, are not computed again.
 Files and names are checked before torch is imported.
 """
 
@@ -15,15 +15,19 @@ from typing import Any
 from ..config import EvaluateConfig
 from ..errors import ConfigError
 from ..models.encoders.registry import check_encoder
+from .artifacts.damaged import read_or_set_aside
 from .artifacts.images import open_images, open_reference
 from .artifacts.metric_files import (
     INCEPTION,
     MetricRecord,
     finished_metrics,
+    input_digests,
     metrics_file,
+    read_metrics_file,
     resolve_samples,
     write_metrics_file,
 )
+from .runtime.lease import lease
 
 MIN_IMAGES = 4  # the manifold of precision and recall is made of the 3 nearest neighbors of every image
 MIN_IMAGES_OF_A_COVARIANCE = 2
@@ -57,8 +61,11 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         logger.info("%s already exists with the same settings; skipping", out)
     else:
         _require_inputs(config)
-        record = _evaluate(config)
-        write_metrics_file(out, record)
+        with lease(out.parent, out.stem):
+            inputs = input_digests(config)
+            record = dataclasses.replace(_evaluate(config), inputs=inputs)
+            read_or_set_aside(out, lambda: read_metrics_file(out), "the metrics are computed again")
+            write_metrics_file(out, record)
     return EvaluateResult(
         metrics=record.metrics,
         num_samples=record.num_samples,

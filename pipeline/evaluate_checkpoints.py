@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from ..config import EvaluateConfig, SampleConfig
 from ..converter import read_json
 from ..stores.files import write_json
 from . import evaluate, sample
+from .artifacts.damaged import read_or_set_aside
+from .artifacts.digests import file_digest
 from .artifacts.metric_files import MetricRecord, curve_file, finished_metrics, metrics_file, read_metrics_file
 from .artifacts.run_folder import RunFolder
 from .reporting.plots import Line, line_figure, write_page
+from .runtime.lease import lease
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +54,17 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
     run_folder = RunFolder(Path(sampling.checkpoint))
     checkpoints = run_folder.require_checkpoints()
     out = curve_file(sampling, evaluation)
+    with lease(out.parent, out.stem):
+        return _evaluate_all(checkpoints, sampling, evaluation, out)
+
+
+def _evaluate_all(
+    checkpoints: Sequence[Path], sampling: SampleConfig, evaluation: EvaluateConfig, out: Path
+) -> CurveResult:
     page = out.with_suffix(".html")
     result = CurveResult([], str(out), str(page))
     rows = result.rows
-    recorded = read_json(out)["rows"] if out.exists() else []
+    recorded = (read_or_set_aside(out, lambda: read_json(out), "the curve is written again") or {}).get("rows", [])
     for number, checkpoint in enumerate(checkpoints, start=1):
         logger.info("checkpoint %d of %d: %s", number, len(checkpoints), checkpoint.name)
         made = sample.run(dataclasses.replace(sampling, checkpoint=str(checkpoint), out=None))
@@ -63,6 +73,7 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
         rows.append(
             {
                 "step": made.step,
+                "checkpoint": file_digest(checkpoint),
                 "samples": made.npz,
                 "metrics": found.metrics,
                 "num_samples": found.num_samples,

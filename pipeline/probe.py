@@ -20,9 +20,12 @@ from ..stores import Store, open_store
 from ..stores.files import atomic_write, write_json
 from ..stores.layout import features_group, latents_group
 from .artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
+from .artifacts.damaged import read_or_set_aside
+from .artifacts.digests import file_digest
 from .artifacts.probe_files import probe_file, same_probe_settings
 from .artifacts.run_folder import RunFolder, run_of
 from .reporting.plots import Line, line_figure, write_page
+from .runtime.lease import lease
 from .runtime.seeds import STREAMS_VERSION
 
 logger = logging.getLogger(__name__)
@@ -77,22 +80,25 @@ def run(config: ProbeConfig) -> ProbeResult:
         store.valid_indices([latents_group(latents), *map(features_group, encoders)])
         settings = _settings(config, store, latents, encoders)
         out = probe_file(config.out, settings, checkpoints)
-        result = _finished(out, settings)
-        todo = {name: path for name, path in _names(checkpoints).items() if name not in _probed(result.rows)}
-        if todo:
-            _probe(config, store, todo, result, settings, run_folder.name)
-        else:
-            logger.info("%s already exists with the same settings; skipping", out)
+        with lease(out.parent, out.stem):
+            result = _finished(out, settings)
+            todo = _todo(checkpoints, result.rows)
+            if todo:
+                _probe(config, store, todo, result, settings, run_folder.name)
+            else:
+                logger.info("%s already exists with the same settings; skipping", out)
     return result
 
 
-def _names(checkpoints: Sequence[Path]) -> dict[str, Path]:
-    """Return the checkpoints by the name that rows record; a file that was rewritten has another one."""
-    return {f"{path.name} {path.stat().st_mtime_ns}": path for path in checkpoints}
+def _todo(checkpoints: Sequence[Path], rows: Sequence[Row]) -> dict[str, Path]:
+    """Return the checkpoints without rows, by the name that rows record: it has the digest of the file.
 
-
-def _probed(rows: Sequence[Row]) -> set[str]:
-    return {row["checkpoint"] for row in rows}
+    Earlier versions recorded its modification time instead.
+    """
+    probed = {row["checkpoint"] for row in rows}
+    todo = [path for path in checkpoints if f"{path.name} {path.stat().st_mtime_ns}" not in probed]
+    names = {f"{path.name} {file_digest(path)}": path for path in todo}
+    return {name: path for name, path in names.items() if name not in probed}
 
 
 def _probe(  # noqa: PLR0917 - called once
@@ -130,7 +136,7 @@ def _settings(config: ProbeConfig, store: Store, latents: str, encoders: Sequenc
 
 def _finished(out: Path, settings: dict[str, Any]) -> ProbeResult:
     """Return the result that was written with the same settings, else an empty one."""
-    values = read_json(out) if out.exists() else {}
+    values = read_or_set_aside(out, lambda: read_json(out), "all checkpoints are probed again") or {}
     same = same_probe_settings(values.get("settings"), settings)
     rows, encoders = (values["rows"], values["encoder_accuracy"]) if same else ([], {})
     return ProbeResult(rows, encoders, str(out), *(str(out.with_suffix(end)) for end in (".parquet", ".html")))

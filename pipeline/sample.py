@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from .artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
 from .artifacts.png_folder import check_png_folder, write_png_folder
 from .artifacts.sample_files import SampleFiles, SampleResult, files_of, finished_samples, sample_settings
 from .runtime.distributed import init_distributed, ranks_of_environment
+from .runtime.lease import lease
 from .runtime.progress import Progress, progress
 
 if TYPE_CHECKING:
@@ -50,7 +52,9 @@ def run(config: SampleConfig) -> SampleResult:
             check_vae(config.vae)
         if config.latents_stats is not None and not config.uses_ray:
             require_weights_file(Path(config.latents_stats))
-        result = _generate(config, checkpoint, files)
+        is_first = ranks_of_environment().is_first
+        with lease(files.npz.parent, files.npz.stem) if is_first else nullcontext():
+            result = _generate(config, checkpoint, files)
     if config.png_folder and ranks_of_environment().is_first:
         write_png_folder(files.npz, Path(config.png_folder))
     return result
@@ -64,7 +68,7 @@ def _generate(config: SampleConfig, checkpoint: Path, files: SampleFiles) -> Sam
     device = choose_device("cpu" if config.uses_ray else config.device)  # on Ray, the actors choose theirs
     with init_distributed(device) as ranks:
         settings = sample_settings(config, checkpoint)
-        blocks = SampleBlocks(config, settings, files)
+        blocks = SampleBlocks(config, settings, files, checkpoint)
         mine = blocks.all[ranks.rank :: ranks.world_size]
         todo = blocks.missing(mine)
         done = sum(map(len, mine)) - sum(map(len, todo))

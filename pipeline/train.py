@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import logging
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import TrainConfig, paths
 from ..stores import Store, open_store
+from .artifacts.checkpoints import is_intact
 from .artifacts.run_folder import RunFolder
 from .runtime.distributed import init_distributed, ranks_of_environment
 from .runtime.seeds import seed_weights
 from .runtime.signals import collected_signals
 from .training.guards import full_disk_error
 from .training.on_ray import launch
-from .training.session import record_notes, recorded_session, require_no_other_training
+from .training.session import owned, record_notes, recorded_session, restore_settings
 from .training.setup import require_trainable, resolve
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def train_on_ray(config: TrainConfig) -> TrainResult:
     with open_store(config.store, config.store_cache) as store:
         resolved = resolve(config, store)
     run_folder = _run_folder(resolved)
+    restore_settings(run_folder, ranks_of_environment())
     if not _is_finished(resolved, run_folder):
         launch(config, train_rank)
     return _result(run_folder, start)
@@ -71,11 +72,14 @@ def train_rank(config: TrainConfig) -> TrainResult:
     ):
         config = resolve(config, store)
         run_folder, ranks = _run_folder(config), ranks_of_environment()
+        restore_settings(run_folder, ranks)
         if not _is_finished(config, run_folder):
             require_trainable(config, store, run_folder, ranks)
-            _train(config, store, run_folder, signals)
+            with owned(run_folder, config, ranks):
+                _train(config, store, run_folder, signals)
         elif ranks.is_first and (config.notes is not None or config.tag):
-            record_notes(run_folder, config)
+            with owned(run_folder, config, ranks):
+                record_notes(run_folder, config)
         return _result(run_folder, start, bool(signals))
 
 
@@ -89,11 +93,10 @@ def _is_finished(config: TrainConfig, run_folder: RunFolder) -> bool:
     A run that is continued from another store is not finished before its last checkpoint was compared with that store.
     """
     run_folder.require_same_settings(config)
-    require_no_other_training(run_folder, config)
     checkpoints = run_folder.checkpoints()
     if not checkpoints or int(checkpoints[-1].stem) < config.max_train_steps:
         return False
-    if not paths.same(run_folder.read_config().store, config.store) or not zipfile.is_zipfile(checkpoints[-1]):
+    if not paths.same(run_folder.read_config().store, config.store) or not is_intact(checkpoints[-1]):
         return False
     _log_finished(run_folder, int(checkpoints[-1].stem))
     return True
@@ -121,7 +124,6 @@ def _train(config: TrainConfig, store: Store, run_folder: RunFolder, signals: li
         trainer = Trainer(config, store, device, ranks, run_folder)
         trainer.resume()
         if ranks.is_first:
-            require_no_other_training(run_folder, config)
             run_folder.write_config(config)
             record_notes(run_folder, config)
         if trainer.step >= config.max_train_steps:

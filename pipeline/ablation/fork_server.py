@@ -1,8 +1,8 @@
 """A process that has imported what the commands of a run need, and forks one child per command.
 
 Importing takes several seconds of CPU time, a fork milliseconds. A child is a process of its own: it writes to the log
-of its run, inherits the lock of its run, and can fail or be killed without affecting anything else. The end of the
-sweep does not kill a child; the server ends after it.
+of its run, and can fail or be killed without affecting anything else. The end of the sweep does not kill a child; the
+server ends after it.
 
 The server must not use CUDA, which does not survive a fork, so sweeps use it only on machines without a GPU.
 """
@@ -79,13 +79,13 @@ class ForkServer:
         with theirs:
             self._process = subprocess.Popen(command, stdin=null, stdout=null, pass_fds=(theirs.fileno(),))
 
-    def start(self, args: Sequence[str], log: int, lock: int) -> ForkedCommand:
-        """Start `repa-pipe ARGS` with its output in the file `log`; it inherits the lock until it ends."""
+    def start(self, args: Sequence[str], log: int) -> ForkedCommand:
+        """Start `repa-pipe ARGS` with its output in the file `log`."""
         if self._process is not None and self._process.poll() is not None:
             self._stop()
         if self._process is None:
             self._start()
-        socket.send_fds(self._connection, [json.dumps(list(args)).encode()], [log, lock])
+        socket.send_fds(self._connection, [json.dumps(list(args)).encode()], [log])
         answer = self._connection.recv(_MESSAGE)
         if not answer:
             raise ChildProcessError("the process that starts the commands of the sweep ended unexpectedly")
@@ -122,7 +122,7 @@ def serve(descriptor: int, modules: Sequence[str]) -> None:
             importlib.import_module(module)
     with socket.socket(fileno=descriptor) as connection:
         while True:
-            message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE, 2)
+            message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE, 1)
             if not message:
                 return
             pid = os.fork()

@@ -7,7 +7,6 @@ new interpreter for several ranks and on machines with a GPU. Finished stages ar
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import logging
 import shlex
@@ -15,8 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -28,6 +26,7 @@ from ..artifacts.metric_files import curve_file, finished_metrics
 from ..artifacts.run_folder import RunFolder
 from ..artifacts.sample_files import files_of, finished_samples
 from ..runtime.gpu import has_gpu
+from ..runtime.lease import wait_until_free
 from .fork_server import CLI, ForkedCommand, ForkServer
 
 logger = logging.getLogger(__name__)
@@ -106,7 +105,9 @@ class Job:
             return False
         if stage == "train":
             has_steps = int(checkpoints[-1].stem) >= self.train.max_train_steps
-            return has_steps and self.run_folder.read_config().same_result_as(self.train)
+            return (
+                has_steps and self.run_folder.has_config() and self.run_folder.read_config().same_result_as(self.train)
+            )
         if stage == "sample":
             return self._is_sampled(checkpoints[-1])
         wanted = checkpoints if self.every_checkpoint else checkpoints[-1:]
@@ -153,19 +154,20 @@ def run_job(
     stage = STAGES[0]
     run_folder = job.run_folder
     try:
-        with _locked(run_folder) as lock:
-            for stage in STAGES:
-                args = job.command_args(stage)
-                if args is None or job.is_finished(stage):
-                    continue
-                if stage == "train":
-                    write_json(run_folder.machine_file, {"gpus": _gpus_here(job)})
-                logger.info("%s: %s, log in %s", job.name, stage, run_folder.log)
-                forks = server if stage != "train" or job.processes == 1 else None
-                start = functools.partial(_start, forks, _launcher(job, stage), args, lock)
-                error = _call(start, args, run_folder.log, show_output, stop)
-                if error:
-                    return Outcome(job.name, stage, error)
+        run_folder.path.mkdir(parents=True, exist_ok=True)
+        wait_until_free(run_folder.path)  # a command of a killed sweep may still run
+        for stage in STAGES:
+            args = job.command_args(stage)
+            if args is None or job.is_finished(stage):
+                continue
+            if stage == "train":
+                write_json(run_folder.machine_file, {"gpus": _gpus_here(job)})
+            logger.info("%s: %s, log in %s", job.name, stage, run_folder.log)
+            forks = server if stage != "train" or job.processes == 1 else None
+            start = functools.partial(_start, forks, _launcher(job, stage), args)
+            error = _call(start, args, run_folder.log, show_output, stop)
+            if error:
+                return Outcome(job.name, stage, error)
     except (RepaPipeError, OSError) as error:
         return Outcome(job.name, stage, str(error))
     return Outcome(job.name)
@@ -183,11 +185,11 @@ def _launcher(job: Job, stage: str) -> list[str]:
     return [sys.executable, *torchrun, *_CLI]
 
 
-def _start(server: ForkServer | None, launcher: list[str], args: list[str], lock: int, log: int) -> Command:
-    """Start a command that inherits the lock and writes to `log`, file descriptors both."""
+def _start(server: ForkServer | None, launcher: list[str], args: list[str], log: int) -> Command:
+    """Start a command that writes to the file descriptor `log`."""
     if server is not None:
-        return server.start(args, log, lock)
-    return subprocess.Popen(launcher + args, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,))
+        return server.start(args, log)
+    return subprocess.Popen(launcher + args, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def _call(
@@ -234,16 +236,3 @@ def _follow(process: Command, log: Path, start: int, show_output: bool, stop: th
                 if line[:1] not in b" {}\n":
                     logger.info("  %s", line.decode(errors="replace").rstrip())
             file.seek(start)
-
-
-@contextmanager
-def _locked(run_folder: RunFolder) -> Iterator[int]:
-    """Hold the lock of a run. Commands inherit it, so a later sweep waits for commands that outlive a killed sweep."""
-    run_folder.path.mkdir(parents=True, exist_ok=True)
-    with run_folder.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("%s: waiting for a process of an earlier sweep that is still running", run_folder.name)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()

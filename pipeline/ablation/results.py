@@ -37,9 +37,14 @@ class Results:
 def read_results(out: Path) -> Results | None:
     """Read `results.json`, or return None if it does not exist or is damaged."""
     try:
-        return structure(read_json(out / FILE), Results, FILE)
+        return require_results(out)
     except ConfigError:
         return None
+
+
+def require_results(out: Path) -> Results:
+    """Read `results.json`; raise ConfigError if it does not exist or is damaged."""
+    return structure(read_json(out / FILE), Results, str(out / FILE))
 
 
 def write_results(

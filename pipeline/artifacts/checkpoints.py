@@ -9,6 +9,7 @@ Finding one imports no torch, reading one does.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...config import ProbeConfig, SampleConfig, TrainConfig
 from ...converter import structure, unstructure
-from ...errors import CheckpointError, WeightsError
+from ...errors import CheckpointError, DamagedCheckpointError, DamagedWeightsError, WeightsError
+from ...models.checked_zip import find_damage
 from ...models.weight_files import read_weights_file
 from ...stores.files import atomic_write
+from ..runtime.lease import require_held
 from .published import PUBLISHED, Unrecorded, find_published, published_model
 from .run_folder import RunFolder
 from .state_dicts import find_initial_weights
@@ -78,6 +81,7 @@ def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
     """Write a checkpoint atomically and durably; raise CheckpointError when it cannot be written."""
     import torch
 
+    require_held()
     try:
         with atomic_write(path, durable=True) as temporary, temporary.open("wb") as file:
             torch.save(values, file)
@@ -89,13 +93,22 @@ def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of repa-pipe onto the CPU; raise CheckpointError when it is missing, damaged, or another file.
+    """Read a checkpoint of repa-pipe onto the CPU, and compare all of it with its checksums.
 
     Published checkpoints are other files.
+
+    Raises:
+        DamagedCheckpointError: bytes have changed, or a part is missing.
+        CheckpointError: the file is missing, or another one.
     """
     values = _read(path)
     _require_own(values, path)
     return values
+
+
+def is_intact(path: Path) -> bool:
+    """Return whether the bytes of a checkpoint have their checksums; imports no torch, and reads all of the file."""
+    return zipfile.is_zipfile(path) and find_damage(path) is None
 
 
 _OWN_KEYS = {"model", "ema", "steps", "config", "sit", "store"}
@@ -115,6 +128,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         return read_weights_file(path)
+    except DamagedWeightsError as error:
+        raise DamagedCheckpointError(f"{path} cannot be read as a checkpoint ({error})") from error
     except WeightsError as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({error})") from error
 

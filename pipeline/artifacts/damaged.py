@@ -29,7 +29,7 @@ def set_aside(path: Path, problem: object, consequence: str) -> Path:
     names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())
     path.rename(aside)
-    logger.warning("%s; moved to %s: %s", problem, aside, consequence)
+    logger.warning("%s; moved to %s, %s", problem, aside, consequence)
     return aside
 
 

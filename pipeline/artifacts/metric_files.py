@@ -12,8 +12,11 @@ from ...config.paths import place
 from ...config.paths import same as same_path
 from ...converter import read_json, structure, unstructure
 from ...errors import ConfigError, RepaPipeError
+from ...models.checked_zip import zip_digest
 from ...stores.files import last_change, write_json
+from ...stores.layout import SAMPLES_FILE
 from ...stores.upload import ROOT
+from .digests import file_digest
 from .images import holds_statistics, read_npz_header
 from .names import digest_of, with_ending
 from .run_folder import RunFolder
@@ -22,6 +25,7 @@ from .sample_files import IMAGES_ENDING, METRICS_ENDING, SampleFiles, sample_set
 INCEPTION = "inception"  # the detector whose metrics are named without it
 DISTANCES = ("fid", "sfid", "fd")  # metrics that are computed from statistics
 REFERENCE = "reference"  # key of what a detector compared with
+SAMPLES = "samples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class MetricRecord:
     warnings: tuple[str, ...]
     config: EvaluateConfig
     seconds: float = 0.0
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # digests of the files that were read, by role
 
     def split(self, name: str) -> tuple[str, str]:
         """Split the name of a metric: `fd_efficientnet-lite0` → `("fd", "efficientnet-lite0")`.
@@ -169,10 +174,36 @@ def finished_metrics(config: EvaluateConfig) -> MetricRecord | None:
     record = _recorded(path, config)
     if record is None or not Path(config.samples).exists():
         return None
-    inputs = (config.samples, config.reference, *(config.weights_of(name) for name in config.detector))
-    if path.stat().st_mtime_ns < max(last_change(Path(given)) for given in inputs if given):
+    digests = input_digests(config) if record.inputs else {}
+    if any(digests.get(role) != digest for role, digest in record.inputs.items()):
+        return None
+    others = [given for role, given in _inputs(config).items() if role not in digests]
+    if path.stat().st_mtime_ns < max((last_change(given) for given in others), default=0):
         return None
     return record if record.has_inputs or not _inputs_were_guessed(config) else None
+
+
+def input_digests(config: EvaluateConfig) -> dict[str, str]:
+    """Return digests of the files that metrics are computed from, by role.
+
+    Those of folders and of archives other than zip are left out: they are too large to be read for a comparison, which
+    is made with their time instead. A store has the digest of its table of samples.
+    """
+    digests = {}
+    for role, path in _inputs(config).items():
+        table = path / SAMPLES_FILE
+        if table.exists():
+            digests[role] = file_digest(table)
+        elif path.is_file() and (role not in {SAMPLES, REFERENCE} or zip_digest(path)):
+            digests[role] = file_digest(path)
+    return digests
+
+
+def _inputs(config: EvaluateConfig) -> dict[str, Path]:
+    """Return what metrics are computed from: images, reference, and files of weights."""
+    weights = {f"weights of {name}": config.weights_of(name) for name in config.detector}
+    given = {SAMPLES: config.samples, REFERENCE: config.reference} | weights
+    return {role: Path(path) for role, path in given.items() if path}
 
 
 def _inputs_were_guessed(config: EvaluateConfig) -> bool:

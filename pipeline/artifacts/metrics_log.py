@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,18 +15,21 @@ import pyarrow.parquet as pq
 
 from ...errors import ConfigError, first_line
 from ...stores.files import atomic_write_bytes
+from ..runtime.lease import require_held
+from .damaged import set_aside
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 10.0
+_DIGEST = b"repa_pipe.sha256_of_rows"
 
 
 class MetricsLog:
     """The rows of a run. All of them (a few thousand) are kept in memory and written together, atomically."""
 
     def __init__(self, run: RunFolder, start_step: int) -> None:
-        self._path = run.metrics_log
+        self._run = run
         self._written = time.monotonic()
         # rows after the checkpoint that the run resumes from will be logged again
         self._rows = [row for row in _read_or_set_aside(run) if row["step"] <= start_step]
@@ -33,26 +40,37 @@ class MetricsLog:
         if time.monotonic() - self._written > WRITE_EVERY_S:
             self.write()
 
-    def write(self) -> None:
-        """Write all rows."""
+    def write(self, *, with_copy: bool = False) -> None:
+        """Write all rows, with each checkpoint also to the copy."""
         if not self._rows:
             return
         names = dict.fromkeys(name for row in self._rows for name in row)  # a row may have more than the one before
         types = pa.schema([(name, _type_of(name, [row.get(name) for row in self._rows])) for name in names])
+        table = pa.Table.from_pylist(self._rows, types)
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(self._rows, types), sink)
-        atomic_write_bytes(self._path, sink.getvalue().to_pybytes())
+        pq.write_table(table.replace_schema_metadata({_DIGEST: _digest(table.to_pylist())}), sink)
+        require_held()
+        for path in (self._run.metrics_log, *[self._run.metrics_log_copy] * with_copy):
+            atomic_write_bytes(path, sink.getvalue().to_pybytes())
         self._written = time.monotonic()
 
 
 def _read_or_set_aside(run: RunFolder) -> list[dict[str, Any]]:
-    """Read the rows of a run; a file that is no log is renamed, since writing the log would replace it."""
+    """Read the rows of a run; a file that is no log is renamed, and the copy is used, if there is one."""
     try:
         return read_metrics(run)
     except ConfigError as error:
-        aside = run.damaged_metrics_log()
-        run.metrics_log.replace(aside)
-        logger.warning("%s; moved to %s, the log starts again", error, aside)
+        rows = _read_copy(run)
+        kept = f"its copy with the rows up to step {rows[-1]['step']:,} is used" if rows else "the log starts again"
+        set_aside(run.metrics_log, error, kept)
+        return rows
+
+
+def _read_copy(run: RunFolder) -> list[dict[str, Any]]:
+    try:
+        return _read(run.metrics_log_copy)
+    except ConfigError as error:
+        logger.warning("%s", error)
         return []
 
 
@@ -62,21 +80,32 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the file is damaged, or another program's: a log has integers `step` and numbers `loss`.
     """
-    if not run.metrics_log.exists():
+    return _read(run.metrics_log)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
         return []
     try:
-        table = pq.read_table(run.metrics_log)
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(path)
+        is_log, rows = _is_log(table), table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ConfigError(
-            f"{run.metrics_log} cannot be read as a run's log ({first_line(error)}): restore it from a copy"
+            f"{path} cannot be read as a run's log ({first_line(error)}): restore it from a copy"
         ) from error
-    if not _is_log(table):
+    if not is_log:
         raise ConfigError(
-            f"{run.metrics_log} is not a run's log: expected integers step and numbers loss, found "
+            f"{path} is not a run's log: expected integers step and numbers loss, found "
             f"{', '.join(f'{field.name} ({field.type})' for field in table.schema) or 'no columns'}"
         )
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+    recorded = (table.schema.metadata or {}).get(_DIGEST)
+    if recorded not in (None, _digest(rows)):  # None: an earlier version wrote it
+        raise ConfigError(f"{path} cannot be read as a run's log (checksum mismatch): restore it from a copy")
+    return list(rows)
+
+
+def _digest(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest().encode()
 
 
 def _is_log(table: pa.Table) -> bool:

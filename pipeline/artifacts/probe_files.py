@@ -9,6 +9,7 @@ from typing import Any
 from ...config import ProbeConfig
 from ...config.paths import same_settings
 from ...converter import read_json
+from ...errors import ConfigError
 from .names import digest_of, with_ending
 from .run_folder import RunFolder, run_of
 
@@ -27,10 +28,17 @@ def probe_file(out: str | None, settings: Mapping[str, Any], checkpoints: Sequen
     run = run_of(last)
     plain = (run or RunFolder(last.parent)).probes
     names = None if run else {path.name for path in checkpoints}
-    if not plain.exists() or _holds(read_json(plain), settings, names):
+    if not plain.exists() or _may_take(plain, settings, names):
         return plain
     identity = {"settings": settings, "checkpoint": None if run else last.name}
     return with_ending(plain, ".json", f"-{digest_of(identity)}.json")
+
+
+def _may_take(plain: Path, settings: Mapping[str, Any], names: set[str] | None) -> bool:
+    try:
+        return _holds(read_json(plain), settings, names)
+    except ConfigError:
+        return True  # damaged: it will be set aside
 
 
 def _holds(values: Mapping[str, Any], settings: Mapping[str, Any], names: set[str] | None) -> bool:

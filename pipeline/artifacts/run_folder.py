@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...config import TrainConfig
 from ...converter import read_json
 from ...errors import CheckpointError, ConfigError
-from ...stores.files import write_json
+from ...stores.files import remove_leftovers, write_json
 from ...stores.layout import latents_group
 from ...stores.model_names import canonical_name
 
@@ -47,10 +46,10 @@ class RunFolder:
         """`metrics.parquet`: one row per `--log-steps` steps."""
         return self.path / "metrics.parquet"
 
-    def damaged_metrics_log(self) -> Path:
-        """`metrics.parquet.damaged-1`, …: a file in place of the log that could not be read; the first unused name."""
-        names = (self.path / f"{self.metrics_log.name}.damaged-{number}" for number in itertools.count(1))
-        return next(path for path in names if not path.exists())
+    @property
+    def metrics_log_copy(self) -> Path:
+        """`metrics.parquet.copy`: the log up to the last checkpoint, used if the log is damaged."""
+        return self.path / "metrics.parquet.copy"
 
     @property
     def samples(self) -> Path:
@@ -76,11 +75,6 @@ class RunFolder:
     def log(self) -> Path:
         """`log.txt`: output of a sweep's commands."""
         return self.path / "log.txt"
-
-    @property
-    def lock(self) -> Path:
-        """`.lock`: held while a sweep works on the run."""
-        return self.path / ".lock"
 
     @property
     def tensorboard(self) -> Path:
@@ -141,9 +135,22 @@ class RunFolder:
             if not milestone_steps or int(path.stem) % milestone_steps:
                 path.unlink()
 
+    def remove_leftovers(self) -> None:
+        """Delete the temporary files of killed trainings; the caller holds the lease of the folder."""
+        for name in ("train.json", "run.json", "metrics.parquet*", "nan-*", "profile-*", "checkpoints/*"):
+            remove_leftovers(self.path, name)
+
     def read_config(self) -> TrainConfig:
         """Read the settings of the run; raise ConfigError when the file is missing, damaged or from another version."""
         return TrainConfig.from_json(read_json(self.config_file), str(self.config_file))
+
+    def has_config(self) -> bool:
+        """Return whether the settings can be read."""
+        try:
+            self.read_config()
+        except ConfigError:
+            return False
+        return True
 
     def write_config(self, config: TrainConfig) -> None:
         """Record the settings of the run."""

@@ -19,6 +19,7 @@ from ...errors import ConfigError
 from ...stores.files import write_json
 from ...stores.model_names import canonical_name
 from ..runtime.seeds import STREAMS_VERSION
+from .digests import file_digest
 from .names import digest_of, with_ending
 from .run_folder import RunFolder, run_of
 
@@ -132,12 +133,16 @@ def files_of(config: SampleConfig, checkpoint: Path) -> SampleFiles:
     plain = SampleFiles(
         (run or RunFolder(Path())).samples / f"{checkpoint.stem}-{settings_name(config)}{IMAGES_ENDING}"
     )
-    if _may_take(plain, settings, is_step=run is not None and checkpoint.stem.isdigit()):
+    if _may_take(plain, settings, checkpoint, is_step=run is not None and checkpoint.stem.isdigit()):
         return plain
-    return SampleFiles(with_ending(plain.npz, IMAGES_ENDING, f"-{digest_of(settings)}{IMAGES_ENDING}"))
+    named = [
+        SampleFiles(with_ending(plain.npz, IMAGES_ENDING, f"-{digest_of(each)}{IMAGES_ENDING}"))
+        for each in (settings, settings | {"checkpoint": _identity_before_digests(checkpoint)})
+    ]
+    return named[1] if named[1].recorded_settings() is not None else named[0]
 
 
-def _may_take(files: SampleFiles, settings: dict[str, Any], is_step: bool) -> bool:
+def _may_take(files: SampleFiles, settings: dict[str, Any], checkpoint: Path, is_step: bool) -> bool:
     """Return whether images with these settings may have a name without a digest: it is free, or is theirs.
 
     In a run folder (`is_step`), a step has one checkpoint: images of one that was written again replace the old ones.
@@ -145,8 +150,17 @@ def _may_take(files: SampleFiles, settings: dict[str, Any], is_step: bool) -> bo
     recorded = files.recorded_settings()
     if recorded is None:
         return True
-    ignored = {"checkpoint": None} if is_step else {}
-    return canonical_settings(recorded) | ignored == settings | ignored
+    if is_step:
+        return canonical_settings(recorded) | {"checkpoint": None} == settings | {"checkpoint": None}
+    return are_same_settings(recorded, settings, checkpoint)
+
+
+def are_same_settings(recorded: Mapping[str, Any], settings: dict[str, Any], checkpoint: Path) -> bool:
+    """Return whether settings, recorded by this version or an earlier one, are those of `sample_settings`."""
+    found = canonical_settings(recorded)
+    if found.get("checkpoint") == _identity_before_digests(checkpoint):
+        found |= {"checkpoint": settings["checkpoint"]}
+    return found == settings
 
 
 def canonical_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,10 +199,15 @@ def settings_name(config: SampleConfig) -> str:
 
 
 def sample_settings(config: SampleConfig, checkpoint: Path) -> dict[str, Any]:
-    """Return all values that determine the images; a checkpoint file that was rewritten counts as another one."""
+    """Return all values that determine the images; a checkpoint is known by its content, wherever it is."""
+    digest = {"digest": file_digest(checkpoint)}
+    return canonical_settings(config.result_settings()) | {"checkpoint": digest, "random_streams": STREAMS_VERSION}
+
+
+def _identity_before_digests(checkpoint: Path) -> dict[str, Any]:
+    """Return what versions that recorded no digest recorded of a checkpoint."""
     stat = checkpoint.stat()
-    file = {"path": str(checkpoint.resolve()), "bytes": stat.st_size, "written": stat.st_mtime_ns}
-    return canonical_settings(config.result_settings()) | {"checkpoint": file, "random_streams": STREAMS_VERSION}
+    return {"path": str(checkpoint.resolve()), "bytes": stat.st_size, "written": stat.st_mtime_ns}
 
 
 def finished_samples(config: SampleConfig) -> SampleResult | None:
@@ -204,7 +223,7 @@ def finished_samples(config: SampleConfig) -> SampleResult | None:
     if not (files.npz.exists() and files.record.exists()):
         return None
     values = read_json(files.record)
-    if canonical_settings(values.get("settings") or {}) != sample_settings(config, checkpoint):
+    if not are_same_settings(values.get("settings") or {}, sample_settings(config, checkpoint), checkpoint):
         return None
     recorded = {item.name: values.get(item.name) for item in fields(SampleResult)}
     return structure(recorded, SampleResult, str(files.record))

@@ -59,6 +59,17 @@ class DistributedContext:
         distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return bool(found)
 
+    def from_first(self, value: int, device: torch.device) -> int:
+        """Return the value of the first rank, on every rank; waits for it."""
+        if self.world_size == 1:
+            return value
+        import torch
+        from torch import distributed
+
+        sent = torch.tensor(value, device=device)
+        distributed.broadcast(sent, 0)
+        return int(sent)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:

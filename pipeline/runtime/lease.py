@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -115,6 +115,19 @@ def require_held() -> None:
         _end_if_lost(held)
 
 
+def wait_until_free(folder: Path) -> None:
+    """Wait until no process holds a lease in a folder or below it; a warning names the process that does."""
+    is_first = True
+    while True:
+        try:
+            _require_dead(_read(folder.rglob(".*lease-*")), folder)
+            return
+        except BusyError as error:
+            logger.log(logging.WARNING if is_first else logging.DEBUG, "waiting: %s", error)
+            is_first = False
+            time.sleep(POLL_S)
+
+
 @dataclass(frozen=True, slots=True)
 class _Lease:
     path: Path
@@ -183,12 +196,16 @@ def _create(held: _Lease) -> bool:
 
 
 def _list(folder: Path, prefix: str) -> dict[Path, bytes]:
-    """Return the leases in a folder and their contents."""
+    """Return the leases of one name in a folder, and their contents."""
+    names = (path.name for path in folder.iterdir() if path.name.startswith(prefix))
+    return _read(folder / name for name in names if name.removeprefix(prefix).isdecimal())
+
+
+def _read(paths: Iterable[Path]) -> dict[Path, bytes]:
     found = {}
-    for path in folder.iterdir():
-        if path.name.startswith(prefix) and path.name.removeprefix(prefix).isdecimal():
-            with suppress(FileNotFoundError):  # deleted since it was listed
-                found[path] = path.read_bytes()
+    for path in paths:
+        with suppress(FileNotFoundError):  # deleted since it was listed
+            found[path] = path.read_bytes()
     return found
 
 

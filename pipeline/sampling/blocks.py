@@ -19,7 +19,7 @@ from ...converter import read_json
 from ...errors import ConfigError, NonFiniteError
 from ...stores.files import atomic_write, write_json
 from ..artifacts.images import Block, save_grid, write_npz
-from ..artifacts.sample_files import GRID_COLUMNS, GRID_IMAGES, SampleFiles, canonical_settings
+from ..artifacts.sample_files import GRID_COLUMNS, GRID_IMAGES, SampleFiles, are_same_settings
 from .sampler import Sampler
 
 
@@ -30,13 +30,13 @@ class SampleBlocks:
         ConfigError: the folder holds blocks that were generated with other settings.
     """
 
-    def __init__(self, config: SampleConfig, settings: dict[str, Any], files: SampleFiles) -> None:
+    def __init__(self, config: SampleConfig, settings: dict[str, Any], files: SampleFiles, checkpoint: Path) -> None:
         self._files, self.folder = files, files.blocks
         self.folder.mkdir(parents=True, exist_ok=True)
         size = config.per_proc_batch_size
         wanted = settings | {"per_proc_batch_size": size}
         path = files.settings_of_blocks
-        if any(self.folder.glob("*.npy")) and canonical_settings(read_json(path)) != wanted:
+        if any(self.folder.glob("*.npy")) and not are_same_settings(read_json(path), wanted, checkpoint):
             raise ConfigError(
                 f"{self.folder} holds blocks generated with other settings: use the same settings to resume, choose "
                 "another --out, or delete the folder"

@@ -18,6 +18,7 @@ from ...stores import Store, open_store
 from ...stores.files import atomic_write_bytes, write_json
 from ...stores.layout import LABEL
 from ...stores.selection import digest_of_rows
+from ..runtime.lease import lease
 from ..runtime.progress import progress
 from .import_repa import IMAGES, LABELS, MOMENTS
 
@@ -50,11 +51,13 @@ def export(store_path: str, out: str, layout: str, groups: Sequence[str], source
         rows = store.valid_indices(chosen)
         if layout == "repa":
             _require_one_vae(store, chosen)
-        _claim(Path(out), _content(store, layout, chosen, rows))
-        if layout == "repa":
-            _export_repa(store, Path(out), chosen, rows, source)
-        else:
-            _export_safetensors(store, Path(out), chosen, rows)
+        place = Path(out).resolve()
+        with lease(place.parent, place.name):
+            _claim(Path(out), _content(store, layout, chosen, rows))
+            if layout == "repa":
+                _export_repa(store, Path(out), chosen, rows, source)
+            else:
+                _export_safetensors(store, Path(out), chosen, rows)
     return f"{out}: {len(rows):,} samples of {', '.join(chosen)}"
 
 

@@ -98,8 +98,8 @@ class TrainingMonitor:
         self._tracker.log_image(step, image)
 
     def write(self) -> None:
-        """Write the rows to disk."""
-        self._log.write()
+        """Write the rows to disk, with a copy for the checkpoint that is about to be written."""
+        self._log.write(with_copy=True)
 
     def close(self) -> None:
         """Write the rows to disk and close the tracker."""

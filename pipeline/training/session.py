@@ -12,16 +12,56 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...config import TrainConfig
-from ...errors import ConfigError, first_line
+from ...errors import first_line
+from ..artifacts.damaged import read_or_set_aside
+from ..artifacts.recovery import restore_config
 from ..artifacts.run_folder import RunFolder
 from ..artifacts.run_record import RunRecord, Session, State, read_run_record, time_text, write_run_record
 from ..runtime.distributed import DistributedContext
+from ..runtime.lease import lease
 from ..runtime.machine import cpu_model, cuda_version, git_state, relevant_cpu_flags, software_versions
 
 if TYPE_CHECKING:
     import torch
 
 UPDATE_EVERY_S = 10.0
+RESTORE_WAIT_S = 60
+
+
+@contextmanager
+def owned(run: RunFolder, config: TrainConfig, ranks: DistributedContext) -> Iterator[None]:
+    """Own the run folder until the block ends: the first rank holds its lease. Others wait for it where they join it.
+
+    Raises:
+        BusyError: another process is training in the folder.
+        ConfigError: another one, which has just ended, trained with other settings.
+    """
+    if not ranks.is_first:
+        yield
+        return
+    with lease(run.path):
+        run.remove_leftovers()
+        run.require_same_settings(config)
+        yield
+
+
+def restore_settings(run: RunFolder, ranks: DistributedContext) -> None:
+    """Restore the recorded settings of a run on the first rank, if they are damaged; others wait for it.
+
+    Raises:
+        BusyError: another process is training in the folder.
+        ConfigError: they cannot be restored.
+    """
+    if not run.checkpoints() or run.has_config():
+        return
+    if ranks.is_first:
+        with lease(run.path):
+            restore_config(run)
+        return
+    for _ in range(RESTORE_WAIT_S):
+        time.sleep(1)
+        if run.has_config():
+            return
 
 
 class SessionRecorder:
@@ -29,7 +69,7 @@ class SessionRecorder:
 
     def __init__(self, run: RunFolder, session: Session) -> None:
         self._run, self._session = run, session
-        record = read_run_record(run) or _new_record(run)
+        record = _read_record(run)
         ended = [replace(each, state="killed") if each.state == "running" else each for each in record.sessions]
         self._record = replace(record, sessions=tuple(ended))
         self.step = session.start_step  # the last step taken
@@ -53,23 +93,15 @@ class SessionRecorder:
 
 def record_notes(run: RunFolder, config: TrainConfig) -> None:
     """Write `--notes` and `--tag`, if given, to the record of a run."""
-    record = read_run_record(run) or _new_record(run)
+    record = _read_record(run)
     notes = record.notes if config.notes is None else config.notes
     write_run_record(run, replace(record, notes=notes, tags=config.tag or record.tags))
 
 
-def require_no_other_training(run: RunFolder, config: TrainConfig) -> None:
-    """Raise ConfigError if a training with other settings is running in the folder, even without a checkpoint yet."""
-    record = read_run_record(run)
-    last = record.sessions[-1] if record and record.sessions else None
-    if last is None or last.shown_state() != "running" or not run.config_file.exists():
-        return
-    different = run.differences(config)
-    if different:
-        raise ConfigError(
-            f"process {last.pid} on {last.host} is training in {run.path} with other settings "
-            f"({'; '.join(different)}): use another --exp-name"
-        )
+def _read_record(run: RunFolder) -> RunRecord:
+    """Return the record of a run, or a new one if there is none or if it is damaged."""
+    lost = "its notes, tags and sessions are lost"
+    return read_or_set_aside(run.record_file, lambda: read_run_record(run), lost) or _new_record(run)
 
 
 def _new_record(run: RunFolder) -> RunRecord:

@@ -18,7 +18,6 @@ from ...stores import Batch, Store
 from ..artifacts.checkpoints import (
     StoreMetadata,
     TrainedModel,
-    load_checkpoint,
     load_initial_weights,
     save_checkpoint,
 )
@@ -41,6 +40,7 @@ from .parallel import (
 )
 from .prefetch import prefetch_to_device
 from .profiling import StepProfiler
+from .resuming import load_same_checkpoint
 from .schedule import learning_rate
 from .session import SessionRecorder
 from .setup import build_model, open_dataset, store_metadata
@@ -94,15 +94,14 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Load the last checkpoint, or else --init-from; raise CheckpointError when it does not fit."""
-        checkpoints = self.run_folder.checkpoints()
-        if not checkpoints:
+        """Load the last good checkpoint, or else --init-from; raise CheckpointError when it does not fit."""
+        found = load_same_checkpoint(self.run_folder, self.ranks, self.device)
+        if found is None:
             if self.config.init_from:
                 weights = load_initial_weights(self.config.init_from, self.model.config.num_classes)
                 self._load(weights, weights)
             return
-        path = checkpoints[-1]
-        values = load_checkpoint(path)
+        path, values = found
         StoreMetadata.from_json(values["store"], f"{path}: store").require_same(self.metadata, path)
         self._load(values["model"], values["ema"])
         self.optimizer.load_state_dict(shard_optimizer_state_dict(values["opt"], self.optimizer))

@@ -173,11 +173,58 @@ def test_a_partially_written_checkpoint_is_ignored(config_of):
     assert train.run(config_of()).step == 6
 
 
-def test_the_error_names_a_damaged_checkpoint(config_of):
+def damage(path):
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_resumes_from_the_one_before(
+    config_of, caplog, weights_of, assert_same_weights
+):
     result = train.run(config_of())
-    Path(result.checkpoint).write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"0000006.pt cannot be read as a checkpoint"):
-        train.run(config_of())
+    expected = weights_of(result)
+    damage(Path(result.checkpoint))
+    resumed = train.run(config_of())
+    assert resumed.step == 6
+    assert_same_weights(weights_of(resumed), expected)
+    assert Path(f"{result.checkpoint}.damaged-1").exists()
+    assert "0000006.pt.damaged-1, steps 4 to 6 are lost: resuming from 0000003.pt" in caplog.text
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_again(config_of):
+    result = train.run(config_of(max_train_steps=3))
+    damage(Path(result.checkpoint))
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"0000003\.pt cannot be read .* there is no earlier checkpoint in"):
+            train.run(config_of())
+
+
+@pytest.mark.parametrize("content", ["{", None])
+def test_settings_that_cannot_be_read_are_restored_from_the_last_checkpoint(config_of, caplog, content):
+    run = RunFolder(Path(train.run(config_of(max_train_steps=3)).run))
+    settings = run.config_file.read_bytes()
+    run.config_file.unlink()
+    if content:
+        run.config_file.write_text(content)
+    with pytest.raises(ConfigError, match="--seed: recorded 0, requested 1"):
+        train.run(config_of(seed=1))
+    assert run.config_file.read_bytes() == settings
+    assert "the settings are restored from 0000003.pt" in caplog.text
+    assert (run.path / "train.json.damaged-1").exists() == bool(content)
+
+
+def test_files_that_killed_trainings_left_are_deleted_and_others_are_not(config_of):
+    run = RunFolder(Path(train.run(config_of(max_train_steps=1)).run))
+    run.samples.mkdir()
+    names = ("train.json", "run.json", "metrics.parquet", "metrics.parquet.copy", "checkpoints/0000009.pt")
+    left = [run.path / f"{name}.tmp-another-host-1-abc" for name in names]
+    others = [run.path / f"{name}.tmp-another-host-1-abc" for name in ("probe.json", "samples/a.npz")]
+    for path in (*left, *others):
+        path.touch()
+    train.run(config_of(max_train_steps=2))
+    assert [path for path in (*left, *others) if path.exists()] == others
 
 
 def test_only_the_last_checkpoints_are_kept(config_of):

@@ -64,9 +64,34 @@ def test_columns_of_another_version_are_kept(run):
     assert [(row["step"], row["remark"]) for row in read_metrics(run)] == [(1, "text"), (2, None)]
 
 
-def test_a_run_resumes_without_its_log(config_of, caplog):
+@pytest.mark.parametrize(
+    ("lost", "steps", "words"),
+    [
+        (("metrics.parquet",), [2, 4], "metrics.parquet.damaged-1, its copy with the rows up to step 2 is used"),
+        (("metrics.parquet", "metrics.parquet.copy"), [4], "metrics.parquet.damaged-1, the log starts again"),
+    ],
+)
+def test_a_run_resumes_with_the_copy_of_its_log_or_without_one(config_of, caplog, lost, steps, words):
     run = RunFolder(Path(train.run(config_of(max_train_steps=2)).run))
-    run.metrics_log.write_bytes(b"")
+    for name in lost:
+        (run.path / name).write_bytes(b"")
     assert train.run(config_of(max_train_steps=4)).step == 4
-    assert [row["step"] for row in read_metrics(run)] == [4]
-    assert "the log starts again" in caplog.text
+    assert [row["step"] for row in read_metrics(run)] == steps
+    assert words in caplog.text
+
+
+def test_every_changed_byte_is_refused_or_changes_nothing(run):
+    log = MetricsLog(run, 0)
+    for step in range(1, 100):
+        log.add({"step": step, "loss": 1 / step})
+    log.write()
+    rows, content, refused = read_metrics(run), run.metrics_log.read_bytes(), 0
+    for position in range(0, len(content), 3):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        run.metrics_log.write_bytes(changed)
+        try:
+            assert read_metrics(run) == rows
+        except ConfigError:
+            refused += 1
+    assert refused > len(content) / 3 / 3

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from repa_pipe.config import SampleConfig
+from repa_pipe.pipeline.artifacts.names import digest_of
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.artifacts.sample_files import (
     SampleFiles,
@@ -69,16 +70,59 @@ def test_unfinished_images_of_another_checkpoint_are_left_alone():
 def test_images_of_a_checkpoint_that_was_written_again_elsewhere_are_kept():
     checkpoint = checkpoint_at("a/last.pt")
     first = generate(checkpoint)
+    checkpoint.write_bytes(b"another")
     os.utime(checkpoint, (1, 1))
     second = generate(checkpoint)
     assert first.npz != second.npz
     assert first.npz.exists()
 
 
+def test_images_of_a_checkpoint_that_was_copied_or_touched_are_found():
+    checkpoint = checkpoint_at("a/last.pt")
+    files = generate(checkpoint)
+    os.utime(checkpoint, (1, 1))
+    copy = Path("b/last.pt")
+    copy.parent.mkdir()
+    copy.write_bytes(checkpoint.read_bytes())
+    for path in (checkpoint, copy):
+        assert files_of(SampleConfig(checkpoint=str(path)), path) == files
+        assert finished_samples(SampleConfig(checkpoint=str(path))) is not None
+
+
+def record_as_before_digests(files, checkpoint):
+    """Change a record to that of a version that recorded path, size and time of the checkpoint."""
+    record = json.loads(files.record.read_text())
+    stat = checkpoint.stat()
+    record["settings"]["checkpoint"] = {
+        "path": str(checkpoint.resolve()),
+        "bytes": stat.st_size,
+        "written": stat.st_mtime_ns,
+    }
+    files.record.write_text(json.dumps(record))
+    return record["settings"]
+
+
+def test_images_recorded_without_a_digest_are_found_until_the_checkpoint_changes():
+    first, second = checkpoint_at("a/last.pt"), checkpoint_at("b/last.pt")
+    plain, other = generate(first), generate(second)
+    record_as_before_digests(plain, first)
+    settings = record_as_before_digests(other, second)
+    old = SampleFiles(other.npz.with_name(f"{PLAIN}-{digest_of(settings)}.npz"))
+    other.npz.rename(old.npz)
+    other.record.rename(old.record)
+    for checkpoint, files in ((first, plain), (second, old)):
+        config = SampleConfig(checkpoint=str(checkpoint))
+        assert files_of(config, checkpoint) == files
+        assert finished_samples(config) is not None
+        os.utime(checkpoint, (1, 1))
+        assert finished_samples(config) is None
+
+
 def test_in_a_run_folder_a_step_that_was_written_again_replaces_its_images():
     checkpoint = checkpoint_at(RunFolder(Path("exps/run")).checkpoint(4))
     first = generate(checkpoint)
-    os.utime(checkpoint, (1, 1))
+    checkpoint.write_bytes(b"another")
+    assert finished_samples(SampleConfig(checkpoint=str(checkpoint))) is None
     assert generate(checkpoint) == first
     assert first.npz == Path("exps/run/samples/0000004-ode50-cfg1.5-seed0-50000.npz")
     assert sample_sets(RunFolder(Path("exps/run"))) == [first]

@@ -37,7 +37,8 @@ import sys, time
 from pathlib import Path
 from repa_pipe.errors import BusyError
 from repa_pipe.pipeline.runtime.lease import lease
-folder, inside, rounds, until = Path(sys.argv[1]), Path(sys.argv[1]) / "inside", 0, time.monotonic() + float(sys.argv[2])
+folder, inside, rounds = Path(sys.argv[1]), Path(sys.argv[1]) / "inside", 0
+until = time.monotonic() + float(sys.argv[2])
 while time.monotonic() < until:
     try:
         with lease(folder):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from repa_pipe.errors import ConfigError
+from repa_pipe.errors import BusyError, ConfigError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.artifacts.run_record import read_run_record, write_run_record
@@ -45,22 +45,41 @@ def test_a_finished_run_gets_no_session_but_new_notes(config_of):
     assert (record.notes, record.tags, len(record.sessions)) == ("finished", ("a",), 1)
 
 
-def test_two_trainings_with_other_settings_do_not_share_a_run_folder(config_of, monkeypatch):
-    first, second = config_of(checkpointing_steps=1000), config_of(seed=1, checkpointing_steps=1000)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_second_training_in_a_run_folder_is_refused_by_the_name_of_the_first(config_of, monkeypatch, seed):
+    first, second = config_of(checkpointing_steps=1000), config_of(seed=seed, checkpointing_steps=1000)
     refused = []
     forward = Objective.forward
 
     def start_the_second_meanwhile(self, *args):
         if not refused:
-            with pytest.raises(ConfigError, match=r"is training in .*run with other settings \(--seed: .* requested 1"):
+            with pytest.raises(BusyError, match=rf"run is in use by process {os.getpid()} on {socket.gethostname()} "):
                 train.run(second)
-            refused.append(read_run_record(RunFolder(Path(first.output_dir) / first.exp_name)))
+            refused.append(record_of(first))
         return forward(self, *args)
 
     monkeypatch.setattr(Objective, "forward", start_the_second_meanwhile)
     assert train.run(first).step == 6
     assert refused[0].sessions[-1].shown_state() == "running"
     assert RunFolder(Path(first.output_dir) / first.exp_name).read_config().seed == 0
+
+
+def test_a_training_that_waited_for_one_with_other_settings_does_not_resume_from_it(config_of, monkeypatch):
+    trained = RunFolder(Path(train.run(config_of(max_train_steps=1)).run))
+    monkeypatch.setattr(train, "_is_finished", lambda config, run: False)  # looked before the first checkpoint
+    with pytest.raises(ConfigError, match="--seed: recorded 0, requested 1"):
+        train.run(config_of(seed=1))
+    assert trained.read_config().seed == 0
+    assert not list(trained.path.glob(".lease*"))
+
+
+def test_a_damaged_record_is_set_aside(config_of, caplog):
+    run = RunFolder(Path(train.run(config_of(max_train_steps=1, notes="first")).run))
+    run.record_file.write_text("{")
+    train.run(config_of(max_train_steps=2))
+    assert [each.start_step for each in record_of(config_of()).sessions] == [1]
+    assert (run.path / "run.json.damaged-1").read_text() == "{"
+    assert "run.json.damaged-1, its notes, tags and sessions are lost" in caplog.text
 
 
 def test_the_repository_of_the_current_folder_is_recorded(config_of, tmp_path, monkeypatch):
