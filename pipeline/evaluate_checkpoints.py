@@ -15,6 +15,7 @@ from typing import Any
 
 from ..config import EvaluateConfig, SampleConfig
 from ..converter import read_json
+from ..errors import CheckpointError, DamagedCheckpointError
 from ..stores.files import write_json
 from . import evaluate, sample
 from .artifacts.damaged import read_or_set_aside
@@ -48,7 +49,7 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
         One row per checkpoint, and the files that hold the curve.
 
     Raises:
-        CheckpointError: the run has no checkpoint.
+        CheckpointError: the run has no checkpoint that can be read.
         RepaPipeError: sampling or evaluation raised it.
     """
     run_folder = RunFolder(Path(sampling.checkpoint))
@@ -67,7 +68,11 @@ def _evaluate_all(
     recorded = (read_or_set_aside(out, lambda: read_json(out), "the curve is written again") or {}).get("rows", [])
     for number, checkpoint in enumerate(checkpoints, start=1):
         logger.info("checkpoint %d of %d: %s", number, len(checkpoints), checkpoint.name)
-        made = sample.run(dataclasses.replace(sampling, checkpoint=str(checkpoint), out=None))
+        try:
+            made = sample.run(dataclasses.replace(sampling, checkpoint=str(checkpoint), out=None))
+        except DamagedCheckpointError as error:
+            logger.warning("%s; it is left out", error)
+            continue
         found = _evaluate(dataclasses.replace(evaluation, samples=made.npz, out=None))
         result = dataclasses.replace(result, reference=found.reference_text())
         rows.append(
@@ -83,6 +88,8 @@ def _evaluate_all(
         )
         if rows != recorded[: len(rows)]:
             _write(result, sampling, evaluation)
+    if not rows:
+        raise CheckpointError(f"all checkpoints in {checkpoints[0].parent} are damaged: restore them from a copy")
     logger.info("images compared with %s", result.reference)
     if rows != recorded or not page.exists():
         _write(result, sampling, evaluation)

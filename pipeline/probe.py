@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config import ProbeConfig
 from ..converter import read_json
-from ..errors import StoreError
+from ..errors import DamagedCheckpointError, StoreError
 from ..stores import Store, open_store
 from ..stores.files import atomic_write, write_json
 from ..stores.layout import features_group, latents_group
@@ -114,7 +114,13 @@ def _probe(  # noqa: PLR0917 - called once
     target = {encoder: images.of_encoder(encoder).to(device) for encoder in settings["encoder"]}
     result.encoders.update({encoder: accuracy(features, images) for encoder, features in target.items()})
     for name, checkpoint in todo.items():
-        trained = load_model(checkpoint, config.ema, unrecorded(config))
+        try:
+            trained = load_model(checkpoint, config.ema, unrecorded(config))
+        except DamagedCheckpointError as error:
+            if len(todo) == 1:
+                raise
+            logger.warning("%s; it is left out", error)
+            continue
         trained.model.to(device)
         result.rows.extend(probe_checkpoint(name, trained, images, target, config.time))
         _write(result, settings, title)

@@ -93,7 +93,7 @@ def lease(folder: Path, name: str = "") -> Iterator[None]:
         BusyError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    held = _acquire(folder, f".{name}.lease-" if name else ".lease-")
+    held = _acquire(folder, name)
     stopped = threading.Event()
     beats = threading.Thread(target=_beat, args=(held, stopped), name=f"lease of {folder}", daemon=True)
     _held.add(held)
@@ -164,10 +164,11 @@ def _end_if_lost(held: _Lease) -> None:
     os._exit(EXIT_CODE)
 
 
-def _acquire(folder: Path, prefix: str) -> _Lease:
+def _acquire(folder: Path, name: str) -> _Lease:
+    prefix = f".{name}.lease-" if name else ".lease-"
     while True:
         found = _list(folder, prefix)
-        _require_dead(found, folder)
+        _require_dead(found, folder / name)
         number = 1 + max((int(path.name.removeprefix(prefix)) for path in found), default=0)
         held = _Lease(folder / f"{prefix}{number}", json.dumps(unstructure(_this_process())).encode())
         if not _create(held):
@@ -209,24 +210,24 @@ def _read(paths: Iterable[Path]) -> dict[Path, bytes]:
     return found
 
 
-def _require_dead(found: Mapping[Path, bytes], folder: Path) -> None:
+def _require_dead(found: Mapping[Path, bytes], place: Path) -> None:
     """Raise BusyError if a holder lives. Wait for as long as it takes to know about one of another machine."""
     watched = {}
     for path, content in found.items():
         holder = _parse(content)
         is_dead = holder.is_dead_here() if holder else None
         if is_dead is False:
-            raise _busy(folder, holder)
+            raise _busy(place, holder)
         if is_dead is None:
             watched[path] = content
     if watched:
-        _watch(watched, folder)
+        _watch(watched, place)
 
 
-def _watch(watched: Mapping[Path, bytes], folder: Path) -> None:
+def _watch(watched: Mapping[Path, bytes], place: Path) -> None:
     """Return once nobody has touched the leases for half a minute, or one has changed: then all are read again."""
     described = " and ".join(str(_parse(content) or "an unknown process") for content in watched.values())
-    logger.info("%s was left by %s, or is in use: waiting up to %g s", folder, described, POLL_S * SILENT_POLLS)
+    logger.info("%s was left by %s, or is in use: waiting up to %g s", place, described, POLL_S * SILENT_POLLS)
     first = {path: _touched(path) for path in watched}
     for _ in range(SILENT_POLLS):
         time.sleep(POLL_S)
@@ -234,7 +235,7 @@ def _watch(watched: Mapping[Path, bytes], folder: Path) -> None:
             with suppress(FileNotFoundError):
                 if path.read_bytes() == content:
                     if _touched(path) != first[path]:
-                        raise _busy(folder, _parse(content))
+                        raise _busy(place, _parse(content))
                     continue
             return
 
@@ -248,9 +249,9 @@ def _touched(path: Path) -> int | None:
         return None
 
 
-def _busy(folder: Path, holder: Holder | None) -> BusyError:
+def _busy(place: Path, holder: Holder | None) -> BusyError:
     return BusyError(
-        f"{folder} is in use by {holder or 'an unknown process'}: wait until it has ended, or end it, and re-run this "
+        f"{place} is in use by {holder or 'an unknown process'}: wait until it has ended, or end it, and re-run this "
         "command"
     )
 

@@ -1,5 +1,6 @@
 """Sweeps of small real runs: finished work is skipped, failures are isolated, killed sweeps resume."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,12 +16,13 @@ import pytest
 
 from repa_pipe import cli
 from repa_pipe.config import AblateConfig
-from repa_pipe.errors import ConfigError, RepaPipeError, StoreError
+from repa_pipe.errors import BusyError, ConfigError, RepaPipeError, StoreError
 from repa_pipe.metrics import Features
 from repa_pipe.pipeline import ablate
 from repa_pipe.pipeline.ablation import job
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.evaluation import comparison
+from repa_pipe.pipeline.runtime.lease import lease
 
 TRAIN = """
 [train]
@@ -193,18 +195,43 @@ def test_missing_groups_are_an_error_before_any_run_starts(config_of, calls, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_waits_for_processes_of_an_earlier_one(tmp_path, caplog):
+def test_a_sweep_waits_for_commands_of_an_earlier_one(config_of, calls, tmp_path, caplog):
+    config = config_of(f"{TRAIN}[grid]\nseed = [0]\n")
     script = (
-        "import sys, time; from pathlib import Path; from repa_pipe.pipeline.ablation.job import RunFolder, _locked\n"
-        "with _locked(RunFolder(Path(sys.argv[1]))): print('held', flush=True); time.sleep(2)"
+        "import sys, time; from pathlib import Path; from repa_pipe.pipeline.runtime.lease import lease\n"
+        "with lease(Path(sys.argv[1]), 'a'): print('held', flush=True); time.sleep(2)"
     )
-    other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run")], stdout=subprocess.PIPE)
+    folder = tmp_path / "out" / "seed=0" / "samples"
+    other = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE)
     with other:
         other.stdout.readline()
-        start = time.monotonic()
-        with job._locked(RunFolder(tmp_path / "run")):
-            assert time.monotonic() - start > 1
-    assert "run: waiting for a process of an earlier sweep that is still running" in caplog.text
+        ablate.run(config)
+        assert other.poll() == 0
+    waiting = [record for record in caplog.records if record.levelname == "WARNING" and "waiting" in record.message]
+    assert len(waiting) == 1
+    assert f"{folder.parent} is in use by process {other.pid} on " in waiting[0].message
+
+
+def test_a_second_sweep_is_refused_by_the_name_of_the_first(config_of, calls, tmp_path):
+    config = config_of(f"{TRAIN}[grid]\nseed = [0, 1]\n")
+    with lease(tmp_path / "out"):
+        with pytest.raises(BusyError, match=f"out is in use by process {os.getpid()} on "):
+            ablate.run(config)
+        assert calls == []
+        ablate.run(dataclasses.replace(config, part="0/2"))  # parts do not exclude each other
+        with lease(tmp_path / "out", "part-1-of-2"), pytest.raises(BusyError):
+            ablate.run(dataclasses.replace(config, part="1/2"))
+    assert not list((tmp_path / "out").glob(".*lease*"))
+
+
+def test_damaged_results_are_set_aside(config_of, calls, tmp_path, caplog):
+    config = config_of(f"{TRAIN}[grid]\nseed = [0]\n")
+    ablate.run(config)
+    written = (tmp_path / "out" / "results.json").read_text()
+    (tmp_path / "out" / "results.json").write_text("{")
+    ablate.run(config)
+    assert (tmp_path / "out" / "results.json").read_text() == written
+    assert "results.json.damaged-1, the comparison is written again" in caplog.text
 
 
 # --- separate processes, killed and on Ray -----------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Metrics of every checkpoint of a real run, with a fast detector: the mean color."""
 
 import json
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from repa_pipe.config import EvaluateConfig, SampleConfig
 from repa_pipe.errors import CheckpointError
 from repa_pipe.metrics import Features
 from repa_pipe.pipeline import evaluate, evaluate_checkpoints, report, sample, train
+from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, save_checkpoint
+from repa_pipe.pipeline.artifacts.digests import file_digest
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.evaluation import comparison
 
 
@@ -84,6 +89,56 @@ def test_metrics_are_computed_again_for_another_reference(run, reference, tmp_pa
     ).rows
     assert [row["num_reference"] for row in first + second] == [8, 8, 4, 4]
     assert first[0]["metrics"] != second[0]["metrics"]
+
+
+def rewrite(checkpoint, change):
+    """Write a checkpoint with other EMA weights; size and modification time stay."""
+    stat, values = checkpoint.stat(), load_checkpoint(checkpoint)
+    ema = {name: value + change for name, value in values["ema"].items()}
+    save_checkpoint(checkpoint, values | {"ema": ema})
+    os.utime(checkpoint, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert checkpoint.stat().st_size == stat.st_size
+
+
+def test_figures_belong_to_the_content_of_a_checkpoint(run, reference, monkeypatch):
+    checkpoint = RunFolder(Path(run)).checkpoint(2)
+    generated, generate = [], sample._generate
+
+    def count(config, checkpoint, files):
+        generated.append(checkpoint.name)
+        return generate(config, checkpoint, files)
+
+    monkeypatch.setattr(sample, "_generate", count)
+    first = evaluate_checkpoints.run(*configs(run, reference)).rows
+    os.utime(checkpoint, (1, 1))
+    assert evaluate_checkpoints.run(*configs(run, reference)).rows == first
+    assert generated == ["0000002.pt", "0000004.pt"]
+    rewrite(checkpoint, 0.01)
+    second = evaluate_checkpoints.run(*configs(run, reference)).rows
+    assert generated[2:] == ["0000002.pt"]
+    assert second[0]["checkpoint"] == file_digest(checkpoint) != first[0]["checkpoint"]
+    assert second[0]["metrics"] != first[0]["metrics"]
+    assert second[1] == first[1]
+
+
+def test_a_damaged_checkpoint_is_left_out_of_the_curve(run, reference, caplog):
+    first, last = RunFolder(Path(run)).checkpoints()
+    os.truncate(first, 1000)
+    assert [row["step"] for row in evaluate_checkpoints.run(*configs(run, reference)).rows] == [4]
+    assert "0000002.pt cannot be read as a checkpoint" in caplog.text
+    os.truncate(last, 1000)
+    shutil.rmtree(Path(run) / "samples")
+    with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged: restore them"):
+        evaluate_checkpoints.run(*configs(run, reference))
+
+
+def test_a_damaged_curve_is_set_aside_and_written_again(run, reference, caplog):
+    result = evaluate_checkpoints.run(*configs(run, reference))
+    Path(result.json).write_text("{")
+    assert evaluate_checkpoints.run(*configs(run, reference)).rows == result.rows
+    assert json.loads(Path(result.json).read_text())["rows"] == result.rows
+    assert Path(f"{result.json}.damaged-1").read_text() == "{"
+    assert "the curve is written again" in caplog.text
 
 
 def test_the_report_shows_the_curve(run, reference, tmp_path):

@@ -1,6 +1,7 @@
 """Probing of small trained models, compared with direct computation of the definitions."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from repa_pipe.config import ProbeConfig
 from repa_pipe.errors import CheckpointError, ConfigError, StoreError
 from repa_pipe.metrics import cknna
 from repa_pipe.pipeline import probe, train
-from repa_pipe.pipeline.artifacts.checkpoints import load_model
+from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, load_model, save_checkpoint
+from repa_pipe.pipeline.artifacts.digests import file_digest
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.evaluation.probe_features import ProbedImages, accuracy
 from repa_pipe.pipeline.runtime.seeds import RandomStreams
@@ -88,6 +90,37 @@ def test_finished_checkpoints_are_not_probed_again(trained, monkeypatch):
     assert [row["step"] for row in rows] == [1, 1, 2, 2]
     probe.run(probe_config(run, seed=1))
     assert probed[3:] == [1, 2]
+
+
+def test_probes_belong_to_the_content_of_a_checkpoint_and_those_of_earlier_versions_to_its_time(trained, monkeypatch):
+    run, _ = trained
+    first = probe.run(probe_config(run))
+    checkpoints = RunFolder(Path(run)).checkpoints()
+    values = json.loads(Path(first.json).read_text())
+    old = {f"{path.name} {file_digest(path)}": f"{path.name} {path.stat().st_mtime_ns}" for path in checkpoints}
+    monkeypatch.setattr(probe, "_probe", lambda config, store, todo, *rest: [1 / 0 for _ in todo])
+    for path in checkpoints:
+        os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+    assert probe.run(probe_config(run)).rows == first.rows
+    for path in checkpoints:
+        os.utime(path, ns=(1, path.stat().st_mtime_ns - 1))
+    rows = [row | {"checkpoint": old[row["checkpoint"]]} for row in values["rows"]]
+    Path(first.json).write_text(json.dumps(values | {"rows": rows}))
+    assert probe.run(probe_config(run)).rows == rows
+    save_checkpoint(checkpoints[0], load_checkpoint(checkpoints[0]) | {"scaler": {"changed": 1}})
+    with pytest.raises(ZeroDivisionError):
+        probe.run(probe_config(run))
+
+
+def test_damaged_probes_are_set_aside_and_damaged_checkpoints_left_out(trained, caplog):
+    run, _ = trained
+    first = probe.run(probe_config(run))
+    Path(first.json).write_text("{")
+    checkpoints = RunFolder(Path(run)).checkpoints()
+    os.truncate(checkpoints[0], 1000)
+    assert probe.run(probe_config(run)).rows == [row for row in first.rows if row["step"] == 2]
+    assert "probe.json.damaged-1, all checkpoints are probed again" in caplog.text
+    assert "0000001.pt cannot be read as a checkpoint" in caplog.text
 
 
 def test_linear_probe_finds_classes_in_clean_latents_but_not_in_noise(trained, make_store, tmp_path):

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from repa_pipe.config import SampleConfig
-from repa_pipe.errors import CheckpointError, ConfigError, NonFiniteError
+from repa_pipe.errors import BusyError, CheckpointError, ConfigError, DamagedCheckpointError, NonFiniteError
 from repa_pipe.pipeline import sample, train
+from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, save_checkpoint
 from repa_pipe.pipeline.artifacts.sample_files import settings_name
 from repa_pipe.pipeline.sampling import blocks as sample_blocks
 from repa_pipe.pipeline.sampling.sampler import Sampler
@@ -197,9 +198,42 @@ def test_finished_images_are_only_generated_again_with_other_settings(checkpoint
     assert "already exists with the same settings; skipping" in caplog.text
     with pytest.raises(ZeroDivisionError):
         sample.run(dataclasses.replace(config, num_steps=3, out=first.npz))
-    os.utime(Path(checkpoint) / "checkpoints" / "0000004.pt", (1, 1))  # as if it had been written again
+    path = Path(checkpoint) / "checkpoints" / "0000004.pt"
+    os.utime(path, (1, 1))
+    assert sample.run(config) == first
+    save_checkpoint(path, load_checkpoint(path) | {"scaler": {"changed": 1}})
     with pytest.raises(ZeroDivisionError):
         sample.run(config)
+
+
+def test_a_second_command_for_the_same_images_is_refused_and_for_others_is_not(checkpoint, monkeypatch):
+    config = SampleConfig(checkpoint=checkpoint, num_fid_samples=2, num_steps=2, device="cpu")
+    latents, refused = Sampler.latents, []
+
+    def start_the_second_meanwhile(self, indices):
+        if not refused:
+            with pytest.raises(
+                BusyError, match=rf"0000004-ode2-cfg1.5-seed0-2 is in use by process {os.getpid()} on "
+            ) as raised:
+                sample.run(config)
+            refused.append(raised.value)
+            sample.run(dataclasses.replace(config, num_steps=1))
+        return latents(self, indices)
+
+    monkeypatch.setattr(Sampler, "latents", start_the_second_meanwhile)
+    assert sample.run(config).num_images == 2
+    assert refused
+    assert not list((Path(checkpoint) / "samples").glob(".*"))
+
+
+def test_a_damaged_checkpoint_is_not_sampled(checkpoint):
+    path = Path(checkpoint) / "checkpoints" / "0000004.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match="checksum mismatch"):
+        sample.run(SampleConfig(checkpoint=checkpoint, num_fid_samples=2, num_steps=2, device="cpu"))
 
 
 def test_images_of_an_earlier_version_are_not_generated_again(checkpoint, monkeypatch):

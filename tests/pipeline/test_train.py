@@ -177,6 +177,7 @@ def damage(path):
     """Change one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
+    path.unlink()  # weights that were read before are mapped from the old file
     path.write_bytes(content)
 
 

@@ -1,6 +1,5 @@
-"""Commands as forks of one process: output, exit codes, signals, locks."""
+"""Commands as forks of one process: output, exit codes, signals."""
 
-import fcntl
 import os
 import signal
 import time
@@ -14,7 +13,7 @@ SLEEP = ["encode", "--source", "images", "--source-kind", "sleeping:open_slowly"
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Start a command with its output in `start.log`; `start.lock` is the path of the lock that it inherits."""
+    """Start a command with its output in `start.log`."""
     (tmp_path / "sleeping.py").write_text(
         "import time\ndef open_slowly(path):\n    print('waiting', flush=True)\n    time.sleep(3)\n"
     )
@@ -23,11 +22,10 @@ def start(tmp_path, monkeypatch):
     with ForkServer(modules=("json",)) as server:
 
         def call(args):
-            with call.log.open("ab") as log, call.lock.open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                return server.start(args, log.fileno(), lock.fileno())
+            with call.log.open("ab") as log:
+                return server.start(args, log.fileno())
 
-        call.log, call.lock, call.server = tmp_path / "log.txt", tmp_path / ".lock", server
+        call.log, call.server = tmp_path / "log.txt", server
         yield call
 
 
@@ -66,15 +64,4 @@ def test_a_server_that_was_killed_is_started_again(start):
     os.kill(start.server._process.pid, signal.SIGKILL)
     assert command.wait() == -signal.SIGKILL
     start.server._process.wait()
-    start.lock.unlink()  # the orphan still holds the lock of the old file
     assert start(["--version"]).wait() == 0
-
-
-def test_a_command_holds_the_lock_until_it_ends(start):
-    command = start(SLEEP)
-    wait_until_it_sleeps(start)
-    with start.lock.open("w") as lock:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert command.wait() != 0  # the source is None

@@ -13,6 +13,7 @@ from repa_pipe.pipeline.artifacts.metric_files import (
     MetricRecord,
     curve_file,
     finished_metrics,
+    input_digests,
     metrics_file,
     read_metrics_file,
     write_metrics_file,
@@ -101,11 +102,46 @@ def test_damaged_metrics_are_replaced():
     assert finished_metrics(config_of()) is None
 
 
-def test_metrics_older_than_an_input_are_not_finished():
+@pytest.mark.parametrize("changed", ["a.npz", "reference"])
+def test_metrics_without_digests_that_are_older_than_an_input_are_not_finished(changed):
     path = evaluate(config_of())
-    os.utime("a.npz", ns=(path.stat().st_mtime_ns + 1,) * 2)
+    assert finished_metrics(config_of()) is not None
+    os.utime(changed, ns=(path.stat().st_mtime_ns + 1,) * 2)
     assert finished_metrics(config_of()) is None
     assert metrics_file(config_of()) == path
+
+
+def test_metrics_with_digests_are_finished_until_the_content_of_an_input_changes():
+    Path("weights.pth").write_bytes(b"weights")
+    options = {"reference": "adm.npz", "detector": ("lite",), "encoder_weights": ("lite=weights.pth",)}
+    config = config_of(**options)
+    path = metrics_file(config)
+    write_metrics_file(path, replace(record_of(config), inputs=input_digests(config)))
+    assert set(input_digests(config)) == {"samples", "reference", "weights of lite"}
+    later = (path.stat().st_mtime_ns + 1,) * 2
+    for name in ("a.npz", "adm.npz", "weights.pth"):  # copied or touched
+        os.utime(name, ns=later)
+    assert finished_metrics(config) is not None
+    for name in ("a.npz", "adm.npz", "weights.pth"):
+        content = Path(name).read_bytes()
+        if name == "weights.pth":
+            Path(name).write_bytes(b"Weights")
+        else:
+            np.savez(name, arr_0=np.ones((8, 4, 4, 3), np.uint8), mu=np.zeros(2), sigma=np.eye(2))
+        os.utime(name, (1, 1))  # older than the metrics
+        assert finished_metrics(config) is None
+        Path(name).write_bytes(content)
+    assert finished_metrics(config) is not None
+
+
+def test_a_folder_is_compared_by_its_time():
+    config = config_of("generated")
+    path = metrics_file(config)
+    write_metrics_file(path, replace(record_of(config), inputs=input_digests(config)))
+    assert input_digests(config) == {}
+    assert finished_metrics(config) is not None
+    os.utime("generated", ns=(path.stat().st_mtime_ns + 1,) * 2)
+    assert finished_metrics(config) is None
 
 
 @pytest.mark.parametrize(
