@@ -196,7 +196,7 @@ def test_missing_groups_are_an_error_before_any_run_starts(config_of, calls, tmp
 
 
 def test_a_sweep_waits_for_commands_of_an_earlier_one(config_of, calls, tmp_path, caplog):
-    config = config_of(f"{TRAIN}[grid]\nseed = [0]\n")
+    config = config_of(f"{TRAIN}max_train_steps = 1\n[grid]\nseed = [0]\n")
     script = (
         "import sys, time; from pathlib import Path; from repa_pipe.pipeline.runtime.lease import lease\n"
         "with lease(Path(sys.argv[1]), 'a'): print('held', flush=True); time.sleep(2)"
@@ -213,7 +213,7 @@ def test_a_sweep_waits_for_commands_of_an_earlier_one(config_of, calls, tmp_path
 
 
 def test_a_second_sweep_is_refused_by_the_name_of_the_first(config_of, calls, tmp_path):
-    config = config_of(f"{TRAIN}[grid]\nseed = [0, 1]\n")
+    config = config_of(f"{TRAIN}max_train_steps = 1\n[grid]\nseed = [0, 1]\n")
     with lease(tmp_path / "out"):
         with pytest.raises(BusyError, match=f"out is in use by process {os.getpid()} on "):
             ablate.run(config)
@@ -225,7 +225,7 @@ def test_a_second_sweep_is_refused_by_the_name_of_the_first(config_of, calls, tm
 
 
 def test_damaged_results_are_set_aside(config_of, calls, tmp_path, caplog):
-    config = config_of(f"{TRAIN}[grid]\nseed = [0]\n")
+    config = config_of(f"{TRAIN}max_train_steps = 1\n[grid]\nseed = [0]\n")
     ablate.run(config)
     written = (tmp_path / "out" / "results.json").read_text()
     (tmp_path / "out" / "results.json").write_text("{")

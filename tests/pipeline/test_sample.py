@@ -358,3 +358,28 @@ def test_the_error_names_a_run_without_checkpoints(checkpoint, tmp_path):
     shutil.rmtree(Path(checkpoint) / "checkpoints")
     with pytest.raises(CheckpointError, match="expected a run folder of 'repa-pipe train'"):
         images_of(checkpoint, tmp_path, "out")
+
+
+@pytest.mark.slow
+def test_a_sampler_refuses_a_second_one_and_resumes_at_once_after_a_kill(checkpoint, caplog):
+    caplog.set_level("INFO", "repa_pipe")
+    config = SampleConfig(checkpoint=checkpoint, num_fid_samples=4, num_steps=100, per_proc_batch_size=1, device="cpu")
+    command = [sys.executable, "-m", "repa_pipe.cli", "sample", *config.flags()]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = Path(checkpoint) / "samples"
+    for _ in range(1200):
+        if list(folder.glob("*.partial/*.npy")):
+            break
+        time.sleep(0.05)
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert refused.returncode == 2
+    assert f"0000004-ode100-cfg1.5-seed0-4 is in use by process {process.pid} on " in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert list(folder.glob(".*.lease-1"))
+    assert sample.run(config).num_images == 4
+    assert "resuming: " in caplog.text
+    assert "waiting up to" not in caplog.text
+    assert not list(folder.glob(".*.lease-*"))

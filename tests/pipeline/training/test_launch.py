@@ -78,6 +78,31 @@ def test_sharded_ranks_resume_bit_identically(config_of, weights_of, assert_same
 
 
 @pytest.mark.slow
+def test_all_ranks_resume_from_the_checkpoint_before_a_damaged_one(config_of, weights_of, assert_same_weights):
+    whole = on_two_ranks(config_of(exp_name="whole"))
+    path = Path(on_two_ranks(config_of()).checkpoint)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    (path.parent.parent / "train.json").write_text("{")
+    done = subprocess.run(command(config_of(), *LAUNCHER), check=True, capture_output=True, text=True)
+    assert done.stderr.count("steps 4 to 6 are lost: resuming from 0000003.pt") == 1
+    assert done.stderr.count("the settings are restored from ") == 1
+    assert sorted(each.name for each in path.parent.iterdir()) == ["0000003.pt", "0000006.pt", "0000006.pt.damaged-1"]
+    assert_same_weights(weights_of(whole), weights_of(train.run(config_of())))
+
+
+@pytest.mark.slow
+def test_two_ranks_without_a_good_checkpoint_end_with_the_reason(config_of):
+    path = Path(on_two_ranks(config_of(max_train_steps=3)).checkpoint)
+    path.write_bytes(path.read_bytes()[:-1000])
+    done = subprocess.run(command(config_of(), *LAUNCHER), check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "there is no earlier checkpoint in " in done.stderr
+    assert "the first rank cannot resume from " in done.stderr
+
+
+@pytest.mark.slow
 def test_two_workers_of_ray_train_agree_with_one_rank(config_of, weights_of):
     pytest.importorskip("ray.train", exc_type=ImportError)
     one = train.run(config_of(exp_name="one"))

@@ -161,6 +161,27 @@ def wait_for_step(config):
 
 
 @pytest.mark.slow
+def test_a_training_refuses_a_second_one_and_resumes_at_once_after_a_kill(config_of, caplog):
+    caplog.set_level("INFO", "repa_pipe")
+    config = config_of(max_train_steps=100_000, log_steps=1, checkpointing_steps=1, keep_checkpoints=1)
+    command = [sys.executable, "-m", "repa_pipe.cli", "train"]
+    process = subprocess.Popen([*command, *config.flags()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(config)
+    refused = subprocess.run([*command, *config.flags()], check=False, capture_output=True, text=True)
+    process.kill()
+    process.wait()
+    assert refused.returncode == 2
+    assert f"run is in use by process {process.pid} on {socket.gethostname()} (" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    run = RunFolder(Path(config.output_dir) / "run")
+    (lease,) = run.path.glob(".lease-*")  # left by the kill
+    step = int(run.last_checkpoint().stem)
+    assert train.run(replace(config, max_train_steps=step + 2)).step == step + 2
+    assert "waiting up to" not in caplog.text
+    assert not lease.exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "state"), [(signal.SIGTERM, "stopped"), (signal.SIGKILL, "killed")])
 def test_a_session_that_was_interrupted_or_killed_is_not_shown_as_running(config_of, number, state):
     config = config_of(max_train_steps=100_000, log_steps=1)
