@@ -16,7 +16,7 @@ from pathlib import Path
 from ..config import AblateConfig, TrainConfig
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
-from ..stores.files import last_change
+from ..stores.files import last_change, remove_abandoned
 from ..stores.layout import features_group, latents_group
 from .ablation import results
 from .ablation.fork_server import fork_server
@@ -80,6 +80,7 @@ def run(config: AblateConfig) -> AblateResult:
 def _run(config: AblateConfig, sweep: Sweep, jobs: Sequence[Job], mine: Sequence[Job]) -> AblateResult:
     """Run the jobs `mine`, then compare all jobs."""
     out = out_folder(config)
+    remove_abandoned(out)  # other parts of the sweep may be writing
     read_or_set_aside(out / results.FILE, lambda: require_results(out), "the comparison is written again")
     outcomes: list[Outcome] = []
 

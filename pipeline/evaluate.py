@@ -7,6 +7,7 @@ Files and names are checked before torch is imported.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import logging
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from ..config import EvaluateConfig
 from ..errors import ConfigError
 from ..models.encoders.registry import check_encoder
+from ..stores.files import remove_leftovers
 from .artifacts.damaged import read_or_set_aside
 from .artifacts.images import open_images, open_reference
 from .artifacts.metric_files import (
@@ -62,6 +64,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     else:
         _require_inputs(config)
         with lease(out.parent, out.stem):
+            remove_leftovers(out.parent, glob.escape(out.name))
             inputs = input_digests(config)
             record = dataclasses.replace(_evaluate(config), inputs=inputs)
             read_or_set_aside(out, lambda: read_metrics_file(out), "the metrics are computed again")

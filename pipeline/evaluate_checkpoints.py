@@ -7,6 +7,7 @@ re-running the command resumes after an interruption, and adds checkpoints saved
 from __future__ import annotations
 
 import dataclasses
+import glob
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from ..config import EvaluateConfig, SampleConfig
 from ..converter import read_json
 from ..errors import CheckpointError, DamagedCheckpointError
-from ..stores.files import write_json
+from ..stores.files import remove_leftovers, write_json
 from . import evaluate, sample
 from .artifacts.damaged import read_or_set_aside
 from .artifacts.digests import file_digest
@@ -56,6 +57,7 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
     checkpoints = run_folder.require_checkpoints()
     out = curve_file(sampling, evaluation)
     with lease(out.parent, out.stem):
+        remove_leftovers(out.parent, f"{glob.escape(out.stem)}.*")
         return _evaluate_all(checkpoints, sampling, evaluation, out)
 
 

@@ -7,6 +7,7 @@ encoder is run.
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ..config import ProbeConfig
 from ..converter import read_json
 from ..errors import DamagedCheckpointError, StoreError
 from ..stores import Store, open_store
-from ..stores.files import atomic_write, write_json
+from ..stores.files import atomic_write, remove_leftovers, write_json
 from ..stores.layout import features_group, latents_group
 from .artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
 from .artifacts.damaged import read_or_set_aside
@@ -81,6 +82,7 @@ def run(config: ProbeConfig) -> ProbeResult:
         settings = _settings(config, store, latents, encoders)
         out = probe_file(config.out, settings, checkpoints)
         with lease(out.parent, out.stem):
+            remove_leftovers(out.parent, f"{glob.escape(out.stem)}.*")
             result = _finished(out, settings)
             todo = _todo(checkpoints, result.rows)
             if todo:

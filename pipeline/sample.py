@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,12 +52,22 @@ def run(config: SampleConfig) -> SampleResult:
             check_vae(config.vae)
         if config.latents_stats is not None and not config.uses_ray:
             require_weights_file(Path(config.latents_stats))
-        is_first = ranks_of_environment().is_first
-        with lease(files.npz.parent, files.npz.stem) if is_first else nullcontext():
+        with _owned(files):
             result = _generate(config, checkpoint, files)
     if config.png_folder and ranks_of_environment().is_first:
         write_png_folder(files.npz, Path(config.png_folder))
     return result
+
+
+@contextmanager
+def _owned(files: SampleFiles) -> Iterator[None]:
+    """Own the images until the block ends: the first rank holds their lease. Others wait for it where they join it."""
+    if not ranks_of_environment().is_first:
+        yield
+        return
+    with lease(files.npz.parent, files.npz.stem):
+        files.remove_leftovers()
+        yield
 
 
 def _generate(config: SampleConfig, checkpoint: Path, files: SampleFiles) -> SampleResult:

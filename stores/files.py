@@ -92,7 +92,7 @@ def remove_leftovers(folder: Path, name: str = "**/*") -> int:
 
     Args:
         folder: one in which nobody else writes files of this name.
-        name: pattern of the final names; by default, of everything below the folder.
+        name: pattern of the final names, with `glob.escape` for a name; by default, of everything below the folder.
     """
     return _remove(list(folder.glob(f"{name}{TEMPORARY}*")))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError, ConfigError, WeightsError
-from ...stores.files import atomic_write
+from ...stores.files import atomic_write, remove_abandoned
 from ..runtime.cache import VARIABLE, cache_folder
 from .latents_stats import Latents, irepa_latents, repa_latents
 from .state_dicts import find_weights
@@ -58,6 +58,7 @@ def find_published(name: str) -> Path:
 
     logger.info("downloading %s from %s to %s", name, entry.url, path)
     try:
+        remove_abandoned(path.parent)
         with atomic_write(path) as temporary:
             torch.hub.download_url_to_file(entry.url, str(temporary), hash_prefix=entry.sha256)
     except (OSError, RuntimeError) as error:

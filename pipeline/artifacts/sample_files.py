@@ -16,7 +16,7 @@ from typing import Any
 from ...config import SampleConfig
 from ...converter import read_json, structure
 from ...errors import ConfigError
-from ...stores.files import write_json
+from ...stores.files import remove_leftovers, write_json
 from ...stores.model_names import canonical_name
 from ..runtime.seeds import STREAMS_VERSION
 from .digests import file_digest
@@ -80,6 +80,12 @@ class SampleFiles:
     def settings_of_blocks(self) -> Path:
         """The settings of the unfinished blocks, as JSON."""
         return self.blocks / "settings.json"
+
+    def remove_leftovers(self) -> None:
+        """Delete the temporary files of killed commands; the caller holds the lease of the images."""
+        for path in (self.npz, self.grid, self.record):
+            remove_leftovers(path.parent, glob.escape(path.name))
+        remove_leftovers(self.blocks)
 
     def metrics_with(self, settings: Mapping[str, Any]) -> Path:
         """Metrics of another evaluation, whose settings have this digest."""

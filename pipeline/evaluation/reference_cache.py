@@ -19,7 +19,7 @@ from ...config import EvaluateConfig
 from ...errors import ConfigError
 from ...metrics import Detector, Gaussian, load_statistics
 from ...stores.checksum import crc32c
-from ...stores.files import atomic_write
+from ...stores.files import atomic_write, remove_abandoned
 from ..artifacts.images import Images, holds_statistics, open_reference
 from ..runtime.cache import VARIABLE, cache_file
 from .features import DetectorFeatures, extract
@@ -98,6 +98,7 @@ def _write(path: Path, key: dict[str, Any], found: DetectorFeatures) -> None:
         tensors["features"] = found.features
     metadata = {"key": json.dumps(key), "crc32c": json.dumps(_checksums(tensors))}
     try:
+        remove_abandoned(path.parent)
         with atomic_write(path) as temporary:
             save_file(tensors, temporary, metadata)
     except OSError as error:

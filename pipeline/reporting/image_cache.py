@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...stores.files import atomic_write
+from ...stores.files import atomic_write, remove_abandoned
 from ..runtime.cache import VARIABLE, cache_file
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def write_cached(key: dict[str, Any], arrays: Arrays) -> None:
     """Write atomically. A failure only costs time later, so it is not an error."""
     path = cache_file(_KIND, key, _SUFFIX)
     try:
+        remove_abandoned(path.parent)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:

@@ -15,7 +15,7 @@ from ...converter import read_json
 from ...errors import StoreError
 from ...sources import Record, Source, decode_crop, open_recorded, records_of
 from ...stores import Store, open_store
-from ...stores.files import atomic_write_bytes, write_json
+from ...stores.files import atomic_write_bytes, remove_leftovers, write_json
 from ...stores.layout import LABEL
 from ...stores.selection import digest_of_rows
 from ..runtime.lease import lease
@@ -53,6 +53,7 @@ def export(store_path: str, out: str, layout: str, groups: Sequence[str], source
             _require_one_vae(store, chosen)
         place = Path(out).resolve()
         with lease(place.parent, place.name):
+            remove_leftovers(place)
             _claim(Path(out), _content(store, layout, chosen, rows))
             if layout == "repa":
                 _export_repa(store, Path(out), chosen, rows, source)

@@ -221,9 +221,14 @@ def test_a_second_command_for_the_same_images_is_refused_and_for_others_is_not(c
         return latents(self, indices)
 
     monkeypatch.setattr(Sampler, "latents", start_the_second_meanwhile)
+    folder = Path(checkpoint) / "samples"
+    killed = folder / "0000004-ode2-cfg1.5-seed0-2.npz.tmp-another-host-1-abc"
+    folder.mkdir()
+    killed.touch()
     assert sample.run(config).num_images == 2
     assert refused
-    assert not list((Path(checkpoint) / "samples").glob(".*"))
+    assert not killed.exists()
+    assert not list(folder.glob(".*"))
 
 
 def test_a_damaged_checkpoint_is_not_sampled(checkpoint):
