@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _HEADER = struct.Struct("<4s22xHH")  # of a file: signature, length of its name, length of the extra field
+_NO_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)
 _BLOCK = 4 << 20
 _THREADS = 8
 
@@ -23,12 +24,13 @@ _THREADS = 8
 def zip_digest(path: Path) -> str | None:
     """Return a digest of the names, sizes and checksums of the files in a zip file; its data are not read.
 
-    None for other files, and for those that torch wrote without checksums. Raises OSError, BadZipFile.
+    None for other files, damaged ones, and those that torch wrote without checksums. Raises OSError.
     """
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [(each.filename, each.file_size, each.CRC) for each in archive.infolist()]
+    except _NO_ZIP:
         return None
-    with zipfile.ZipFile(path) as archive:
-        entries = [(each.filename, each.file_size, each.CRC) for each in archive.infolist()]
     has_checksums = any(crc for _, _, crc in entries)
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest() if has_checksums else None
 
@@ -48,7 +50,7 @@ def find_damage(path: Path) -> str | None:
                 return None
             packed = [each for each in entries if each.compress_type != zipfile.ZIP_STORED]
             found = next((each.filename for each in packed if not _unpacks(archive, each)), None)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except _NO_ZIP as error:
         return str(error)
     if found is not None:
         return f"checksum mismatch in {found}"
@@ -74,19 +76,18 @@ def _is_intact(fd: int, entry: zipfile.ZipInfo) -> bool:
 
     Read, not mapped: a bad sector is then an OSError instead of a signal that ends the process.
     """
+    size = os.fstat(fd).st_size
+    if not 0 <= entry.header_offset <= size - _HEADER.size:
+        return False
     header = os.pread(fd, _HEADER.size, entry.header_offset)
-    if len(header) < _HEADER.size:
-        return False
     signature, name_length, extra_length = _HEADER.unpack(header)
-    start = entry.header_offset + _HEADER.size
-    name = os.pread(fd, name_length, start)
-    if signature != b"PK\3\4" or name != entry.orig_filename.encode() or entry.compress_size != entry.file_size:
-        return False
-    position, crc = start + name_length + extra_length, 0
+    position, crc = entry.header_offset + _HEADER.size + name_length + extra_length, 0
     end = position + entry.file_size
+    if signature != b"PK\3\4" or end > size:
+        return False
     while position < end:
         block = os.pread(fd, min(_BLOCK, end - position), position)
-        if not block:
+        if not block:  # truncated meanwhile
             return False
         crc, position = zlib.crc32(block, crc), position + len(block)
     return crc == entry.CRC

@@ -108,7 +108,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def is_intact(path: Path) -> bool:
     """Return whether the bytes of a checkpoint have their checksums; imports no torch, and reads all of the file."""
-    return zipfile.is_zipfile(path) and find_damage(path) is None
+    try:
+        return zipfile.is_zipfile(path) and find_damage(path) is None
+    except OSError:  # such as a bad sector
+        return False
 
 
 _OWN_KEYS = {"model", "ema", "steps", "config", "sit", "store"}

@@ -12,6 +12,7 @@ of the other. A holder that was suspended and lost its lease finds its file miss
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -93,7 +94,15 @@ def lease(folder: Path, name: str = "") -> Iterator[None]:
         BusyError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    held = _acquire(folder, name)
+    try:
+        held = _acquire(folder, name)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        held = None  # finished work can be read from a folder in which nothing can be written
+    if held is None:
+        yield
+        return
     stopped = threading.Event()
     beats = threading.Thread(target=_beat, args=(held, stopped), name=f"lease of {folder}", daemon=True)
     _held.add(held)

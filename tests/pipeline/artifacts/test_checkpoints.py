@@ -7,6 +7,7 @@ import torch
 
 from repa_pipe.errors import CheckpointError, DamagedCheckpointError
 from repa_pipe.pipeline.artifacts.checkpoints import is_intact, load_checkpoint, save_checkpoint
+from repa_pipe.pipeline.artifacts.digests import file_digest
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def test_every_changed_byte_is_refused_or_changes_nothing(checkpoint):
             assert is_same(load_checkpoint(path), values), position
         except CheckpointError:
             refused += 1
+        assert file_digest(path)
     assert refused > len(content) / 5 / 3  # the others are padding, and headers that nobody reads
 
 
