@@ -29,6 +29,7 @@ from .config import (
     read_recipe,
     recipe_names,
 )
+from .config.source import PLUG_IN_HELP
 from .errors import RepaPipeError
 from .options import (
     PATH_TEXT,
@@ -56,6 +57,9 @@ def _print_version(context: click.Context, parameter: click.Parameter, value: bo
     if value:
         click.echo(f"repa-pipe, version {__version__}\n{version_text()}")
         context.exit()
+
+
+_plug_in_option = click.option("--source-kind", default=None, help=PLUG_IN_HELP)
 
 
 @click.group(cls=OrderedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -300,7 +304,8 @@ def ablate(config: AblateConfig) -> None:
 @click.option(
     "--store", default=None, type=PATH_TEXT, help="Location of the store. Default: as recorded in the first run."
 )
-def report(runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | None) -> None:
+@_plug_in_option
+def report(runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | None, source_kind: str | None) -> None:
     """Write an HTML report that compares runs.
 
     RUNS are run folders of `train`. The report is one self-contained file.
@@ -309,7 +314,7 @@ def report(runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | 
 
     if not runs and not more:
         raise click.UsageError("Missing RUNS: pass at least one run folder.")
-    click.echo(stage.run((*runs, *more), out, store))
+    click.echo(stage.run((*runs, *more), out, store, source_kind=source_kind))
 
 
 @cli.command()
@@ -487,14 +492,17 @@ def store_repair(
     default=None,
     help="Location of the images (only for --format repa). Default: where they were encoded from.",
 )
-def store_export(store: str, out: str, layout: str, groups: tuple[str, ...], source: str | None) -> None:
+@_plug_in_option
+def store_export(
+    store: str, out: str, *, layout: str, groups: tuple[str, ...], source: str | None, source_kind: str | None
+) -> None:
     """Copy the samples of a store into another layout.
 
     Re-run the same command to resume.
     """
     from .pipeline.store_tools import export
 
-    click.echo(export.export(store, out, layout, groups, source))
+    click.echo(export.export(store, out, layout, groups, source, source_kind=source_kind))
 
 
 @store.command("import-repa", positional=("folder", "store"))

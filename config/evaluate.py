@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from .base import DATA, DEVICE_HELP, HARDWARE, MODEL, OUTPUT, Config, option, weights_by_name
 from .paths import PathKind
+from .source import PLUG_IN_HELP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class EvaluateConfig(Config):
     source: str | None = option(
         DATA, "Location of the images of a reference store. Default: where they were encoded from.", None
     )
+    source_kind: str | None = option(DATA, PLUG_IN_HELP, None, affects_result=False)
     resize: int | None = option(
         DATA,
         "Scale and crop all images to this many pixels, as encode does. Default: images must be square and of one "

@@ -12,16 +12,24 @@ from typing import Any
 from ..converter import require_known_keys, structure, unstructure
 from ..errors import ConfigError
 from .base import Config
+from .source import names_plug_in
 
 
 def read_settings(path: str, configs: Sequence[type[Config]], without: Collection[str] = ()) -> dict[str, Any]:
     """Return the settings in the file of `--config`: values of fields of `configs`, except `without`.
 
     Raises:
-        ConfigError: the file cannot be read, is not valid TOML, or holds an unknown key or a wrong value.
+        ConfigError: the file cannot be read, is not valid TOML, or holds an unknown key or a wrong value, or names a
+            source plug-in.
     """
     where = f"--config {path}"
-    return check_settings(read_toml(Path(path), where), configs, where, without)
+    settings = check_settings(read_toml(Path(path), where), configs, where, without)
+    if "source_kind" in settings and names_plug_in(settings["source_kind"]):
+        raise ConfigError(
+            f"{where}: source_kind {settings['source_kind']!r} is a plug-in, which no file can start: remove it, and "
+            "pass --source-kind on the command line"
+        )
+    return settings
 
 
 def read_toml(file: Traversable, where: str) -> dict[str, Any]:

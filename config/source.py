@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from ..sources import SourceOptions
 
 CLASS_ORDERS = ("name", "natural")  # other values are files
+PLUG_IN_HELP = (
+    "Name of the installed source plug-in that reads the images of a store that was encoded with one. Default: the "
+    "recorded built-in kind."
+)
+
+
+def names_plug_in(source_kind: str | None) -> bool:
+    """Return whether a kind of source is that of a plug-in, which only the command line may name: it is code."""
+    from ..sources.opening import KINDS
+
+    return source_kind is not None and source_kind not in KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +33,7 @@ class SourceConfig(Config):
     source: str | None = None
     source_kind: str | None = option(
         DATA,
-        "Kind of source: folder, zip, tar, parquet, arrow, or MODULE:CALLABLE for a plug-in. Default: inferred from "
+        "Kind of source: folder, zip, tar, parquet, arrow, or the name of an installed plug-in. Default: inferred from "
         "--source.",
         None,
         affects_result=False,
@@ -52,7 +63,7 @@ class SourceConfig(Config):
     def absolute(self) -> Self:
         """Return the config with absolute paths. What a plug-in gets as its path stays."""
         texts = {"source": self.source, "class_order": self.class_order}
-        if ":" in (self.source_kind or ""):
+        if names_plug_in(self.source_kind):
             del texts["source"]
         if self.class_order in CLASS_ORDERS:
             del texts["class_order"]

@@ -22,6 +22,7 @@ def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pas
     notes: Sequence[str] = (),
     commands: Sequence[str] = (),
     sections: Sequence[Section] = (),
+    source_kind: str | None = None,
 ) -> Path:
     """Write a report of runs and return its path.
 
@@ -34,6 +35,7 @@ def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pas
         notes: sentences shown in the notes.
         commands: commands shown in the report. Default: the training commands, derived from the settings of the runs.
         sections: shown above the comparison of the runs.
+        source_kind: kind of the source of the store. Default: the recorded one, unless that is a plug-in.
 
     Raises:
         ConfigError: a folder is not a run folder, a file in it is damaged, or the report cannot be written.
@@ -41,7 +43,7 @@ def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pas
     """
     read = read_runs(runs)
     with _open_store(read, store) as (opened, problems):
-        values = page_values(read, opened, title, [*notes, *problems], commands)
+        values = page_values(read, opened, title, [*notes, *problems], commands, source_kind)
     page = render(values | {"sections": sections})
     path = Path(out)
     try:

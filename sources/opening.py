@@ -1,7 +1,6 @@
 """Opens a source by its path and, optionally, its kind."""
 
 import glob
-import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
@@ -14,6 +13,7 @@ from .image_folder import FolderSource
 from .names import RULE, rule_of
 from .options import DEFAULTS, SourceOptions
 from .parquet_files import ParquetSource
+from .plug_ins import open_plug_in, plug_in_names
 from .saved_dataset import is_saved_dataset
 from .source import Source
 from .tar_shards import TarSource
@@ -47,18 +47,17 @@ def open_source(path: str, kind: str | None = None, options: SourceOptions = DEF
 
     Args:
         path: a folder, an archive, a parquet or Arrow file, or a glob; see docs/sources.md.
-        kind: `folder`, `zip`, `tar`, `parquet`, `arrow`, or `MODULE:CALLABLE` for a plug-in, which is called with
-            `path` and returns a Source. None: infer the kind from the path.
+        kind: `folder`, `zip`, `tar`, `parquet`, `arrow`, or the name of an installed plug-in. None: infer the kind from
+            the path.
         options: how to read a source whose files allow several readings.
 
     Raises:
         SourceError: the path does not exist, is not a source of this kind, or the kind cannot apply an option.
     """
-    if kind is not None and ":" in kind:
-        options.require_only(kind, path, Source.applied_options)
-        return _plug_in(kind, path)
     if kind is not None and kind not in KINDS:
-        raise SourceError(f"unknown source kind {kind!r}; expected {', '.join(KINDS)} or MODULE:CALLABLE")
+        _require_installed(kind)
+        options.require_only(kind, path, Source.applied_options)
+        return open_plug_in(kind, path)
     if not path:
         raise SourceError(f"the source's path is empty: expected a folder, a {_FILES} file, or a glob")
     if "://" in path:
@@ -67,18 +66,39 @@ def open_source(path: str, kind: str | None = None, options: SourceOptions = DEF
     return KINDS[kind or _kind_of(path)](path, options)
 
 
-def open_recorded(recorded: Mapping[str, Any], path: str | None = None) -> Source:
-    """Open the source that a store was encoded from.
+def open_recorded(recorded: Mapping[str, Any], path: str | None = None, kind: str | None = None) -> Source:
+    """Open the source that a store was encoded from. A plug-in runs only if `kind` names it, not because a store does.
 
     Args:
         recorded: the result of `Source.describe`, as recorded in the store.
         path: where the source is now. None: the recorded path.
+        kind: see `open_source`. None: the recorded kind if it is a built-in one; with `path`, inferred from the path.
 
     Raises:
-        SourceError: the path does not exist, or is not a source.
+        SourceError: the path does not exist, is not a source, or the source needs a plug-in that `kind` does not name.
     """
     options = SourceOptions.from_json(recorded.get("options", {}), "source options recorded in the store")
-    return open_source(path or recorded["path"], None if path else recorded.get("kind"), options)
+    if kind is None and path is None:
+        kind = recorded["kind"]
+        if kind not in KINDS:
+            raise SourceError(
+                f"{recorded['path']} was read with the source plug-in {kind!r}, and a store cannot start a plug-in: "
+                "pass --source-kind with the name of the installed plug-in (docs/sources.md#plug-ins)"
+            )
+    return open_source(recorded["path"] if path is None else path, kind, options)
+
+
+def _require_installed(kind: str) -> None:
+    names = plug_in_names()
+    if kind in names:
+        return
+    hint = (
+        "; plug-ins are installed entry points, not MODULE:CALLABLE (docs/sources.md#plug-ins)" if ":" in kind else ""
+    )
+    raise SourceError(
+        f"unknown source kind {kind!r}; expected {', '.join(KINDS)}, or an installed plug-in "
+        f"(found {', '.join(names) or 'none'}){hint}"
+    )
 
 
 def _kind_of(path: str) -> str:
@@ -144,20 +164,3 @@ def _kinds_below(folder: Path) -> list[str]:
             return kinds
         found += [kind for kind in kinds if kind not in found]
     return found
-
-
-def _plug_in(kind: str, path: str) -> Source:
-    module_name, _, name = kind.partition(":")
-    try:
-        make = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SourceError(f"the source plug-in {kind} cannot be loaded: {error}") from error
-    if not callable(make):
-        raise SourceError(f"the source plug-in {kind} is {make!r}: expected a class or function that returns a Source")
-    source = make(path)
-    if not isinstance(source, Source):
-        raise SourceError(
-            f"the source plug-in {kind} returned {type(source).__name__}: expected a repa_pipe.sources.Source"
-        )
-    source.kind = kind
-    return source

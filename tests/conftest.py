@@ -127,6 +127,25 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, np.ndarray
 
 
 @pytest.fixture
+def install_plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Install a module with source plug-ins, `NAME="CALLABLE"`, for this process and its child processes."""
+    folder = tmp_path / "site"
+
+    def install(code: str, **callables: str) -> None:
+        info = folder / "plug_in_module-1.0.dist-info"
+        info.mkdir(parents=True)
+        (folder / "plug_in_module.py").write_text(code)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug-in-module\nVersion: 1.0\n")
+        lines = [f"{name} = plug_in_module:{value}" for name, value in callables.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[repa_pipe.sources]", *lines]))
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    yield install
+    sys.modules.pop("plug_in_module", None)
+
+
+@pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An empty bucket s3://stores on a local S3 server, for this process and its child processes."""
     boto3 = pytest.importorskip("boto3")

@@ -17,7 +17,7 @@ from ...errors import ConfigError
 _RAY = {"ray", "ray_workers", "ray_address", "actors"}
 _NOT_TRAINING = {"store", "output_dir"} | _RAY
 _NOT_SAMPLING = {"checkpoint", "out", "png_folder"} | _RAY
-_NOT_EVALUATION = {"samples", "out"}
+_NOT_EVALUATION = {"samples", "out", "source_kind"}  # a plug-in is code: no file can start it
 
 Values = dict[str, Any]
 C = TypeVar("C", bound=Config)

@@ -56,7 +56,9 @@ class Images:
     content: Callable[[], str]  # a digest: the same for the same images in the same order
 
 
-def open_images(path: str, batch_size: int, source: str | None = None, resize: int | None = None) -> Images:
+def open_images(
+    path: str, batch_size: int, source: str | None = None, resize: int | None = None, source_kind: str | None = None
+) -> Images:
     """Open an .npz, a folder of images, or a store.
 
     Args:
@@ -64,6 +66,7 @@ def open_images(path: str, batch_size: int, source: str | None = None, resize: i
         batch_size: images per block.
         source: location of the images of a store. Default: the location recorded in the store.
         resize: scale and crop all images to this side. Default: images of several sizes in a folder are refused.
+        source_kind: kind of the source of a store. Default: see `sources.open_recorded`.
 
     Raises:
         ConfigError, SourceError, StoreError: there are no such images at `path`.
@@ -72,7 +75,7 @@ def open_images(path: str, batch_size: int, source: str | None = None, resize: i
     if given.suffix == IMAGES_ENDING:
         return _resized(_npz_images(given, batch_size), resize)
     if (given / ROOT).exists():
-        return _resized(_store_images(open_store(given), batch_size, source), resize)
+        return _resized(_store_images(open_store(given), batch_size, source, source_kind), resize)
     return _folder_images(path, batch_size, resize)
 
 
@@ -88,7 +91,7 @@ def open_reference(config: EvaluateConfig) -> Images | None:
             return None
         found = ", ".join(name.removesuffix(".npy") for name in _members(path))
         raise ConfigError(f"{path} holds {found or 'nothing'}, expected images (arr_0) or statistics (mu and sigma)")
-    return open_images(config.reference, config.batch_size, config.source, config.resize)
+    return open_images(config.reference, config.batch_size, config.source, config.resize, config.source_kind)
 
 
 def holds_statistics(path: Path) -> bool:
@@ -192,9 +195,9 @@ def _folder_images(path: str, batch_size: int, resize: int | None) -> Images:
     return Images(path, len(index), side, _decoded(source, index, decode, batch_size), content)
 
 
-def _store_images(store: Store, batch_size: int, source: str | None) -> Images:
+def _store_images(store: Store, batch_size: int, source: str | None, source_kind: str | None) -> Images:
     try:
-        opened = open_recorded(store.manifest.source, source)
+        opened = open_recorded(store.manifest.source, source, source_kind)
     except SourceError as error:
         raise StoreError(
             f"{store.location}: the images that it was encoded from cannot be read ({error}): pass their location as "

@@ -65,7 +65,7 @@ class _Selection:
         return self.store.read([name], self.indices)
 
 
-def make_gallery(store: Store, vae: str, encoders: Sequence[str]) -> Gallery | None:
+def make_gallery(store: Store, vae: str, encoders: Sequence[str], source_kind: str | None = None) -> Gallery | None:
     """Return images of samples spaced evenly over the store, or None when no group is complete.
 
     Reconstructions are made from the latents of `vae`. Tokens of `encoders` come first, then those of every other
@@ -83,7 +83,7 @@ def make_gallery(store: Store, vae: str, encoders: Sequence[str]) -> Gallery | N
     rows: list[GalleryRow] = []
     crops: Crops = [None] * len(selection.records)
     with _error_as_note(notes, "Source images are not shown because they cannot be read"):
-        crops = _read_crops(selection, groups[0], notes)
+        crops = _read_crops(selection, groups[0], source_kind, notes)
         rows.append(_image_row(selection, crops))
     for name in latents:
         with _error_as_note(notes, "Reconstructions are not shown because the VAE cannot be loaded"):
@@ -112,10 +112,10 @@ def _select(store: Store, groups: Sequence[str]) -> _Selection:
     return _Selection(store, indices, tuple(records_of(store.samples.take(indices))))
 
 
-def _read_crops(selection: _Selection, group: str, notes: list[str]) -> Crops:
+def _read_crops(selection: _Selection, group: str, source_kind: str | None, notes: list[str]) -> Crops:
     """Read the source images; None for an image whose bytes differ from those that were encoded."""
     manifest = selection.store.manifest
-    source = open_recorded(manifest.source)
+    source = open_recorded(manifest.source, kind=source_kind)
     crops: Crops = []
     for index, record in zip(selection.indices.tolist(), selection.records, strict=True):
         crop = None

@@ -31,8 +31,13 @@ ASSETS = "assets"
 BOKEH_FILES = ("bokeh.min.js", "bokeh-api.min.js")
 
 
-def page_values(
-    runs: list[Run], store: Store | None, title: str | None, notes: Sequence[str], commands: Sequence[str]
+def page_values(  # noqa: PLR0917 - as in `report.run`
+    runs: list[Run],
+    store: Store | None,
+    title: str | None,
+    notes: Sequence[str],
+    commands: Sequence[str],
+    source_kind: str | None,
 ) -> dict[str, Any]:
     """Return the values of the template; `report.run` documents the arguments."""
     config = runs[0].config
@@ -66,7 +71,7 @@ def page_values(
         "samples": samples,
         "commands_to_sample": commands_to_sample(runs),
         "samples_note": samples_note,
-        "gallery": make_gallery(store, str(config.vae), encoders) if store else None,
+        "gallery": make_gallery(store, str(config.vae), encoders, source_kind) if store else None,
         "store": describe_store(store) if store else None,
         "timing": timing_table(runs),
         "environments": environments,

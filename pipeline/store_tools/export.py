@@ -26,7 +26,15 @@ BATCH = 256  # samples per read
 RECORD = "export.json"
 
 
-def export(store_path: str, out: str, layout: str, groups: Sequence[str], source: str | None) -> str:
+def export(
+    store_path: str,
+    out: str,
+    layout: str,
+    groups: Sequence[str],
+    source: str | None,
+    *,
+    source_kind: str | None = None,
+) -> str:
     """Copy every valid sample of `groups` to the folder `out`; re-running with the same arguments resumes.
 
     `export.json` in the folder records what is exported, so that a folder never holds files of two exports.
@@ -37,6 +45,7 @@ def export(store_path: str, out: str, layout: str, groups: Sequence[str], source
         layout: "repa" or "safetensors".
         groups: names of groups; empty for all.
         source: location of the images, for REPA's layout. None: the location they were encoded from.
+        source_kind: kind of `source`. None: see `sources.open_recorded`.
 
     Returns:
         A summary in one line.
@@ -56,7 +65,8 @@ def export(store_path: str, out: str, layout: str, groups: Sequence[str], source
             remove_leftovers(place)
             _claim(Path(out), _content(store, layout, chosen, rows))
             if layout == "repa":
-                _export_repa(store, Path(out), chosen, rows, source)
+                opened = open_recorded(store.manifest.source, source, source_kind)
+                _export_repa(store, Path(out), chosen, rows, opened)
             else:
                 _export_safetensors(store, Path(out), chosen, rows)
     return f"{out}: {len(rows):,} samples of {', '.join(chosen)}"
@@ -102,12 +112,9 @@ def _require_one_vae(store: Store, groups: Sequence[str]) -> None:
         )
 
 
-def _export_repa(
-    store: Store, out: Path, groups: Sequence[str], rows: npt.NDArray[np.int64], source: str | None
-) -> None:
+def _export_repa(store: Store, out: Path, groups: Sequence[str], rows: npt.NDArray[np.int64], source: Source) -> None:
     """Write `images/00000/img00000000.png`, `vae-sd/00000/img-mean-std-00000000.npy`, and both `dataset.json`."""
     (latents,) = (name for name in groups if name.startswith("latents/"))
-    opened = open_recorded(store.manifest.source, source)
     records = list(records_of(store.samples.take(rows)))
     names = [(f"{i // 1000:05d}/img{i:08d}.png", f"{i // 1000:05d}/img-mean-std-{i:08d}.npy") for i in range(len(rows))]
     with progress("export", len(rows), "images") as bar, ThreadPoolExecutor() as pool:
@@ -115,7 +122,7 @@ def _export_repa(
         def write(i: int, moments: npt.NDArray[Any]) -> None:
             image, array = out / IMAGES / names[i][0], out / MOMENTS / names[i][1]
             if not image.exists():
-                atomic_write_bytes(image, _png(opened, records[i], store.manifest.resolution))
+                atomic_write_bytes(image, _png(source, records[i], store.manifest.resolution))
             if not array.exists():
                 atomic_write_bytes(array, _npy(moments))
             bar.update()

@@ -126,5 +126,5 @@ def test_absolute_paths_are_those_of_the_current_folder(tmp_path, monkeypatch):
     assert (config.vae, config.encoder_weights) == ("my-vae", (f"mae-vit-l={tmp_path}/a=b.pth",))
     assert dataclasses.replace(config, class_order="natural").absolute().class_order == "natural"
     assert dataclasses.replace(config, class_order="order.txt").absolute().class_order == f"{tmp_path}/order.txt"
-    remote = dataclasses.replace(config, store="s3://bucket/name", source="split=train", source_kind="module:call")
+    remote = dataclasses.replace(config, store="s3://bucket/name", source="split=train", source_kind="numbered")
     assert (remote.absolute().store, remote.absolute().source) == ("s3://bucket/name", "split=train")

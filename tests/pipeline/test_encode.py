@@ -476,10 +476,9 @@ def test_ray_actors_complete_a_store_to_the_same_bytes(images, encoded, tmp_path
     assert json.loads(done.stdout[done.stdout.index("{") :])["encoded"] == 6
 
 
-def test_a_plug_in_source_can_be_used(images, encoded, tmp_path):
-    config = config_of(
-        images, tmp_path / "store", encoder=(), source_kind="repa_pipe.sources.image_folder:FolderSource"
-    )
+def test_a_plug_in_source_can_be_used(images, encoded, tmp_path, install_plug_in):
+    install_plug_in("from repa_pipe.sources.image_folder import FolderSource", tree="FolderSource")
+    config = config_of(images, tmp_path / "store", encoder=(), source_kind="tree")
     encode.run(config)
     assert open_store(tmp_path / "store").labels.tolist() == open_store(encoded).labels.tolist()
 

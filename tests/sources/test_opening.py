@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from repa_pipe.errors import SourceError
-from repa_pipe.sources import index_digest, open_source, records_of
+from repa_pipe.sources import index_digest, open_recorded, open_source, records_of
 
 PLUG_IN = """
 from repa_pipe.sources import Listing, Record, Source, build_index
@@ -30,18 +30,23 @@ def returns_a_list(path):
 
 
 @pytest.fixture
-def plug_in(tmp_path, monkeypatch):
-    (tmp_path / "my_images.py").write_text(PLUG_IN)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield "my_images:Countdown"
-    sys.modules.pop("my_images", None)
+def plug_in(install_plug_in):
+    install_plug_in(
+        PLUG_IN,
+        countdown="Countdown",
+        few="TooFewNames",
+        missing="Missing",
+        number="not_callable",
+        lister="returns_a_list",
+    )
+    return "countdown"
 
 
 def test_a_plug_in_behaves_like_the_built_in_kinds(plug_in):
     source = open_source("5", plug_in)
     assert source.class_names == ("even", "odd")
     assert source.index()["label"].to_pylist() == [0, 1, 0, 1, 0]
-    assert source.describe() == {"kind": "my_images:Countdown", "path": "5"}
+    assert source.describe() == {"kind": "countdown", "path": "5"}
     again = open_source(**source.describe())
     assert index_digest(again.index()) == index_digest(source.index())
     worker = pickle.loads(pickle.dumps(source))
@@ -51,11 +56,14 @@ def test_a_plug_in_behaves_like_the_built_in_kinds(plug_in):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("no_such_module:Thing", "plug-in no_such_module:Thing cannot be loaded: No module named 'no_such_module'"),
-        ("my_images:Missing", "cannot be loaded: module 'my_images' has no attribute 'Missing'"),
-        ("my_images:not_callable", "is 3: expected a class or function that returns a Source"),
-        ("my_images:returns_a_list", "returned list: expected a repa_pipe.sources.Source"),
-        (":", "plug-in : cannot be loaded"),
+        (
+            "missing",
+            r"plug-in missing \(plug_in_module:Missing\) cannot be loaded: module .* has no attribute 'Missing'",
+        ),
+        ("number", "is 3: expected a class or function that returns a Source"),
+        ("lister", "returned list: expected a repa_pipe.sources.Source"),
+        ("other", r"unknown source kind 'other'; .* \(found countdown, few, lister, missing, number\)$"),
+        ("plug_in_module:Countdown", "unknown source kind 'plug_in_module:Countdown'; .* not MODULE:CALLABLE"),
     ],
 )
 def test_an_invalid_plug_in_is_refused(plug_in, kind, message):
@@ -67,7 +75,17 @@ def test_a_plug_in_without_images_or_class_names_is_refused(plug_in):
     with pytest.raises(SourceError, match="0 contains no images"):
         open_source("0", plug_in).index()
     with pytest.raises(SourceError, match="expected class names for labels 0 to 1, found 1 names"):
-        open_source("5", "my_images:TooFewNames").index()
+        open_source("5", "few").index()
+
+
+@pytest.mark.parametrize("kind", ["countdown", "os:system", "plug_in_module:Countdown", "subprocess:run", ":"])
+def test_a_recorded_plug_in_does_not_run_unless_it_is_named(plug_in, tmp_path, kind):
+    recorded = {"kind": kind, "path": f"touch {tmp_path / 'ran'}"}
+    with pytest.raises(SourceError, match=rf"the source plug-in '{kind}', and a store cannot start a plug-in: pass"):
+        open_recorded(recorded)
+    assert "plug_in_module" not in sys.modules
+    assert not (tmp_path / "ran").exists()
+    assert open_recorded(recorded | {"path": "5"}, kind="countdown").index().num_rows == 5
 
 
 @pytest.mark.parametrize(
@@ -79,7 +97,7 @@ def test_a_plug_in_without_images_or_class_names_is_refused(plug_in):
         ("s3://bucket/train", None, "s3://bucket/train is not a local path: mount or download it first"),
         ("notes.txt", None, "notes.txt is a .txt file: expected .zip, .tar, .parquet or .arrow, or a folder"),
         ("notes.txt", "folder", "notes.txt is a file: expected a folder"),
-        (".", "lmdb", "unknown source kind 'lmdb'; expected folder, zip, tar, parquet, arrow or MODULE:CALLABLE"),
+        (".", "lmdb", "unknown source kind 'lmdb'; expected folder, zip, tar, parquet, arrow, or an installed plug-in"),
     ],
 )
 def test_a_path_that_is_not_a_source_is_refused_immediately(tmp_path, monkeypatch, path, kind, message):

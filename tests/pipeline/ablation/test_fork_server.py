@@ -8,16 +8,16 @@ import pytest
 
 from repa_pipe.pipeline.ablation.fork_server import ForkServer
 
-SLEEP = ["encode", "--source", "images", "--source-kind", "sleeping:open_slowly", "--store", "none"]
+SLEEP = ["encode", "--source", "images", "--source-kind", "sleeping", "--store", "none"]
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
+def start(tmp_path, monkeypatch, install_plug_in):
     """Start a command with its output in `start.log`."""
-    (tmp_path / "sleeping.py").write_text(
-        "import time\ndef open_slowly(path):\n    print('waiting', flush=True)\n    time.sleep(3)\n"
+    install_plug_in(
+        "import time\ndef open_slowly(path):\n    print('waiting', flush=True)\n    time.sleep(3)\n",
+        sleeping="open_slowly",
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with ForkServer(modules=("json",)) as server:
 

@@ -1,4 +1,4 @@
-"""A slow or hanging plug-in source, which tests use as `--source-kind faulty_source:FaultySource`."""
+"""A slow or hanging plug-in source, which tests use as `--source-kind faulty`."""
 
 import os
 import time

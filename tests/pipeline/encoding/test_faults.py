@@ -120,7 +120,7 @@ def test_a_shard_that_fails_three_times_is_reported_at_the_end(images, tmp_path,
 @pytest.mark.parametrize("runner", [{}, ON_RAY], ids=["inline", "ray"])
 def test_ctrl_c_stops_within_five_seconds_and_loses_only_shards_in_flight(images, encoded, tmp_path, runner):
     store = empty_copy(encoded, tmp_path / "store")
-    process = start(config_of(images, store, source_kind="faulty_source:FaultySource", **runner), FAULTY_SLOW="0.4")
+    process = start(config_of(images, store, source_kind="faulty", **runner), FAULTY_SLOW="0.4")
     wait_for_shards(store, 4, process)
     before = count_commits(store)
     os.killpg(process.pid, signal.SIGINT)  # to all processes of the command, as a terminal does
@@ -137,7 +137,7 @@ def test_ctrl_c_stops_within_five_seconds_and_loses_only_shards_in_flight(images
 
 def test_a_hung_shard_is_retried_on_another_actor(images, encoded, tmp_path):
     store = empty_copy(encoded, tmp_path / "store")
-    config = config_of(images, store, source_kind="faulty_source:FaultySource", ray=True, actors=2, shard_timeout=10.0)
+    config = config_of(images, store, source_kind="faulty", ray=True, actors=2, shard_timeout=10.0)
     process = start(config, FAULTY_HANGS="class-0/017.jpg", FAULTY_MARKER=str(tmp_path / "hung"))
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
@@ -228,7 +228,7 @@ def test_shards_of_a_lost_node_are_encoded_on_another_one(images, encoded, tmp_p
         config = config_of(
             images,
             store,
-            source_kind="faulty_source:FaultySource",
+            source_kind="faulty",
             ray_address=cluster.address,
             actors=2,
         )
