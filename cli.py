@@ -432,11 +432,17 @@ def store_stats(store: str, vae: str, write: bool) -> None:
 @click.option(
     "--repair", is_flag=True, help="Delete damaged shards, so that `encode` encodes them again. See `store repair`."
 )
-def store_verify(store: str, repair: bool) -> None:
+@click.option(
+    "--accept-metadata",
+    is_flag=True,
+    help="First record checksums of metadata, labels and sample index as they are: for stores of earlier versions, and "
+    "after changes by other programs.",
+)
+def store_verify(store: str, repair: bool, accept_metadata: bool) -> None:
     """Compare every committed shard with its checksums."""
     from .pipeline.store_tools import inspection
 
-    text, healthy = inspection.verify(store, repair)
+    text, healthy = inspection.verify(store, repair, accept_metadata)
     click.echo(text)
     sys.exit(0 if healthy else 1)
 

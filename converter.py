@@ -59,12 +59,20 @@ def unstructure(instance: Any) -> dict[str, Any]:
 def read_json(path: Path, error: type[RepaPipeError] = ConfigError) -> dict[str, Any]:
     """Read a JSON file that holds a mapping; raises `error` when it is missing or damaged."""
     try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as problem:
+        values = parse_json(path.read_bytes(), str(path), error)
+    except OSError as problem:
         raise error(f"{path} cannot be read ({problem})") from problem
     if not isinstance(values, dict):
         raise error(f"{path} holds a {type(values).__name__}, expected a JSON object")
     return values
+
+
+def parse_json(data: bytes, where: str, error: type[RepaPipeError] = ConfigError) -> Any:
+    """Return the values in JSON text; raises `error`, naming `where`, when it is not valid."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{where} cannot be read ({problem})") from problem
 
 
 def choices_of(hint: object) -> tuple[Any, ...]:

@@ -39,7 +39,7 @@ def new_store(path: Path, count: int, shard_size: int = 512) -> Manifest:
         shard_size=shard_size,
         index_digest="",
         class_names=tuple(map(str, range(1000))),
-        source={},
+        source={"kind": "folder", "path": "none"},
     )
     keys = [str(i) for i in range(count)]
     labels = pa.array([i % 1000 for i in range(count)], pa.int32())

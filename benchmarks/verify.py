@@ -24,6 +24,7 @@ from repa_pipe.stores.verify import verify_store
 from repa_pipe.stores.verify_shard import READ_BYTES
 
 RUNS = 5
+ATTRIBUTES = {"encoder": "none", "fingerprint": {}, "num_tokens": 256, "width": 768, "codec": {"name": "none"}}
 FLOAT16 = (
     ArraySpec(name="tokens", sample_shape=(256, 768), dtype="float16"),
     ArraySpec(name="cls_token", sample_shape=(768,), dtype="float16"),
@@ -36,7 +37,7 @@ INT4 = (
 
 
 def write_store(path: Path, arrays: tuple[ArraySpec, ...], num_bytes: int) -> None:
-    spec = GroupSpec(path="features/benchmark", arrays=arrays, attributes={"fingerprint": {}})
+    spec = GroupSpec(path="features/benchmark", arrays=arrays, attributes=ATTRIBUTES)
     manifest = new_store(path, num_bytes // spec.sample_bytes)
     fill_group(path, manifest, spec, np.random.default_rng(0))
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..config import EncodeConfig
 from ..stores import Group, Store, open_store
 from ..stores.creation import prepare_groups
-from ..stores.files import remove_abandoned, remove_leftovers
+from ..stores.files import confined, remove_abandoned, remove_leftovers
 from ..stores.layout import COMMITS, QUARANTINE_FILE, features_group
 from ..stores.manifest import write_quarantine
 from ..stores.upload import store_exists
@@ -160,8 +160,8 @@ def _finish(
 def _remove_temporary_files(store: Store, groups: list[Group]) -> None:
     """Remove the files of killed writers: all in finished groups, elsewhere only those of processes that have ended."""
     for group in groups:
-        remove_leftovers(store.path / group.path)
-        remove_leftovers(store.path / COMMITS / group.path)
+        remove_leftovers(confined(store.path, group.path))
+        remove_leftovers(confined(store.path, f"{COMMITS}/{group.path}"))
         remove_abandoned((store.path / group.path).parent)
     remove_abandoned(store.path)
     place = store.path.resolve()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..config import TrainConfig, paths
 from ..stores import Store, open_store
@@ -55,7 +54,7 @@ def train_on_ray(config: TrainConfig) -> TrainResult:
     start = time.monotonic()
     with open_store(config.store, config.store_cache) as store:
         resolved = resolve(config, store)
-    run_folder = _run_folder(resolved)
+    run_folder = RunFolder.of(resolved)
     restore_settings(run_folder, ranks_of_environment())
     if not _is_finished(resolved, run_folder):
         launch(config, train_rank)
@@ -71,7 +70,7 @@ def train_rank(config: TrainConfig) -> TrainResult:
         full_disk_error(config.output_dir),
     ):
         config = resolve(config, store)
-        run_folder, ranks = _run_folder(config), ranks_of_environment()
+        run_folder, ranks = RunFolder.of(config), ranks_of_environment()
         restore_settings(run_folder, ranks)
         if not _is_finished(config, run_folder):
             require_trainable(config, store, run_folder, ranks)
@@ -81,10 +80,6 @@ def train_rank(config: TrainConfig) -> TrainResult:
             with owned(run_folder, config, ranks):
                 record_notes(run_folder, config)
         return _result(run_folder, start, bool(signals))
-
-
-def _run_folder(config: TrainConfig) -> RunFolder:
-    return RunFolder(Path(config.output_dir) / str(config.exp_name))
 
 
 def _is_finished(config: TrainConfig, run_folder: RunFolder) -> bool:

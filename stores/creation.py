@@ -13,6 +13,8 @@ import pyarrow as pa
 from ..errors import StoreError
 from .layout import FULL_RANGE, GroupSpec, default_shard_size
 from .manifest import Manifest
+from .metadata_writer import consolidate, copy_is_current
+from .remote import is_url, local_folder
 from .store import Group, Store, open_store
 from .upload import create_store_at, store_exists
 from .writer import create_group
@@ -56,6 +58,8 @@ def open_or_create_store(
             pixels=FULL_RANGE,
         )
         create_store_at(location, manifest, index)
+    elif not is_url(location) and not copy_is_current(local_folder(location)):
+        consolidate(local_folder(location))  # a writer was killed before it did
     store = open_store(location)
     found = store.manifest
     pairs = [

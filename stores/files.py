@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..errors import StoreError
 from .layout import SAMPLES_FILE
 
 TEMPORARY = ".tmp-"
@@ -45,6 +46,25 @@ def atomic_replace(temporary: Path, path: Path) -> None:
     except FileNotFoundError:
         if not path.exists() or path.stat().st_ino != inode:
             raise
+
+
+def confined(folder: Path, name: str) -> Path:
+    """Return `folder / name` for writing.
+
+    Args:
+        folder: where the user told to write.
+        name: relative path of a file or folder in it, from a store that may come from anybody.
+
+    Raises:
+        StoreError: the path leads out of the folder, also through a symbolic link.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise StoreError(
+            f"{path} is not written, since it leads out of {folder}: replace symbolic links in the store by what they "
+            "refer to"
+        )
+    return path
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 FORMAT_VERSION = 1
 ROOT_ATTRIBUTE = "repa_pipe"
@@ -28,6 +28,7 @@ _DIMENSIONS = {
 }
 _PACKED_TOKENS = ("token", "byte")
 
+MAX_SHARDS = 1 << 24  # per group; more are a damaged number, and lists of them would fill the memory
 MAX_SHARD_SIZE = 1024
 MIN_SHARD_SIZE = 16
 TARGET_NUM_SHARDS = 16  # in small stores: enough to distribute over workers and to resume from
@@ -37,6 +38,8 @@ TARGET_NUM_SHARDS = 16  # in small stores: enough to distribute over workers and
 class ArraySpec:
     """One array of a group; row i is sample i."""
 
+    ITEM_BYTES: ClassVar[dict[str, int]] = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1}
+
     name: str
     sample_shape: tuple[int, ...]
     dtype: str  # numpy's name: "float16", "int8", …
@@ -44,8 +47,7 @@ class ArraySpec:
     @property
     def sample_bytes(self) -> int:
         """Bytes per sample."""
-        itemsize = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1}[self.dtype]
-        return math.prod(self.sample_shape) * itemsize
+        return math.prod(self.sample_shape) * self.ITEM_BYTES[self.dtype]
 
 
 def is_flipped(array: str) -> bool:

@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -20,14 +21,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..converter import structure, unstructure
-from ..errors import StoreError
+from ..converter import read_json, structure, unstructure
+from ..errors import StoreError, first_line
 from ..version import __version__
 from .checksum import crc32c_bytes
-from .files import atomic_write_bytes, write_json
+from .files import atomic_write_bytes, confined, write_json
 from .latent_statistics import LatentsSummary
-from .layout import FORMAT_VERSION, QUARANTINE_FILE, ROOT_ATTRIBUTE, SAMPLES_FILE, commit_file
+from .layout import FORMAT_VERSION, MAX_SHARDS, QUARANTINE_FILE, ROOT_ATTRIBUTE, SAMPLES_FILE, commit_file, num_shards
+from .names import is_shard_file
 
+SAMPLES_COLUMNS = {"key": pa.string(), "label": pa.int32(), "num_bytes": pa.int64(), "where": pa.string()}
+RESTORE = "restore it from a copy of the store"
 _REMEDY = "delete it and re-run 'repa-pipe encode' to encode the shard again"
 
 
@@ -44,6 +48,22 @@ class Manifest:
     class_names: tuple[str, ...]
     source: dict[str, Any]  # `Source.provenance()`: kind, path, options, skipped files
     pixels: str | None = None  # `layout.FULL_RANGE`; None if gray levels with more than 8 bits were cut at 255
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "resolution", "shard_size"):
+            if getattr(self, name) < 1:
+                raise StoreError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if num_shards(self.num_samples, self.shard_size) > MAX_SHARDS or self.shard_size > MAX_SHARDS:
+            raise StoreError(
+                f"num_samples and shard_size: expected at most {MAX_SHARDS:,} shards and samples per shard, found "
+                f"{self.num_samples:.6g} samples in shards of {self.shard_size:.6g}"
+            )
+        for name in ("kind", "path"):
+            if not isinstance(self.source.get(name), str):
+                raise StoreError(f"source: {name}: expected str, found {self.source.get(name)!r:.80}")
+        for name, kind in (("options", dict), ("skipped", list)):
+            if not isinstance(self.source.get(name, kind()), kind):
+                raise StoreError(f"source: {name}: expected {kind.__name__}, found {self.source[name]!r:.80}")
 
     def as_attributes(self) -> dict[str, Any]:
         """Return the attributes of the root's zarr.json: these fields under `repa_pipe`."""
@@ -63,8 +83,8 @@ class Manifest:
             )
         if found.get("format_version") != FORMAT_VERSION:
             raise StoreError(
-                f"{path} has store format {found.get('format_version')}, expected {FORMAT_VERSION}: install a version "
-                "of repa-pipe that reads this format"
+                f"{path} has store format {found.get('format_version')!r:.80}, expected {FORMAT_VERSION}: install a "
+                "version of repa-pipe that reads this format"
             )
         try:
             return structure(found, cls, str(path / "zarr.json"), StoreError)
@@ -112,10 +132,50 @@ class Commit:
     latents: LatentsSummary | None = None
     float32_samples: tuple[int, ...] = ()  # these overflowed in half precision and were encoded in float32
 
+    def __post_init__(self) -> None:
+        for name, record in self.files.items():
+            if not is_shard_file(name):
+                raise StoreError(f"files: {name[:60]!r} is not the path of a file of a shard")
+            if record["bytes"] < 0:
+                raise StoreError(f"files: {name}: bytes: expected at least 0, found {record['bytes']}")
+
     @property
     def source_checksums(self) -> npt.NDArray[np.uint32]:
         """CRC-32C of the encoded bytes of every image, `[num_samples]` uint32; 0 if they could not be read."""
-        return np.frombuffer(base64.b64decode(self.source_crc32c), dtype="<u4")
+        try:
+            return np.frombuffer(base64.b64decode(self.source_crc32c), dtype="<u4")
+        except ValueError as error:
+            raise StoreError(f"source_crc32c of shard {self.shard} of {self.group}: {error}: {_REMEDY}") from error
+
+    def require_fitting(
+        self, group: str, shard: int, samples: range, sizes: Mapping[str, int], channels: int | None
+    ) -> None:
+        """Raise StoreError unless the record describes this shard.
+
+        Args:
+            group: path of the group.
+            shard: number of the shard.
+            samples: the samples of the shard.
+            sizes: bytes of its files, by path relative to the group. More files may be recorded.
+            channels: channels of the latents whose statistics are recorded; None if there are none.
+        """
+        listed = [*(entry.index for entry in self.quarantined), *self.float32_samples]
+        pairs = [
+            ("group", self.group, group),
+            ("shard", self.shard, shard),
+            ("num_samples", self.num_samples, len(samples)),
+            ("source_crc32c", len(self.source_checksums), len(samples)),
+            ("samples", [index for index in listed if index not in samples][:1], []),
+            *((name, self.files[name]["bytes"] if name in self.files else None, size) for name, size in sizes.items()),
+        ]
+        if self.latents is not None:
+            found = (len(self.latents["mean"]), len(self.latents["std"]), self.latents["images"] > 0)
+            pairs.append(("latents", found, (channels, channels, True)))
+        for name, value, expected in pairs:
+            if value != expected:
+                raise StoreError(
+                    f"{commit_file(group, shard)}: {name}: expected {expected!r}, found {value!r:.80}; {_REMEDY}"
+                )
 
 
 def new_commit(
@@ -164,7 +224,7 @@ def _summary(cosines: npt.NDArray[np.float32]) -> TokenCosine:
 def write_commit(store: Path, commit: Commit) -> None:
     """Write a commit record atomically, including a checksum of the record itself."""
     record = unstructure(commit)
-    write_json(store / commit_file(commit.group, commit.shard), record | {"crc32c": record_checksum(record)})
+    write_json(confined(store, commit_file(commit.group, commit.shard)), record | {"crc32c": record_checksum(record)})
 
 
 def record_checksum(record: dict[str, Any]) -> int:
@@ -179,15 +239,12 @@ def read_commit(store: Path, group: str, shard: int) -> Commit | None:
         StoreError: the record is damaged.
     """
     path = store / commit_file(group, shard)
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError as error:
-        raise StoreError(f"{path} is not valid JSON ({error}): {_REMEDY}") from error
-    if not isinstance(found, dict) or found.pop("crc32c", None) != record_checksum(found):
-        raise StoreError(f"{path} fails its checksum: {_REMEDY}")
     try:
+        found = read_json(path, StoreError)
+        if found.pop("crc32c", None) != record_checksum(found):
+            raise StoreError(f"{path} fails its checksum")
         return structure(found, Commit, str(path), StoreError)
     except StoreError as error:
         raise StoreError(f"{error}; {_REMEDY}") from error
@@ -210,12 +267,28 @@ def write_samples(store: Path, table: pa.Table) -> None:
     atomic_write_bytes(store / SAMPLES_FILE, sink.getvalue().to_pybytes())
 
 
-def read_samples(store: Path) -> pa.Table:
-    """Read the sample index: columns key, label (int32), num_bytes (int64), where."""
+def parse_samples(data: bytes, num_samples: int, path: Path) -> pa.Table:
+    """Return the sample index: columns key, label (int32), num_bytes (int64), where.
+
+    Args:
+        data: contents of the parquet file.
+        num_samples: number of rows.
+        path: the file, for errors.
+
+    Raises:
+        StoreError: the file is damaged, or does not have these rows and columns.
+    """
     try:
-        return pq.read_table(store / SAMPLES_FILE)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise StoreError(f"{store / SAMPLES_FILE} cannot be read ({error}): the store is damaged") from error
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} cannot be read ({first_line(error)}): {RESTORE}") from error
+    if table.num_rows != num_samples:
+        raise StoreError(f"{path} has {table.num_rows:,} rows, expected {num_samples:,}: {RESTORE}")
+    for name, kind in SAMPLES_COLUMNS.items():
+        if name not in table.column_names or table.schema.field(name).type != kind or table[name].null_count:
+            found = table.schema.field(name).type if name in table.column_names else "none"
+            raise StoreError(f"{path}: column {name}: expected {kind} without nulls, found {found}: {RESTORE}")
+    return table
 
 
 def write_quarantine(store: Path, quarantined: list[Quarantined]) -> None:

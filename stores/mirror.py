@@ -21,13 +21,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..converter import parse_json, read_json
 from ..errors import StoreError
 from .checksum import crc32c_rows
-from .files import atomic_write_bytes, remove_abandoned, temporary_path
+from .files import atomic_write_bytes, confined, remove_abandoned, temporary_path
 from .layout import CRC32C, ROOT_ATTRIBUTE, commit_file
 from .manifest import Commit
+from .metadata_writer import copied_metadata
 from .reader import MISMATCH, BatchReader, Damage, ReadRequest, ShardIndex
 from .remote import Range, RemoteFiles
+from .zarr_metadata import METADATA_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -84,24 +87,21 @@ class Mirror:
     def _write_metadata(self) -> None:
         """Fetch the root's zarr.json, and write those of all groups and arrays from its consolidated metadata."""
         url = self.files.url
-        root = self.files.get(["zarr.json"]).get("zarr.json")
-        if root is None:
+        data = self.files.get([METADATA_FILE]).get(METADATA_FILE)
+        if data is None:
             raise StoreError(f"no store at {url}: {url}/zarr.json does not exist")
-        try:
-            meta = json.loads(root)
-            inner = meta["consolidated_metadata"]["metadata"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{url}/zarr.json does not describe a store ({error!r} is missing or damaged)") from error
-        found = {"zarr.json": meta} | {f"{name}/zarr.json": value for name, value in inner.items()}
+        root = parse_json(data, f"{url}/zarr.json", StoreError)
+        copied = copied_metadata(root, f"{url}/zarr.json")
+        found = {METADATA_FILE: root} | {f"{name}/{METADATA_FILE}": meta for name, meta in copied.items()}
         for name, value in found.items():
-            path = self.folder / name
-            if path.exists() and not _same_store(json.loads(path.read_bytes()), value):
+            path = confined(self.folder, name)
+            if path.exists() and not _same_store(read_json(path, StoreError), value):
                 raise StoreError(f"{self.folder} holds samples of a previous store at {url}: delete that folder")
         for name, value in found.items():
             self._write(name, json.dumps(value).encode())
 
     def _write(self, name: str, data: bytes) -> None:
-        atomic_write_bytes(self.folder / name, data, durable=self.cache is not None)
+        atomic_write_bytes(confined(self.folder, name), data, durable=self.cache is not None)
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
@@ -113,12 +113,16 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 def _same_store(cached: dict[str, Any], fetched: dict[str, Any]) -> bool:
     """Return whether two versions of a zarr.json describe the same images, weights and shapes."""
-    mine, theirs = ({k: v for k, v in meta.items() if k != "consolidated_metadata"} for meta in (cached, fetched))
-    if ROOT_ATTRIBUTE in mine.get("attributes", {}):
-        return bool(mine["attributes"][ROOT_ATTRIBUTE] == theirs["attributes"].get(ROOT_ATTRIBUTE))
-    fingerprints = [meta.get("attributes", {}).get("fingerprint") for meta in (mine, theirs)]
-    shapes = [(meta.get("shape"), meta.get("codecs")) for meta in (mine, theirs)]
-    return fingerprints[0] == fingerprints[1] and shapes[0] == shapes[1]
+    own, other = _attributes(cached), _attributes(fetched)
+    if ROOT_ATTRIBUTE in own:
+        return bool(own[ROOT_ATTRIBUTE] == other.get(ROOT_ATTRIBUTE))
+    shapes = [(meta.get("shape"), meta.get("codecs")) for meta in (cached, fetched)]
+    return bool(own.get("fingerprint") == other.get("fingerprint")) and shapes[0] == shapes[1]
+
+
+def _attributes(meta: dict[str, Any]) -> dict[str, Any]:
+    found = meta.get("attributes")
+    return found if isinstance(found, dict) else {}
 
 
 class RemoteReader:

@@ -10,7 +10,6 @@ only add a copy and evict the pages of other programs.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import resource
@@ -30,9 +29,10 @@ import numpy.typing as npt
 
 from ..errors import StoreError
 from .checksum import crc32c_bytes
-from .layout import ArraySpec, shard_file
+from .layout import shard_file
 from .manifest import Commit
 from .read_checks import ArrayChecks
+from .zarr_metadata import ArrayLayout
 
 READ_THREADS = 32  # reads in flight; with 16, a fast disk loses a tenth of its throughput
 SPARE_FILES = 512  # file descriptors left for the rest of the process
@@ -46,53 +46,6 @@ logger = logging.getLogger(__name__)
 
 File = tuple[str, bool]  # path, whether to bypass the page cache
 Job = tuple[int, int, memoryview, int]  # file descriptor, offset in the file, destination, checksum or UNCHECKED
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayLayout:
-    """The parts of an array's zarr.json that reading needs."""
-
-    path: Path
-    spec: ArraySpec
-    shape: tuple[int, ...]
-    shard_size: int
-    plain: bool  # the uncompressed sharded form that repa-pipe writes; zarr-python reads any other form
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The numpy dtype of the array."""
-        return np.dtype(self.spec.dtype)
-
-
-def read_layout(path: Path) -> ArrayLayout:
-    """Parse an array's zarr.json.
-
-    Raises:
-        StoreError: the file is missing or is not JSON.
-    """
-    try:
-        meta = json.loads((path / "zarr.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path / 'zarr.json'} cannot be read ({error}): the store is damaged") from error
-    shape = tuple(meta["shape"])
-    codec = meta["codecs"][0]
-    expected = {
-        "name": "sharding_indexed",
-        "inner": [1, *shape[1:]],
-        "inner codecs": ["bytes"],
-        "index": "end",
-        "index codecs": ["bytes", "crc32c"],
-    }
-    configuration = codec.get("configuration", {})
-    found = {
-        "name": codec["name"],
-        "inner": configuration.get("chunk_shape"),
-        "inner codecs": [inner["name"] for inner in configuration.get("codecs", [])],
-        "index": configuration.get("index_location", "end"),
-        "index codecs": [inner["name"] for inner in configuration.get("index_codecs", [])],
-    }
-    spec = ArraySpec(name=path.name, sample_shape=shape[1:], dtype=meta["data_type"])
-    return ArrayLayout(path, spec, shape, meta["chunk_grid"]["configuration"]["chunk_shape"][0], found == expected)
 
 
 class FileDescriptorCache:

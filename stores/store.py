@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,18 +16,31 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import ConfigError, StoreError
-from .files import TEMPORARY
+from .digests import LABELS_FILE, read_recorded
 from .indexing import Indices, as_names, as_rows, as_single
 from .latent_statistics import scaled_std
-from .layout import CRC32C, FLIPPED, LABEL, SAMPLES_FILE, ArraySpec, GroupSpec, is_flipped, latents_group, num_shards
-from .manifest import Commit, Manifest, Quarantined, committed_shards, read_commit, read_samples
+from .layout import (
+    FLIPPED,
+    LABEL,
+    SAMPLES_FILE,
+    ArraySpec,
+    GroupSpec,
+    is_flipped,
+    latents_group,
+    num_shards,
+    shard_file,
+    shard_range,
+)
+from .manifest import RESTORE, Commit, Manifest, Quarantined, committed_shards, parse_samples, read_commit
+from .metadata_writer import copy_is_current, group_paths
 from .mirror import Mirror, RemoteReader
 from .model_names import canonical_name
 from .read_checks import FIRST, ArrayChecks, CheckReads, RowChecksums
-from .reader import BatchReader, Damage, ReadRequest, ShardIndex, read_layout
+from .reader import BatchReader, Damage, ReadRequest, ShardIndex
 from .remote import is_url, local_folder
 from .selection import Class, digest_of_rows, rows_at, rows_of_classes, rows_where
 from .upload import put_group, put_shard
+from .zarr_metadata import read_group, read_root
 from .zarr_path import read_through_zarr
 
 if TYPE_CHECKING:
@@ -35,23 +48,25 @@ if TYPE_CHECKING:
 
 Sample: TypeAlias = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
 
 class Group:
     """One group of a store: its arrays, attributes and commit records.
 
     Attributes:
         path: `latents/NAME` or `features/NAME`.
-        attributes: attributes of the zarr group.
+        attributes: attributes of the zarr group, without its digest.
+        has_digest: whether attributes and shapes are covered by a checksum, as in stores of this version.
         shard_indexes: the arrays that hold samples, by name.
     """
 
     def __init__(self, store: Path, path: str, manifest: Manifest, location: str | None = None) -> None:
         self._store, self.path, self._manifest = store, path, manifest
         self._location = location or str(store)
-        meta = json.loads((store / path / "zarr.json").read_bytes())
-        self.attributes: dict[str, Any] = meta["attributes"]
-        names = json.loads((store / path / CRC32C / "zarr.json").read_bytes())["attributes"]["arrays"]
-        self.shard_indexes = {name: ShardIndex(read_layout(store / path / name)) for name in names}
+        found = read_group(store, path, manifest)
+        self.attributes, self.has_digest = found.attributes, found.has_digest
+        self.shard_indexes = {name: ShardIndex(layout) for name, layout in found.layouts.items()}
 
     def __repr__(self) -> str:
         arrays = ", ".join(f"{array.name} {array.dtype} {list(array.sample_shape)}" for array in self.arrays)
@@ -91,7 +106,22 @@ class Group:
         """All commit records of the group, by shard. Read on first use."""
         shards = sorted(committed_shards(self._store, self.path))
         found = {shard: read_commit(self._store, self.path, shard) for shard in shards}
+        for shard, commit in found.items():
+            if commit is not None:
+                self._require_fitting(shard, commit)
         return {shard: commit for shard, commit in found.items() if commit is not None}
+
+    def _require_fitting(self, shard: int, commit: Commit) -> None:
+        """Raise StoreError if a commit record describes something else than a shard of this group."""
+        samples = shard_range(shard, self._manifest.num_samples, self._manifest.shard_size)
+        sizes = {
+            f"{name}/{shard_file(index.layout.spec, shard)}": len(samples) * index.layout.spec.sample_bytes
+            + index.index_bytes
+            for name, index in self.shard_indexes.items()
+            if index.layout.plain
+        }
+        channels = None if commit.latents is None else len(self.attributes.get("scale", ()))
+        commit.require_fitting(self.path, shard, samples, sizes, channels)
 
     @property
     def quarantined(self) -> list[Quarantined]:
@@ -157,13 +187,14 @@ class Store:
     def __init__(self, path: Path, mirror: Mirror | None = None, check_reads: CheckReads = FIRST) -> None:
         self.path, self._mirror, self.check_reads = path, mirror, check_reads
         self.location = str(path) if mirror is None else mirror.files.url
-        try:
-            meta = json.loads((path / "zarr.json").read_bytes())
-        except FileNotFoundError as error:
-            raise StoreError(f"no store at {path}: create one with 'repa-pipe encode --store {path} …'") from error
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path / 'zarr.json'} cannot be read ({error})") from error
-        self.manifest = Manifest.from_attributes(meta.get("attributes", {}), path)
+        root = read_root(path)
+        self.manifest, self._digest = root.manifest, root.digest
+        if mirror is None and not copy_is_current(path):
+            logger.warning(
+                "%s/zarr.json lists other groups or attributes than the store has, so other programs may not find "
+                "them: the next 'repa-pipe encode' updates it",
+                path,
+            )
         self._groups: dict[str, Group] = {}
         self._checks: dict[str, dict[str, ArrayChecks]] = {}  # by group and array
         self._reader = BatchReader() if mirror is None else RemoteReader(mirror)
@@ -280,13 +311,7 @@ class Store:
 
     def group_names(self) -> list[str]:
         """Return the paths of all groups, complete or not: `latents/NAME`, then `features/NAME`."""
-        return [
-            f"{kind}/{folder.name}"
-            for kind in ("latents", "features")
-            if (self.path / kind).is_dir()
-            for folder in sorted((self.path / kind).iterdir())
-            if TEMPORARY not in folder.name and (folder / CRC32C / "zarr.json").exists()
-        ]
+        return group_paths(self.path)
 
     @property
     def vaes(self) -> tuple[str, ...]:
@@ -374,20 +399,28 @@ class Store:
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:
         """Class labels, `[N]` int32."""
-        data = self._local(f"{LABEL}/c/0").read_bytes()
+        data = self._recorded(LABELS_FILE)
+        if len(data) != 4 * len(self):
+            raise StoreError(
+                f"{self.path / LABELS_FILE} has {len(data):,} bytes, expected {4 * len(self):,}: {RESTORE}"
+            )
         return np.frombuffer(data, dtype="<i4")
 
     @cached_property
     def samples(self) -> pa.Table:
         """The sample index: columns key, label, num_bytes, where."""
-        self._local(SAMPLES_FILE)
-        return read_samples(self.path)
+        return parse_samples(self._recorded(SAMPLES_FILE), len(self), self.path / SAMPLES_FILE)
 
-    def _local(self, name: str) -> Path:
-        """Return the local path of a file of the store, fetched first if the store is behind a URL."""
+    @property
+    def has_digest(self) -> bool:
+        """Whether attributes, labels and sample index are covered by checksums, as in stores of this version."""
+        return self._digest is not None
+
+    def _recorded(self, name: str) -> bytes:
+        """Return the contents of a file that is written once; fetched first if the store is behind a URL."""
         if self._mirror is not None:
             self._mirror.fetch([name])
-        return self.path / name
+        return read_recorded(self.path / name, None if self._digest is None else self._digest.files.get(name))
 
     def valid_indices(self, group_names: str | Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the samples that are not quarantined in any of the groups, `[n]` int64 in ascending order.

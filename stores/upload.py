@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from .files import confined
 from .layout import commit_file
 from .manifest import Commit, Manifest
 from .mirror import Mirror
 from .remote import RemoteFiles, is_url, local_folder
 from .writer import create_store
+from .zarr_metadata import METADATA_FILE
 
-ROOT = "zarr.json"
+ROOT = METADATA_FILE
 
 
 def store_exists(location: str) -> bool:
@@ -63,7 +65,7 @@ def put_shard(mirror: Mirror, commit: Commit) -> None:
 
     Does nothing when files are missing locally: another writer has committed the shard.
     """
-    files = {f"{commit.group}/{name}": mirror.folder / commit.group / name for name in commit.files}
+    files = {f"{commit.group}/{name}": confined(mirror.folder, f"{commit.group}/{name}") for name in commit.files}
     if not all(path.exists() for path in files.values()):
         return
     record = commit_file(commit.group, commit.shard)

@@ -24,9 +24,9 @@ from ..errors import StoreError
 from .checksum import crc32c, crc32c_bytes, crc32c_rows
 from .layout import CRC32C, shard_file, shard_range
 from .manifest import Commit, FileRecord, read_commit
-from .reader import ArrayLayout
 from .store import Group, Store
 from .writer import shard_index
+from .zarr_metadata import ArrayLayout
 
 READ_BYTES = 1 << 21  # small enough that a block is still in the CPU's cache when its checksum is computed
 

@@ -7,12 +7,10 @@ the next run writes again. A second writer of the same shard overwrites it with 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,10 +21,12 @@ import pyarrow as pa
 
 from ..errors import StoreError
 from .checksum import crc32c, crc32c_rows
-from .files import TEMPORARY, atomic_replace, atomic_write_bytes, fsync_directory, temporary_path, write_json
+from .files import atomic_replace, atomic_write_bytes, confined, fsync_directory, temporary_path
 from .latent_statistics import LatentStatistics
-from .layout import CRC32C, LABEL, ArraySpec, GroupSpec, dimension_names, shard_file, shard_range
+from .layout import CRC32C, ArraySpec, GroupSpec, shard_file, shard_range
 from .manifest import Commit, FileRecord, Manifest, Quarantined, new_commit, read_commit, write_commit, write_samples
+from .metadata_writer import consolidate, create_group_node, create_parent_node, create_root_node, write_root_digest
+from .names import check_path
 
 MOMENTS = "moments"
 MISSING_CHUNK = 2**64 - 1  # marks a missing chunk in zarr's shard index
@@ -43,27 +43,15 @@ def create_store(path: Path, manifest: Manifest, samples: pa.Table) -> None:
     Raises:
         StoreError: `path` exists and is not an empty folder.
     """
-    import zarr
-
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StoreError(f"{path} exists and is not empty: choose another folder, or delete it first")
     path = path.resolve()  # a folder cannot replace a symbolic link
     path.parent.mkdir(parents=True, exist_ok=True)
     building = temporary_path(path)
     try:
-        root = zarr.create_group(store=str(building), attributes=manifest.as_attributes())
-        labels = samples.column("label").to_numpy().astype(np.int32)
-        array = root.create_array(
-            LABEL,
-            shape=labels.shape,
-            dtype="int32",
-            chunks=labels.shape,
-            compressors=None,
-            dimension_names=("sample",),
-            config={"write_empty_chunks": True},  # otherwise zarr omits a chunk in which all labels are 0
-        )
-        array[:] = labels
+        create_root_node(building, manifest, samples.column("label").to_numpy().astype(np.int32))
         write_samples(building, samples)
+        write_root_digest(building)
         consolidate(building)
         building.replace(path)
     except BaseException:
@@ -78,65 +66,15 @@ def create_group(store: Path, manifest: Manifest, spec: GroupSpec) -> None:
     If another writer has created the group in the meantime, its group is kept. The caller compares fingerprints
     afterwards.
     """
-    import zarr
-
-    target = store / spec.path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not (target.parent / "zarr.json").exists():
-        with suppress(zarr.errors.ContainsGroupError):  # another writer has created it in the meantime
-            zarr.open_group(str(target.parent), mode="a")
+    target = confined(store, check_path(spec.path, "--vae or --encoder", 2))
+    create_parent_node(target.parent)
     building = temporary_path(target)
     try:
-        group = zarr.create_group(store=str(building), attributes=spec.attributes)
-        for array in spec.arrays:
-            group.create_array(
-                array.name,
-                shape=(manifest.num_samples, *array.sample_shape),
-                dtype=array.dtype,
-                chunks=(1, *array.sample_shape),
-                shards=(manifest.shard_size, *array.sample_shape),
-                compressors=None,
-                filters=None,
-                fill_value=0,
-                dimension_names=dimension_names(array),
-            )
-        group.create_array(
-            CRC32C,
-            shape=(manifest.num_samples, len(spec.arrays)),
-            dtype="uint32",
-            chunks=(manifest.shard_size, len(spec.arrays)),
-            compressors=None,
-            filters=None,
-            fill_value=0,
-            dimension_names=("sample", "array"),
-        ).attrs["arrays"] = [array.name for array in spec.arrays]
+        create_group_node(building, manifest, spec)
         _rename_group(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     consolidate(store)
-
-
-def set_attributes(store: Path, group: str, attributes: dict[str, Any]) -> None:
-    """Update some attributes of a group atomically."""
-    path = store / group / "zarr.json"
-    meta = json.loads(path.read_bytes())
-    meta["attributes"] |= attributes
-    write_json(path, meta)
-    consolidate(store)
-
-
-def consolidate(store: Path) -> None:
-    """Copy the metadata of all groups and arrays into the root's zarr.json.
-
-    zarr-python then reads the hierarchy from one file and does not list the root, where it would warn about files that
-    are not zarr's (commits, samples.parquet). Readers that do not support `consolidated_metadata` ignore it.
-    """
-    root = json.loads((store / "zarr.json").read_bytes())
-    found = sorted(path for depth in range(1, 4) for path in store.glob("*/" * depth + "zarr.json"))
-    names = {str(path.parent.relative_to(store)): path for path in found}
-    metadata = {name: json.loads(path.read_bytes()) for name, path in names.items() if TEMPORARY not in name}
-    root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
-    write_json(store / "zarr.json", root)
 
 
 def _rename_group(building: Path, target: Path) -> None:
@@ -233,7 +171,7 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         for array in self.spec.arrays:
-            path = self.store / self.spec.path / array.name / shard_file(array, self.shard)
+            path = confined(self.store, f"{self.spec.path}/{array.name}/{shard_file(array, self.shard)}")
             self._files[array.name] = ShardFile(path, array, self.manifest.shard_size)
         return self
 
@@ -313,5 +251,5 @@ class ShardWriter:
         rows = np.zeros((self.manifest.shard_size, len(self.spec.arrays)), dtype="<u4")
         rows[: len(self.samples)] = np.concatenate(self._row_checksums)
         name = f"{CRC32C}/c/{self.shard}/0"
-        atomic_write_bytes(self.store / self.spec.path / name, rows.tobytes())
+        atomic_write_bytes(confined(self.store, f"{self.spec.path}/{name}"), rows.tobytes())
         return {name: {"bytes": rows.nbytes, "crc32c": crc32c(rows)}}

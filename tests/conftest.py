@@ -1,6 +1,7 @@
 """Small stores, written by the real writer, a bucket, and the command line."""
 
 import dataclasses
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ import pyarrow as pa
 import pytest
 
 from repa_pipe.sources import index_digest
+from repa_pipe.stores.digests import GROUP_DIGEST, ROOT_DIGEST
 from repa_pipe.stores.layout import ArraySpec, GroupSpec, num_shards
 from repa_pipe.stores.manifest import Manifest, Quarantined
+from repa_pipe.stores.metadata_writer import consolidate
 from repa_pipe.stores.writer import ShardWriter, create_group, create_store
 
 LATENTS = GroupSpec(
@@ -81,6 +84,17 @@ def new_store(path: Path, num_samples: int = 50, shard_size: int = 16) -> Manife
     manifest = dataclasses.replace(manifest_of(num_samples, shard_size), index_digest=index_digest(samples))
     create_store(path, manifest, samples)
     return manifest
+
+
+def without_digests(path: Path) -> Path:
+    """Remove the checksums of metadata, which stores of version 0.1.0 do not have."""
+    for file in path.rglob("zarr.json"):
+        meta = json.loads(file.read_text())
+        for name in (ROOT_DIGEST, GROUP_DIGEST):
+            meta.get("attributes", {}).pop(name, None)
+        file.write_text(json.dumps(meta))
+    consolidate(path)
+    return path
 
 
 def samples_of(num_samples: int) -> pa.Table:

@@ -67,7 +67,7 @@ class Job:
     @property
     def run_folder(self) -> RunFolder:
         """Folder of all files of the run."""
-        return RunFolder(Path(self.train.output_dir) / self.name)
+        return RunFolder.of(self.train)
 
     @property
     def sampling(self) -> SampleConfig | None:

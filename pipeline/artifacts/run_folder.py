@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from ...config import TrainConfig
 from ...converter import read_json
@@ -13,6 +14,7 @@ from ...stores.layout import latents_group
 from ...stores.model_names import canonical_name
 
 CHECKPOINT_SUFFIX = ".pt"
+MAX_NAME = 255  # bytes of a name on common file systems
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,21 @@ class RunFolder:
     """The folder `<output_dir>/<exp_name>`, and every file in it."""
 
     path: Path
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Self:
+        """Return the folder of a run.
+
+        Raises:
+            ConfigError: the name of the run is not that of one folder in `output_dir`.
+        """
+        name = str(config.exp_name)
+        if not name.strip(". ") or not name.isprintable() or set(name) & {"/", "\\"} or len(name.encode()) > MAX_NAME:
+            raise ConfigError(
+                f"--exp-name is {name[:MAX_NAME]!r}: expected the name of one folder, without separators; "
+                "--output-dir is its parent"
+            )
+        return cls(Path(config.output_dir) / name)
 
     @property
     def name(self) -> str:

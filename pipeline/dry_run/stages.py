@@ -80,7 +80,7 @@ def _train(config: TrainConfig) -> Preview:
         config = resolve(config, store)
         with torch.device("meta"):
             weights = sum(weight.numel() for weight in build_model(config, store).parameters())
-        folder = RunFolder(Path(config.output_dir) / str(config.exp_name))
+        folder = RunFolder.of(config)
         folder.require_same_settings(config)
         done = int(folder.checkpoints()[-1].stem) if folder.checkpoints() else 0
         steps = max(0, config.max_train_steps - done)

@@ -12,8 +12,9 @@ from ...errors import StoreError
 from ...sources import index_digest
 from ...stores import Group, Store, open_store
 from ...stores.layout import latents_group, num_shards
+from ...stores.metadata_writer import record_digests, set_attributes
+from ...stores.remote import is_url, local_folder
 from ...stores.verify import drop_bad_shards, verify_store
-from ...stores.writer import set_attributes
 from ..artifacts.image_counts import count_images
 from ..reporting.tables import count_text
 from ..runtime.progress import progress
@@ -134,11 +135,16 @@ def _scale_and_bias(
     return scale, -mean * scale
 
 
-def verify(path: str, repair: bool) -> tuple[str, bool]:
+def verify(path: str, repair: bool, accept_metadata: bool = False) -> tuple[str, bool]:
     """Compare every committed shard with its checksums; return the findings, and whether the store is intact.
 
-    With `repair`, damaged shards are dropped, so that `encode` encodes them again.
+    With `repair`, damaged shards are dropped, so that `encode` encodes them again. With `accept_metadata`, checksums of
+    the metadata, the labels and the sample index are first recorded as they are now.
     """
+    if accept_metadata:
+        if is_url(path):
+            raise StoreError(f"{path} is a URL: run --accept-metadata on the disk that holds the store")
+        record_digests(local_folder(path))
     store = open_store(path)
     with progress("verify", 0, "bytes") as bar:
         report = verify_store(Path(path), progress=bar.reach)
@@ -157,6 +163,11 @@ def verify(path: str, repair: bool) -> tuple[str, bool]:
         lines.append(f"run 'repa-pipe store repair --store {path}' to encode damaged shards again")
     if healthy:
         lines.append("all committed shards match their checksums")
+    if not store.has_digest or not all(store.group(name).has_digest for name in store.group_names()):
+        lines.append(
+            "metadata, labels and sample index were not checked: an earlier version wrote them without checksums; "
+            "--accept-metadata records these"
+        )
     total = num_shards(len(store), store.manifest.shard_size)
     for name in store.group_names():
         if missing := len(store.group(name).missing_shards()):

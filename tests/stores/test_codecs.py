@@ -338,7 +338,9 @@ def test_tokens_survive_a_round_trip_through_a_store(helpers, tmp_path, name):
     path = tmp_path / "store"
     manifest = helpers.new_store(path, 20, 16)
     spec = GroupSpec(
-        path="features/enc", arrays=codec.arrays, attributes={"fingerprint": {}, "codec": codec.attributes}
+        path="features/enc",
+        arrays=codec.arrays,
+        attributes=helpers.FEATURES.attributes | {"num_tokens": 256, "width": 112, "codec": codec.attributes},
     )
     create_group(path, manifest, spec)
     for shard in (0, 1):

@@ -102,7 +102,7 @@ def aligned_store(helpers, tmp_path):
     latents = GroupSpec(
         path="latents/big",
         arrays=(ArraySpec(name="moments", sample_shape=(8, 16, 8), dtype="float32"),),
-        attributes={"fingerprint": {}},
+        attributes=helpers.LATENTS.attributes,
     )
     return path, helpers.write_group(path, manifest, latents)["moments"]
 

@@ -34,7 +34,7 @@ def store_with(helpers, tmp_path):
 
     def make(arrays):
         path = tmp_path / "store"
-        spec = GroupSpec(path="features/enc", arrays=tuple(arrays), attributes={"fingerprint": {}})
+        spec = GroupSpec(path="features/enc", arrays=tuple(arrays), attributes=helpers.FEATURES.attributes)
         return path, helpers.write_group(path, helpers.new_store(path), spec)
 
     return make

@@ -14,9 +14,9 @@ import pytest
 
 from repa_pipe.errors import StoreError
 from repa_pipe.stores import AlignmentDataset, open_store
+from repa_pipe.stores.metadata_writer import set_attributes
 from repa_pipe.stores.remote import RemoteFiles
 from repa_pipe.stores.verify import verify_store
-from repa_pipe.stores.writer import set_attributes
 
 GROUPS = ["latents/tiny", "features/enc", "label"]
 ROWS = [49, 0, 3, 3, 17]

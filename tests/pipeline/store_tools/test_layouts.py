@@ -17,8 +17,8 @@ from repa_pipe.pipeline.store_tools.export import export
 from repa_pipe.pipeline.store_tools.import_repa import import_repa
 from repa_pipe.stores import open_store
 from repa_pipe.stores.layout import latents_group
+from repa_pipe.stores.metadata_writer import set_attributes
 from repa_pipe.stores.verify import verify_store
-from repa_pipe.stores.writer import set_attributes
 
 COUNT = 20
 
