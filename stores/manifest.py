@@ -153,7 +153,7 @@ class Commit:
         """Raise StoreError unless the record describes this shard.
 
         Args:
-            group: path of the group.
+            group: path of the group, for errors. A group that was renamed can be read; `verify` reports it.
             shard: number of the shard.
             samples: the samples of the shard.
             sizes: bytes of its files, by path relative to the group. More files may be recorded.
@@ -161,7 +161,6 @@ class Commit:
         """
         listed = [*(entry.index for entry in self.quarantined), *self.float32_samples]
         pairs = [
-            ("group", self.group, group),
             ("shard", self.shard, shard),
             ("num_samples", self.num_samples, len(samples)),
             ("source_crc32c", len(self.source_checksums), len(samples)),

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 Sample: TypeAlias = dict[str, Any]
 
 logger = logging.getLogger(__name__)
+_reported: set[Path] = set()  # stores whose old copy of the metadata was reported: they are opened several times
 
 
 class Group:
@@ -189,7 +190,8 @@ class Store:
         self.location = str(path) if mirror is None else mirror.files.url
         root = read_root(path)
         self.manifest, self._digest = root.manifest, root.digest
-        if mirror is None and not copy_is_current(path):
+        if mirror is None and path not in _reported and not copy_is_current(path):
+            _reported.add(path)
             logger.warning(
                 "%s/zarr.json lists other groups or attributes than the store has, so other programs may not find "
                 "them: the next 'repa-pipe encode' updates it",

@@ -32,6 +32,7 @@ from repa_pipe.sources import SourceOptions, decode_crop, index_digest, open_sou
 from repa_pipe.sources.demo_images import photographs
 from repa_pipe.stores import open_store
 from repa_pipe.stores.creation import open_or_create_store
+from repa_pipe.stores.metadata_writer import record_digests
 
 LATENTS = "latents/tiny-kl-f8"
 FEATURES = "features/efficientnet-lite0"
@@ -186,6 +187,7 @@ def test_16_bit_images_are_encoded_but_not_next_to_groups_of_cut_levels(tmp_path
     meta = json.loads((store / "zarr.json").read_text())
     assert meta["attributes"]["repa_pipe"].pop("pixels") == "full-range"  # now it is like a store of 0.1.0
     (store / "zarr.json").write_text(json.dumps(meta))
+    record_digests(store)
     shutil.rmtree(store / "commits" / FEATURES)
     assert encode.run(config_of(folder, store)).quarantined == 1
     (entry,) = open_store(store).group(FEATURES).quarantined
@@ -300,6 +302,7 @@ def test_a_group_encoded_with_other_weights_is_refused(encoded, images, tmp_path
     meta = json.loads(path.read_text())
     meta["attributes"]["fingerprint"]["weights_sha256"] = "0" * 64
     path.write_text(json.dumps(meta))
+    record_digests(store)
     (store / "commits/features/efficientnet-lite0/00001.json").unlink()
     with pytest.raises(StoreError, match=r"was encoded with something else \(weights_sha256: recorded '0000"):
         encode.run(config_of(images, store))

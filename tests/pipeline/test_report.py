@@ -39,6 +39,7 @@ from repa_pipe.stores.checksum import crc32c_bytes
 from repa_pipe.stores.codecs import make_codec
 from repa_pipe.stores.layout import ArraySpec, GroupSpec
 from repa_pipe.stores.manifest import Manifest
+from repa_pipe.stores.metadata_writer import record_digests
 from repa_pipe.stores.writer import ShardWriter, create_group, create_store
 
 SIDE, GRID, WIDTH, NUM_IMAGES = 64, 8, 24, 10
@@ -745,6 +746,7 @@ def test_later_reports_take_derived_images_from_the_cache_without_torch(
     program = f"""
 import sys
 from repa_pipe.cli import cli
+from repa_pipe.stores.metadata_writer import record_digests
 cli(["report", {str(runs[0])!r}, "--out", {str(tmp_path / "second.html")!r}], standalone_mode=False)
 assert not {{"torch", "diffusers", "bokeh.models", "ray"}} & sys.modules.keys()
 """
@@ -776,6 +778,7 @@ def test_reconstructions_of_other_weights_are_not_cached(
     text, weights = group.read_text(), load_vae(VAE).fingerprint["weights_sha256"]
     group.write_text(text.replace(weights, "0" * 64))
     assert group.read_text() != text
+    record_digests(moved)
     for _ in range(2):
         page = Page(report.run([str(runs[0])], str(tmp_path / "page.html"), str(moved)))
         assert f"Reconstructions use other weights of {VAE} than the stored latents." in page.text
@@ -791,6 +794,7 @@ def test_missing_source_omits_only_the_images(tmp_path: Path, runs: list[Path], 
     values = json.loads(root.read_text())
     values["attributes"]["repa_pipe"]["source"]["path"] = str(tmp_path / "gone")
     root.write_text(json.dumps(values))
+    record_digests(moved)
     page = Page(report.run([str(runs[0])], str(tmp_path / "page.html"), str(moved)))
     note = f"Source images are not shown because they cannot be read: {tmp_path / 'gone'} does not exist"
     assert note in page.text

@@ -26,6 +26,7 @@ from repa_pipe.pipeline.training.objective import Objective
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.pipeline.training.trainer import Trainer
 from repa_pipe.stores import open_store
+from repa_pipe.stores.metadata_writer import record_digests
 
 
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(config_of, weights_of, assert_same_weights):
@@ -239,6 +240,7 @@ def test_a_run_is_not_resumed_from_another_store(config_of):
     changed = json.loads(attributes.read_text())
     changed["attributes"]["fingerprint"]["name"] = "other"
     attributes.write_text(json.dumps(changed))
+    record_digests(Path(config_of().store))
     with pytest.raises(CheckpointError, match=r"features/enc name: recorded 'enc', found 'other'"):
         train.run(config_of())
 

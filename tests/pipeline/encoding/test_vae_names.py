@@ -13,6 +13,7 @@ from repa_pipe.errors import ConfigError
 from repa_pipe.models import vae_files
 from repa_pipe.pipeline import encode, encode_latents, train
 from repa_pipe.stores import AlignmentDataset, open_store
+from repa_pipe.stores.metadata_writer import record_digests
 
 WEIGHTS = Path(vae_files.__file__).parent / "weights"
 
@@ -70,6 +71,7 @@ def test_groups_and_runs_of_earlier_versions_are_found_under_their_spelling(spel
     values = json.loads(attributes.read_text())
     values["attributes"]["vae"] = "./models/vae"
     attributes.write_text(json.dumps(values))
+    record_digests(Path("store"))
     assert [encode.run(encoding(spelling)).encoded for spelling in spellings] == [0] * 5
     with open_store("store") as store:
         assert store.group_names() == ["latents/.--models--vae"]
