@@ -1,6 +1,7 @@
 """Small stores, written by the real writer, a bucket, and the command line."""
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import sys
@@ -205,3 +206,13 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     before = logger.handlers[:], logger.level
     yield run
     logger.handlers[:], logger.level = before
+
+
+@pytest.fixture(scope="session")
+def mutations() -> Any:
+    """The module tests/mutations.py."""
+    spec = importlib.util.spec_from_file_location("mutations", Path(__file__).with_name("mutations.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
