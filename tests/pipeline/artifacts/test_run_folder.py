@@ -117,3 +117,24 @@ def test_a_run_with_checkpoints_is_only_resumed_with_the_same_settings(run):
 def test_the_run_of_a_checkpoint_is_found_from_its_path(run):
     assert run_of(run.checkpoint(3)) == run
     assert run_of(Path("downloads/0400000.pt")) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", " ", "../run", "a/b", "/tmp/run", "a\\b", "a\nb", "a\0b", "\x1b[2J", "x" * 256]
+)
+def test_a_run_has_the_name_of_one_folder(name, run_cli, make_store, tmp_path):
+    with pytest.raises(ConfigError, match=r"^--exp-name is .*: expected the name of one folder, without separators"):
+        RunFolder.of(TrainConfig(store="store", output_dir="exps", exp_name=name))
+    path, _ = make_store()
+    before = sorted(tmp_path.rglob("*"))
+    code, _, errors = run_cli(
+        "train", path, "--output-dir", tmp_path / "deep/exps", "--exp-name", name, "--device", "cpu"
+    )
+    assert code == 2
+    assert "--exp-name is " in errors
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["run", "sit-b-2-dinov2-vit-b-0.5", "enc_type=mae-vit-l,seed=1", "..a", "äö 模型"])
+def test_other_names_of_runs_are_accepted(name):
+    assert RunFolder.of(TrainConfig(store="store", output_dir="exps", exp_name=name)).name == name
