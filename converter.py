@@ -48,6 +48,8 @@ def structure(values: object, kind: type[T], where: str, error: type[RepaPipeErr
         if isinstance(own, RepaPipeError):
             raise type(own)(f"{where}: {own}") from problem
         raise error(f"{where}: {_describe(str(problem), kind)}") from problem
+    except (UnicodeError, OverflowError, RecursionError) as problem:
+        raise error(f"{where}: {problem}") from problem
 
 
 def unstructure(instance: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from .layout import FORMAT_VERSION, MAX_SHARDS, QUARANTINE_FILE, ROOT_ATTRIBUTE,
 from .names import is_shard_file
 
 SAMPLES_COLUMNS = {"key": pa.string(), "label": pa.int32(), "num_bytes": pa.int64(), "where": pa.string()}
+LARGEST = 3.4e38  # of float32
 RESTORE = "restore it from a copy of the store"
 _REMEDY = "delete it and re-run 'repa-pipe encode' to encode the shard again"
 
@@ -168,8 +169,13 @@ class Commit:
             *((name, self.files[name]["bytes"] if name in self.files else None, size) for name, size in sizes.items()),
         ]
         if self.latents is not None:
-            found = (len(self.latents["mean"]), len(self.latents["std"]), self.latents["images"] > 0)
-            pairs.append(("latents", found, (channels, channels, True)))
+            mean, std, images = self.latents["mean"], self.latents["std"], self.latents["images"]
+            pairs.append(("latents", (len(mean), len(std)), (channels, channels)))
+            pairs.append(("latents", [value for value in (*mean, *std) if not abs(value) <= LARGEST][:1], []))
+            pairs.append(("images of latents", images, min(max(1, images), len(samples))))
+        if self.token_cosine is not None:
+            tokens = self.token_cosine["tokens"]
+            pairs.append(("tokens of token_cosine", tokens, max(1, tokens)))
         for name, value, expected in pairs:
             if value != expected:
                 raise StoreError(
@@ -266,28 +272,37 @@ def write_samples(store: Path, table: pa.Table) -> None:
     atomic_write_bytes(store / SAMPLES_FILE, sink.getvalue().to_pybytes())
 
 
-def parse_samples(data: bytes, num_samples: int, path: Path) -> pa.Table:
+def parse_samples(data: bytes, manifest: Manifest, path: Path) -> pa.Table:
     """Return the sample index: columns key, label (int32), num_bytes (int64), where.
 
     Args:
         data: contents of the parquet file.
-        num_samples: number of rows.
+        manifest: root attributes of the store.
         path: the file, for errors.
 
     Raises:
-        StoreError: the file is damaged, or does not have these rows and columns.
+        StoreError: the file is damaged, or does not have these columns with one row per sample.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(pa.BufferReader(data)).select(list(SAMPLES_COLUMNS))
+        table.validate(full=True)  # that text is UTF-8, too
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise StoreError(f"{path} cannot be read ({first_line(error)}): {RESTORE}") from error
-    if table.num_rows != num_samples:
-        raise StoreError(f"{path} has {table.num_rows:,} rows, expected {num_samples:,}: {RESTORE}")
+    if table.num_rows != manifest.num_samples:
+        raise StoreError(f"{path} has {table.num_rows:,} rows, expected {manifest.num_samples:,}: {RESTORE}")
     for name, kind in SAMPLES_COLUMNS.items():
-        if name not in table.column_names or table.schema.field(name).type != kind or table[name].null_count:
-            found = table.schema.field(name).type if name in table.column_names else "none"
+        if table.schema.field(name).type != kind or table[name].null_count:
+            found = table.schema.field(name).type
             raise StoreError(f"{path}: column {name}: expected {kind} without nulls, found {found}: {RESTORE}")
+    require_labels(table["label"].to_numpy(), manifest, path)
     return table
+
+
+def require_labels(labels: npt.NDArray[np.int32], manifest: Manifest, path: Path) -> None:
+    """Raise StoreError, naming `path`, unless every label `[N]` is that of a class."""
+    least, most, classes = int(labels.min()), int(labels.max()), len(manifest.class_names)
+    if least < 0 or most >= classes:
+        raise StoreError(f"{path} has labels {least} to {most}, expected 0 to {classes - 1}: {RESTORE}")
 
 
 def write_quarantine(store: Path, quarantined: list[Quarantined]) -> None:

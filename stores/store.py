@@ -31,7 +31,16 @@ from .layout import (
     shard_file,
     shard_range,
 )
-from .manifest import RESTORE, Commit, Manifest, Quarantined, committed_shards, parse_samples, read_commit
+from .manifest import (
+    RESTORE,
+    Commit,
+    Manifest,
+    Quarantined,
+    committed_shards,
+    parse_samples,
+    read_commit,
+    require_labels,
+)
 from .metadata_writer import copy_is_current, group_paths
 from .mirror import Mirror, RemoteReader
 from .model_names import canonical_name
@@ -374,7 +383,8 @@ class Store:
                     f"run 'repa-pipe encode … {option} {model}' first"
                 )
             if self._mirror is not None:
-                self._mirror.fetch_commits(name, num_shards(len(self), self.manifest.shard_size))
+                # the labels, since their size confirms the number of samples: a damaged one would be a request per shard
+                self._mirror.fetch_commits(name, num_shards(len(self.labels), self.manifest.shard_size))
             self._groups[name] = Group(self.path, name, self.manifest, self.location)
         return self._groups[name]
 
@@ -406,12 +416,14 @@ class Store:
             raise StoreError(
                 f"{self.path / LABELS_FILE} has {len(data):,} bytes, expected {4 * len(self):,}: {RESTORE}"
             )
-        return np.frombuffer(data, dtype="<i4")
+        labels = np.frombuffer(data, dtype="<i4")
+        require_labels(labels, self.manifest, self.path / LABELS_FILE)
+        return labels
 
     @cached_property
     def samples(self) -> pa.Table:
         """The sample index: columns key, label, num_bytes, where."""
-        return parse_samples(self._recorded(SAMPLES_FILE), len(self), self.path / SAMPLES_FILE)
+        return parse_samples(self._recorded(SAMPLES_FILE), self.manifest, self.path / SAMPLES_FILE)
 
     @property
     def has_digest(self) -> bool:

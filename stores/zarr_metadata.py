@@ -6,7 +6,6 @@ What they hold is untrusted: names, types, sizes and checksums are checked here,
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..converter import read_json, structure
 from ..errors import StoreError
 from .digests import GROUP_DIGEST, ROOT_DIGEST, RootDigest, group_checksum, root_checksum
 from .layout import CRC32C, ROOT_ATTRIBUTE, ArraySpec
-from .manifest import Manifest
+from .manifest import LARGEST, Manifest
 from .names import check_name, check_path
 
 METADATA_FILE = "zarr.json"
@@ -76,7 +75,7 @@ class LatentsAttributes:
 
     def __post_init__(self) -> None:
         for name, values in (("scale", self.scale), ("bias", self.bias)):
-            if not values or not all(map(math.isfinite, values)):
+            if not values or not all(abs(value) <= LARGEST for value in values):
                 raise StoreError(f"{name}: expected finite numbers, one per channel, found {list(values)!r:.80}")
         _require(all(self.scale), "scale", "expected numbers other than 0")
         _require(self.batch_size is None or self.batch_size > 0, "batch_size", "expected at least 1")
