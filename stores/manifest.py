@@ -164,7 +164,7 @@ class Commit:
         pairs = [
             ("shard", self.shard, shard),
             ("num_samples", self.num_samples, len(samples)),
-            ("source_crc32c", len(self.source_checksums), len(samples)),
+            ("source_crc32c", len(self.source_crc32c), 4 * -(-4 * len(samples) // 3)),  # characters of base64
             ("samples", [index for index in listed if index not in samples][:1], []),
             *((name, self.files[name]["bytes"] if name in self.files else None, size) for name, size in sizes.items()),
         ]

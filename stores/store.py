@@ -77,6 +77,8 @@ class Group:
         found = read_group(store, path, manifest)
         self.attributes, self.has_digest = found.attributes, found.has_digest
         self.shard_indexes = {name: ShardIndex(layout) for name, layout in found.layouts.items()}
+        plain = [index for index in self.shard_indexes.values() if index.layout.plain]
+        self._plain = [(index, index.layout.spec.sample_bytes) for index in plain]
 
     def __repr__(self) -> str:
         arrays = ", ".join(f"{array.name} {array.dtype} {list(array.sample_shape)}" for array in self.arrays)
@@ -125,10 +127,8 @@ class Group:
         """Raise StoreError if a commit record describes something else than a shard of this group."""
         samples = shard_range(shard, self._manifest.num_samples, self._manifest.shard_size)
         sizes = {
-            f"{name}/{shard_file(index.layout.spec, shard)}": len(samples) * index.layout.spec.sample_bytes
-            + index.index_bytes
-            for name, index in self.shard_indexes.items()
-            if index.layout.plain
+            f"{index.layout.spec.name}/{shard_file(index.layout.spec, shard)}": len(samples) * size + index.index_bytes
+            for index, size in self._plain
         }
         channels = None if commit.latents is None else len(self.attributes.get("scale", ()))
         commit.require_fitting(self.path, shard, samples, sizes, channels)
@@ -383,7 +383,7 @@ class Store:
                     f"run 'repa-pipe encode … {option} {model}' first"
                 )
             if self._mirror is not None:
-                # the labels, since their size confirms the number of samples: a damaged one would be a request per shard
+                # of the labels, whose size confirms the number of samples: a wrong one would be requests without end
                 self._mirror.fetch_commits(name, num_shards(len(self.labels), self.manifest.shard_size))
             self._groups[name] = Group(self.path, name, self.manifest, self.location)
         return self._groups[name]

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,8 +26,6 @@ CHANGED = (
     "restore it from a copy, or, if it was changed on purpose, run 'repa-pipe store verify STORE --accept-metadata' to "
     "record it as it is now"
 )
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,8 @@ class _Array:
     attributes: dict[str, Any]
 
     def __post_init__(self) -> None:
-        _require(all(size > 0 for size in self.shape), "shape", f"expected positive sizes, found {list(self.shape)}")
+        sizes = len(self.shape) > 1 and all(size > 0 for size in self.shape)
+        _require(sizes, "shape", f"expected at least two positive sizes, found {list(self.shape)!r:.80}")
 
 
 def read_node(folder: Path, kind: Literal["group", "array"]) -> dict[str, Any]:
@@ -186,22 +185,25 @@ def read_group(store: Path, group: str, manifest: Manifest, *, verified: bool = 
     path = folder / METADATA_FILE
     if verified and recorded is not None and recorded != group_checksum(attributes, arrays):
         raise StoreError(f"{path} or that of an array of the group fails its checksum: {CHANGED}")
-    kind = LatentsAttributes if group.startswith("latents/") else FeaturesAttributes
-    _require_attributes(attributes, kind, str(path))
+    kind: type[Any] = LatentsAttributes if group.startswith("latents/") else FeaturesAttributes
+    structure(attributes, kind, f"{path}: attributes", StoreError)
     layouts = {name: _layout(folder / name, arrays[name], manifest) for name in names}
     _require_row_checksums(folder / CRC32C, arrays[CRC32C], manifest, len(names))
-    if isinstance(attributes.get("scale"), list) and "moments" in layouts:
-        channels = layouts["moments"].spec.sample_shape[0] // 2
-        for name in ("scale", "bias"):
-            if len(attributes[name]) != channels:
-                raise StoreError(
-                    f"{path}: {name}: expected {channels} numbers, one per channel, found {len(attributes[name])}"
-                )
+    if kind is LatentsAttributes and "moments" in layouts:
+        _require_one_per_channel(attributes, layouts["moments"], path)
     return GroupMetadata(attributes, layouts, recorded is not None)
 
 
-def _require_attributes(attributes: dict[str, Any], kind: type[Any], where: str) -> None:
-    structure(attributes, kind, f"{where}: attributes", StoreError)
+def _require_one_per_channel(attributes: dict[str, Any], moments: ArrayLayout, path: Path) -> None:
+    shape = moments.spec.sample_shape
+    if len(shape) != 3 or shape[0] % 2:
+        raise StoreError(f"{moments.path / METADATA_FILE}: shape: expected [N, 2C, h, w], found {list(moments.shape)}")
+    channels = shape[0] // 2
+    for name in ("scale", "bias"):
+        if len(attributes[name]) != channels:
+            raise StoreError(
+                f"{path}: {name}: expected {channels} numbers, one per channel, found {attributes[name]!r:.80}"
+            )
 
 
 def _array_names(folder: Path) -> list[str]:
@@ -224,7 +226,7 @@ def _layout(folder: Path, meta: dict[str, Any], manifest: Manifest) -> ArrayLayo
     if array.shape[:1] != (manifest.num_samples,):
         raise StoreError(f"{path}: shape: expected {manifest.num_samples:,} samples, found {list(array.shape)}")
     if not 0 < spec.sample_bytes <= MAX_SAMPLE_BYTES:
-        raise StoreError(f"{path}: shape: samples of {spec.sample_bytes:,} bytes are not read")
+        raise StoreError(f"{path}: shape: expected samples of at most 4 GiB, found {list(array.shape)!r:.80}")
     plain = _is_plain(array, chunks)
     if plain and chunks[0] != manifest.shard_size:
         raise StoreError(f"{path}: chunk_grid: expected shards of {manifest.shard_size:,} samples, found {chunks[0]:,}")

@@ -12,7 +12,7 @@ from ...errors import StoreError
 from ...sources import index_digest
 from ...stores import Group, Store, open_store
 from ...stores.layout import latents_group, num_shards
-from ...stores.metadata_writer import record_digests, set_attributes
+from ...stores.metadata_writer import consolidate, copy_is_current, record_digests, set_attributes
 from ...stores.remote import is_url, local_folder
 from ...stores.verify import drop_bad_shards, verify_store
 from ..artifacts.image_counts import count_images
@@ -161,6 +161,9 @@ def verify(path: str, repair: bool, accept_metadata: bool = False) -> tuple[str,
         lines.append(f"dropped {shards}: re-run 'repa-pipe encode' to encode them again")
     elif report.bad_shards:
         lines.append(f"run 'repa-pipe store repair --store {path}' to encode damaged shards again")
+    if repair and not copy_is_current(store.path):
+        consolidate(store.path)
+        lines.append("updated the copy of the metadata in zarr.json")
     if healthy:
         lines.append("all committed shards match their checksums")
     if not store.has_digest or not all(store.group(name).has_digest for name in store.group_names()):

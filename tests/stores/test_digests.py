@@ -176,7 +176,7 @@ def test_a_kill_before_the_copy_is_noticed_and_the_next_writer_updates_it(helper
 
 
 @pytest.mark.parametrize("change", ["a group is missing", "a group is too many", "attributes differ", "no copy"])
-def test_an_old_copy_is_noticed(make_store, caplog, change):
+def test_an_old_copy_is_noticed_and_repaired(make_store, run_cli, caplog, change):
     path, _ = make_store()
     assert copy_is_current(path)
 
@@ -195,3 +195,51 @@ def test_an_old_copy_is_noticed(make_store, caplog, change):
     with open_store(path) as store:
         assert store.group(LATENTS).attributes["scale"] == [1.0] * 4
     assert [record.message for record in caplog.records if COPY in record.message]
+    code, out, _ = run_cli("store", "verify", path, "--repair")
+    assert (code, out.splitlines()[0]) == (0, "updated the copy of the metadata in zarr.json")
+    assert copy_is_current(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("latents/tiny/moments/zarr.json", {"shape": [50]}, "shape: expected at least two positive sizes"),
+        ("latents/tiny/moments/zarr.json", {"shape": [50, 7, 8, 8]}, r"shape: expected \[N, 2C, h, w\]"),
+        (
+            "latents/tiny/moments/zarr.json",
+            {"shape": [50, 8, 1 << 20, 1 << 20]},
+            "shape: expected samples of at most 4 GiB",
+        ),
+        ("latents/tiny/moments/zarr.json", {"data_type": "float64"}, "data_type: expected one of float32, float16"),
+        ("latents/tiny/moments/zarr.json", {"node_type": "group"}, "node_type: expected 'array', found 'group'"),
+        ("latents/tiny/crc32c/zarr.json", {"shape": [50, 2]}, r"expected shape \[50, 1\] and data_type uint32"),
+        ("latents/tiny/zarr.json", {"zarr_format": 2}, "zarr_format: expected 3, found 2"),
+        ("zarr.json", {"attributes": []}, r"attributes: expected object, found \[\]"),
+    ],
+)
+def test_metadata_of_a_store_without_checksums_is_checked_as_well(helpers, make_store, file, change, message):
+    path, _ = make_store()
+    helpers.without_digests(path)
+    edit(path / file, lambda meta: meta.update(change))
+    with pytest.raises(StoreError, match=rf"{file}: {message}"):
+        open_store(path).read(LATENTS, [0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_samples", 0, "num_samples: expected at least 1, found 0"),
+        ("shard_size", 0, "shard_size: expected at least 1, found 0"),
+        ("num_samples", 10**18, "expected at most 16,777,216 shards"),
+        ("num_samples", 51, r"label/c/0 has 200 bytes, expected 204"),
+        ("class_names", ["cat"], "label/c/0 has labels 0 to 2, expected 0 to 0"),
+        ("source", {"kind": "folder"}, "source: path: expected str, found None"),
+        ("resolutoin", 3, "unknown key 'resolutoin'; expected resolution"),
+    ],
+)
+def test_impossible_root_attributes_are_refused(helpers, make_store, field, value, message):
+    path, _ = make_store()
+    helpers.without_digests(path)
+    edit(path / "zarr.json", lambda meta: meta["attributes"]["repa_pipe"].update({field: value}))
+    with pytest.raises(StoreError, match=message), open_store(path) as store:
+        assert len(store.labels)
