@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ...config import EncodeConfig
 from ...config.base import Precision
+from ...config.source import names_plug_in
 from ...errors import StoreError
 from ...sources import SourceOptions
 from ...stores import Group, Store, open_store
@@ -134,7 +135,7 @@ def _config_of(store: Store, group: Group, options: RepairOptions) -> EncodeConf
     kind = options.source_kind
     if kind is None and options.source is None:
         kind = recorded["kind"]
-        if ":" in kind:
+        if names_plug_in(kind):
             raise StoreError(f"{store.location} was made by the source plug-in {kind}: pass it as --source-kind")
     read = SourceOptions.from_json(recorded.get("options", {}), f"source options of {store.location}")
     encoder = attributes.get("encoder")

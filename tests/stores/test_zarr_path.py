@@ -61,14 +61,3 @@ def test_an_array_that_was_rewritten_without_telling_is_refused(make_store):
     record_digests(path)
     with open_store(path) as store:
         assert not store.group("features/enc").shard_indexes["tokens"].layout.plain
-
-
-@pytest.mark.filterwarnings("ignore:.*zarrs.*:UserWarning")
-def test_an_array_that_zarr_cannot_decode_is_an_error_of_the_store(make_store):
-    path, contents = make_store()
-    rewrite(path, contents, chunks=(4, 16, 24))
-    for chunk in (path / NAME / "c").rglob("0"):
-        if chunk.is_file():
-            chunk.write_bytes(b"damaged")
-    with pytest.raises(StoreError, match=r"features/enc/tokens cannot be decoded by zarr \("):
-        open_store(path).read(NAME, [0])

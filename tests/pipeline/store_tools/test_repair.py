@@ -13,7 +13,8 @@ from repa_pipe.config import EncodeConfig, TrainConfig
 from repa_pipe.errors import StoreError
 from repa_pipe.pipeline import encode, train
 from repa_pipe.sources.demo_images import photographs
-from repa_pipe.stores import open_store, writer
+from repa_pipe.stores import open_store
+from repa_pipe.stores.metadata_writer import record_digests, set_attributes
 from repa_pipe.stores.verify import verify_store
 
 LATENTS, FEATURES = "latents/tiny-kl-f8", "features/efficientnet-lite0"
@@ -115,7 +116,7 @@ def test_changed_and_missing_images_are_refused_and_nothing_is_lost(originals, c
 def test_other_weights_than_those_of_the_group_are_refused(copy, run_cli):
     with open_store(copy) as store:
         fingerprint = store.group(FEATURES).fingerprint | {"weights_sha256": "0" * 64}
-    writer.set_attributes(copy, FEATURES, {"fingerprint": fingerprint})
+    set_attributes(copy, FEATURES, {"fingerprint": fingerprint})
     flip_byte(copy / FEATURES / "tokens/c/0/0/0")
     assert "was encoded with something else (weights_sha256: recorded '000" in refused(run_cli, copy)
 
@@ -131,16 +132,17 @@ def test_missing_weights_are_refused(copy, run_cli, tmp_path):
     [
         ({"imported_from": "REPA's vae-sd folder"}, f"{LATENTS} was imported: run 'repa-pipe store verify"),
         ({"name": "another program"}, f"{LATENTS} has no recorded precision, so it was not encoded by repa-pipe"),
-        (None, "was made by the source plug-in package:images: pass it as --source-kind"),
+        (None, "was made by the source plug-in images: pass it as --source-kind"),
     ],
 )
 def test_groups_that_cannot_be_encoded_again_are_refused(copy, run_cli, change, message):
     if change:
-        writer.set_attributes(copy, LATENTS, {"fingerprint": change})
+        set_attributes(copy, LATENTS, {"fingerprint": change})
     else:
         root = json.loads((copy / "zarr.json").read_bytes())
-        root["attributes"]["repa_pipe"]["source"]["kind"] = "package:images"
+        root["attributes"]["repa_pipe"]["source"]["kind"] = "images"
         (copy / "zarr.json").write_text(json.dumps(root))
+        record_digests(copy)
     flip_byte(copy / LATENTS / "moments/c/0/0/0/0")
     assert message in refused(run_cli, copy)
 
