@@ -44,8 +44,8 @@ from .options import (
 from .pipeline.runtime.console import log_to_stderr
 from .pipeline.runtime.machine import version_text
 from .pipeline.runtime.memory import share_one_arena
+from .pipeline.runtime.signals import INTERRUPTED, signals_as_interrupt
 
-INTERRUPTED = 130
 logger = logging.getLogger(f"{__package__}.cli")  # with `python -m`, __name__ is not below the logger of the package
 
 # Options of `sample` that `evaluate-checkpoints` also has; it sets the others itself.
@@ -532,11 +532,12 @@ def store_import_repa(folder: str, store: str, vae: str, latents_scale: float | 
 
 
 def main() -> None:
-    """Run the command line; errors of the package are one line without a traceback."""
+    """Run the command line; errors of the package, and signals, are one line without a traceback."""
     share_one_arena()
     log_to_stderr()
     try:
-        cli(prog_name="repa-pipe", standalone_mode=False)
+        with signals_as_interrupt():
+            cli(prog_name="repa-pipe", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -29,7 +29,7 @@ from .artifacts.run_folder import RunFolder
 from .reporting.tables import count_text, list_text
 from .runtime.gpu import has_gpu
 from .runtime.lease import lease
-from .runtime.signals import sigterm_as_interrupt
+from .runtime.signals import signals_as_interrupt
 from .training.setup import resolve
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _run(config: AblateConfig, sweep: Sweep, jobs: Sequence[Job], mine: Sequence
         logger.info("[%d of %d] %s: %s", len(outcomes), len(mine), outcome.name, state)
         write_results(out, _started(jobs), outcomes)
 
-    with sigterm_as_interrupt():
+    with signals_as_interrupt():
         _run_jobs(config, sweep, mine, on_outcome)
     rows, means = write_results(out, _started(jobs), outcomes)
     failed = tuple(outcome for outcome in outcomes if outcome.error)

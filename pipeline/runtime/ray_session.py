@@ -14,6 +14,7 @@ from ...errors import ConfigError, first_line
 from .actor_pool import ActorShape
 from .machine import num_usable_cpus
 from .ray_address import given_address, require_cluster
+from .signals import kept_handlers
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def ray_session(address: str | None, device: str | None = None) -> Iterator[None
         else:
             require_cluster(address, origin)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            with kept_handlers():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (OSError, RuntimeError, ValueError) as error:  # such as another version of Ray
             doing, remedy = ("start on this machine", "") if address == "local" else ("connect", f": {CHECK_CLUSTER}")
             raise ConfigError(f"{origin} is {address!r}: Ray cannot {doing} ({first_line(error)}){remedy}") from error

@@ -117,13 +117,24 @@ def test_a_shard_that_fails_three_times_is_reported_at_the_end(images, tmp_path,
     assert open_store(tmp_path / "store").group(LATENTS).missing_shards() == [1]
 
 
-@pytest.mark.parametrize("runner", [{}, ON_RAY], ids=["inline", "ray"])
-def test_ctrl_c_stops_within_five_seconds_and_loses_only_shards_in_flight(images, encoded, tmp_path, runner):
+@pytest.mark.parametrize(
+    ("runner", "number"),
+    [
+        pytest.param({}, signal.SIGINT, id="inline"),
+        pytest.param({}, signal.SIGUSR1, id="inline-usr1"),
+        pytest.param(ON_RAY, signal.SIGINT, id="ray"),
+        pytest.param(ON_RAY, signal.SIGTERM, id="ray-term", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_stops_within_five_seconds_and_loses_only_shards_in_flight(images, encoded, tmp_path, runner, number):
     store = empty_copy(encoded, tmp_path / "store")
     process = start(config_of(images, store, source_kind="faulty", **runner), FAULTY_SLOW="0.4")
     wait_for_shards(store, 4, process)
     before = count_commits(store)
-    os.killpg(process.pid, signal.SIGINT)  # to all processes of the command, as a terminal does
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # to all processes of the command, as a terminal does
+    else:
+        process.send_signal(number)
     sent = time.monotonic()
     _, errors = process.communicate()
     assert time.monotonic() - sent < 5

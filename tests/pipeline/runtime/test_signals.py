@@ -1,16 +1,23 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
-from repa_pipe.pipeline.runtime.signals import collected_signals, sigterm_as_interrupt
-
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+from repa_pipe.pipeline.runtime.signals import (
+    INTERRUPTED,
+    STOP_SIGNALS,
+    collected_signals,
+    kept_handlers,
+    signals_as_interrupt,
+)
 
 
 def handlers():
-    return [signal.getsignal(number) for number in HANDLED]
+    return [signal.getsignal(number) for number in STOP_SIGNALS]
 
 
 def send(number):
@@ -20,44 +27,57 @@ def send(number):
 def test_signals_are_collected_in_order():
     with collected_signals() as received:
         assert received == []
+        for number in STOP_SIGNALS:
+            send(number)
         send(signal.SIGTERM)
-        send(signal.SIGINT)
-        send(signal.SIGTERM)
-        assert received == [signal.SIGTERM, signal.SIGINT, signal.SIGTERM]
+        assert received == [*STOP_SIGNALS, signal.SIGTERM]
 
 
-def test_sigterm_raises_keyboard_interrupt():
-    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
-        send(signal.SIGTERM)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_every_stop_signal_raises_keyboard_interrupt(number):
+    with pytest.raises(KeyboardInterrupt), signals_as_interrupt():
+        send(number)
         pytest.fail("the signal had no effect")
 
 
-def test_sigterm_as_interrupt_leaves_sigint_alone():
-    before = signal.getsignal(signal.SIGINT)
-    with sigterm_as_interrupt():
-        assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.parametrize("context", [collected_signals, sigterm_as_interrupt])
+@pytest.mark.parametrize("context", [collected_signals, signals_as_interrupt])
 def test_handlers_are_restored(context):
-    before = handlers()
+    before, wakeup = handlers(), signal.set_wakeup_fd(-1)
     with context():
-        assert handlers() != before
+        assert not set(handlers()) & set(before)
     assert handlers() == before
     with pytest.raises(RuntimeError, match="a step failed"), context():
         raise RuntimeError("a step failed")
-    assert handlers() == before
+    assert (handlers(), signal.set_wakeup_fd(wakeup)) == (before, -1)
 
 
 def test_an_inner_context_restores_the_handlers_of_the_outer_one():
     with collected_signals() as received:
-        with sigterm_as_interrupt():
+        with signals_as_interrupt():
             pass
         send(signal.SIGTERM)
     assert received == [signal.SIGTERM]
 
 
-@pytest.mark.parametrize("context", [collected_signals, sigterm_as_interrupt])
+def test_handlers_that_a_library_installs_are_replaced_by_those_from_before():
+    with collected_signals() as received:
+        with kept_handlers():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        send(signal.SIGTERM)
+    assert received == [signal.SIGTERM]
+
+
+def test_a_signal_that_is_ignored_stays_ignored_as_below_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with collected_signals() as received, signals_as_interrupt():
+            send(signal.SIGHUP)
+        assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("context", [collected_signals, signals_as_interrupt, kept_handlers])
 def test_nothing_changes_outside_the_main_thread(context):
     before, found = handlers(), []
 
@@ -70,3 +90,34 @@ def test_nothing_changes_outside_the_main_thread(context):
     thread.start()
     thread.join()
     assert found == [before, before]
+
+
+# the main thread waits in a call of C, in which Python runs no handlers: the lock is never released
+STUCK = """
+import ctypes, sys
+from repa_pipe.pipeline.runtime.signals import collected_signals
+libc = ctypes.CDLL(None)
+lock = ctypes.create_string_buffer(64)
+libc.pthread_mutex_lock(lock)
+with collected_signals():
+    print("ready", flush=True)
+    libc.pthread_mutex_lock(lock)
+"""
+
+
+def test_a_second_ctrl_c_ends_a_process_that_is_stuck_but_the_same_one_passed_on_does_not():
+    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(2):  # one Ctrl-C, from the terminal and from a launcher
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.6)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=5)
+        assert process.returncode == INTERRUPTED
+        assert errors == "interrupted again: ended at once; re-run the same command to resume\n"
+    finally:
+        process.kill()
