@@ -64,3 +64,7 @@ class BusyError(RepaPipeError, RuntimeError):
 
 class ActorError(RepaPipeError, RuntimeError):
     """Ray actors that fail again and again."""
+
+
+class RankError(RepaPipeError, RuntimeError):
+    """Another rank that has failed, or does not answer."""

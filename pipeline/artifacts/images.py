@@ -244,7 +244,7 @@ def write_npz(path: Path, images: Iterable[Block], labels: npt.NDArray[np.int64]
     """Stream images into an .npz for the ADM suite: `arr_0` uint8 [N, side, side, 3], `arr_1` labels."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), side, side, 3)}
     stamp = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same images give the same file
-    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_write(path, durable=True) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo(IMAGES_MEMBER, stamp), "w", force_zip64=True) as member:
             npy.write_array_header_1_0(member, header)
             for block in images:
@@ -260,5 +260,6 @@ def save_grid(path: Path, images: Block, columns: int) -> Block:
     canvas = np.full((rows * columns, side, side, 3), 255, dtype=np.uint8)
     canvas[: len(images)] = images
     grid = canvas.reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 3)
-    Image.fromarray(grid).save(path)
+    with atomic_write(path, durable=True) as temporary:
+        Image.fromarray(grid).save(temporary, format="png")
     return grid

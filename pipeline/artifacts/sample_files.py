@@ -7,6 +7,7 @@ the blocks of an unfinished run.
 from __future__ import annotations
 
 import glob
+import itertools
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -86,6 +87,11 @@ class SampleFiles:
         for path in (self.npz, self.grid, self.record):
             remove_leftovers(path.parent, glob.escape(path.name))
         remove_leftovers(self.blocks)
+
+    def damaged_block(self, name: str) -> Path:
+        """`<name>.00000000.npy.damaged-1`, …: a block that failed its checksum; the first unused name."""
+        names = (with_ending(self.npz, IMAGES_ENDING, f".{name}.damaged-{number}") for number in itertools.count(1))
+        return next(path for path in names if not path.exists())
 
     def metrics_with(self, settings: Mapping[str, Any]) -> Path:
         """Metrics of another evaluation, whose settings have this digest."""

@@ -103,23 +103,36 @@ def _incomplete(found: Mapping[str, str], problem: str) -> ConfigError:
     )
 
 
-def _join(context: DistributedContext, device: torch.device) -> None:
-    from torch import distributed
-
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+def announce_join(context: DistributedContext) -> None:
+    """Log that this process waits for other ranks, since leftover variables are a reason to wait in vain."""
     logger.info(
         "rank %d of %d: waiting for the others at %s (unset RANK and WORLD_SIZE to run one process)",
         context.rank,
         context.world_size,
-        where,
+        _meeting_point(),
     )
+
+
+def others_not_found(context: DistributedContext, error: Exception) -> ConfigError:
+    """Return the error of ranks that did not start."""
+    return ConfigError(
+        f"rank {context.rank} of {context.world_size} (RANK, WORLD_SIZE) found no others at {_meeting_point()} "
+        f"({first_line(error)}): unset RANK and WORLD_SIZE to run one process, or start all ranks"
+    )
+
+
+def _meeting_point() -> str:
+    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+
+
+def _join(context: DistributedContext, device: torch.device) -> None:
+    from torch import distributed
+
+    announce_join(context)
     try:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (distributed.DistError, ValueError) as error:
-        raise ConfigError(
-            f"rank {context.rank} of {context.world_size} (RANK, WORLD_SIZE) found no others at {where} "
-            f"({first_line(error)}): unset RANK and WORLD_SIZE to run one process, or start all ranks"
-        ) from error
+        raise others_not_found(context, error) from error
 
 
 @contextmanager

@@ -40,6 +40,36 @@ def collected_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
+def stop_requests(grace_s: float) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether a signal has asked the command to stop.
+
+    If the block has not ended `grace_s` seconds after the signal, KeyboardInterrupt is raised in it.
+    """
+    asked, is_late = threading.Event(), threading.Event()
+
+    def end_block() -> None:
+        is_late.set()
+        signal.pthread_kill(main, signal.SIGTERM)  # the handler runs in the main thread, whose waiting ends
+
+    main = threading.main_thread().ident or 0
+    timer = threading.Timer(grace_s, end_block)
+    timer.daemon = True
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if is_late.is_set():
+            raise KeyboardInterrupt
+        if not asked.is_set():
+            asked.set()
+            timer.start()
+
+    with _handled(handle):
+        try:
+            yield asked.is_set
+        finally:
+            timer.cancel()
+
+
+@contextmanager
 def signals_as_interrupt() -> Iterator[None]:
     """Raise KeyboardInterrupt on all of STOP_SIGNALS, so that every stop takes the path of Ctrl-C."""
 

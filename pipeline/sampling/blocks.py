@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,67 +17,91 @@ from torch import Tensor
 from ...config import SampleConfig
 from ...converter import read_json
 from ...errors import ConfigError, NonFiniteError
-from ...stores.files import atomic_write, write_json
+from ...stores.files import write_json
 from ..artifacts.images import Block, save_grid, write_npz
 from ..artifacts.sample_files import GRID_COLUMNS, GRID_IMAGES, SampleFiles, are_same_settings
+from .block_file import block_path, read_block, write_block
 from .sampler import Sampler
+
+logger = logging.getLogger(__name__)
 
 
 class SampleBlocks:
-    """The folder `<name>.partial` of finished blocks.
-
-    Raises:
-        ConfigError: the folder holds blocks that were generated with other settings.
-    """
+    """The folder `<name>.partial` of finished blocks. The methods are for the first rank alone."""
 
     def __init__(self, config: SampleConfig, settings: dict[str, Any], files: SampleFiles, checkpoint: Path) -> None:
-        self._files, self.folder = files, files.blocks
+        self._files, self.folder, self._checkpoint = files, files.blocks, checkpoint
+        size, count = config.per_proc_batch_size, config.num_fid_samples
+        self._settings = settings | {"per_proc_batch_size": size}
+        self.all = [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the blocks to generate; damaged ones are set aside.
+
+        Raises:
+            ConfigError: the folder holds blocks that were generated with other settings.
+        """
+        self._claim_folder()
+        unchecked, missing = 0, []
+        for number, block in enumerate(self.all):
+            if not block_path(self.folder, block).exists():
+                missing.append(number)
+                continue
+            try:
+                unchecked += not read_block(self.folder, block)[1]
+            except ConfigError as error:
+                missing.append(number)
+                logger.warning("%s; it is generated again and the file kept as %s", error, self._set_aside(block))
+        if unchecked:
+            logger.info("%d blocks of an earlier version have no checksums; they are used as they are", unchecked)
+        return missing
+
+    def _claim_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        size = config.per_proc_batch_size
-        wanted = settings | {"per_proc_batch_size": size}
-        path = files.settings_of_blocks
-        if any(self.folder.glob("*.npy")) and not are_same_settings(read_json(path), wanted, checkpoint):
+        path, wanted = self._files.settings_of_blocks, self._settings
+        if any(self.folder.glob("*.npy")) and not are_same_settings(read_json(path), wanted, self._checkpoint):
             raise ConfigError(
                 f"{self.folder} holds blocks generated with other settings: use the same settings to resume, choose "
                 "another --out, or delete the folder"
             )
-        write_json(path, wanted)
-        count = config.num_fid_samples
-        self.all = [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-    def missing(self, blocks: Sequence[range]) -> list[range]:
-        """Return the blocks that are not on disk yet."""
-        return [block for block in blocks if not block_path(self.folder, block).exists()]
+        write_json(path, self._settings)
 
     def assemble(self, labels: npt.NDArray[np.int64]) -> None:
-        """Stream the blocks into the .npz, write the grid, and delete the blocks."""
-        paths = [block_path(self.folder, block) for block in self.all]
-        for path in self._files.all_metrics():
-            path.unlink()  # of the images that are replaced
-        write_npz(self._files.npz, map(np.load, paths), labels, np.load(paths[0]).shape[1])
+        """Stream the blocks into the .npz, and write the grid.
+
+        Raises:
+            ConfigError: a block was damaged since it was written; it is set aside.
+        """
+        for path in (*self._files.all_metrics(), self._files.record):
+            path.unlink(missing_ok=True)  # of the images that are replaced
+        write_npz(self._files.npz, map(self._read, self.all), labels, self._read(self.all[0]).shape[1])
         shown: list[Block] = []
-        for path, block in zip(paths, self.all, strict=True):
-            shown.append(np.load(path))
+        for block in self.all:
+            shown.append(self._read(block))
             if block.stop >= GRID_IMAGES:
                 break
         save_grid(self._files.grid, np.concatenate(shown)[:GRID_IMAGES], GRID_COLUMNS)
-        shutil.rmtree(self.folder)
 
+    def _read(self, block: range) -> Block:
+        try:
+            return read_block(self.folder, block)[0]
+        except ConfigError as error:
+            aside = self._set_aside(block)
+            raise ConfigError(
+                f"{error}; the file is kept as {aside}: re-run the same command to generate the block again"
+            ) from error
 
-def block_path(folder: Path, block: range) -> Path:
-    """Return the file of a block."""
-    return folder / f"{block.start:08d}.npy"
-
-
-def _write_block(folder: Path, block: range, images: Block) -> None:
-    with atomic_write(block_path(folder, block)) as temporary, temporary.open("wb") as file:
-        np.save(file, images)
+    def _set_aside(self, block: range) -> Path:
+        """Rename the file of a damaged block, and return its new path, outside of the folder."""
+        aside = self._files.damaged_block(block_path(self.folder, block).name)
+        block_path(self.folder, block).replace(aside)
+        return aside
 
 
 def make_blocks(
     sampler: Sampler,
     folder: Path,
-    todo: Sequence[range],
+    todo: Iterable[range],
     device: torch.device,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> None:
@@ -90,7 +114,7 @@ def make_blocks(
 
             def finish(latents: Tensor, block: range = block) -> None:
                 with _naming(block):
-                    _write_block(folder, block, sampler.decode(latents))
+                    write_block(folder, block, sampler.decode(latents))
                 on_images(len(block))
 
             submit(sampler.latents(block), finish)

@@ -49,10 +49,17 @@ class SampleActor:
         return sum(map(len, blocks))
 
 
-def make_blocks_on_ray(
-    config: SampleConfig, checkpoint: Path, folder: Path, todo: Sequence[range], on_images: Callable[[int], object]
+def make_blocks_on_ray(  # noqa: PLR0917 - called once
+    config: SampleConfig,
+    checkpoint: Path,
+    folder: Path,
+    todo: Sequence[range],
+    on_images: Callable[[int], object],
+    on_idle: Callable[[], object],
 ) -> LabelsAndStep:
     """Generate the blocks on Ray; return the labels of all images and the checkpoint's step.
+
+    `on_idle` is called at least once per second; what it raises ends the actors.
 
     Raises:
         RepaPipeError: an actor raised it.
@@ -77,6 +84,7 @@ def make_blocks_on_ray(
             shape=lambda: cluster_shape(config.actors, config.device),
             on_ready=known.append,
             on_result=lambda blocks, count: on_images(count),
+            on_idle=on_idle,
         ).run()
     if queue.failures:
         raise ActorError(f"images could not be generated, after {TRIES} tries: {queue.failures[0].cause}")

@@ -13,6 +13,7 @@ from repa_pipe.pipeline.runtime.signals import (
     collected_signals,
     kept_handlers,
     signals_as_interrupt,
+    stop_requests,
 )
 
 
@@ -57,6 +58,20 @@ def test_an_inner_context_restores_the_handlers_of_the_outer_one():
             pass
         send(signal.SIGTERM)
     assert received == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_request_to_stop_is_noticed_between_blocks_and_ends_one_that_takes_too_long(number):
+    with stop_requests(0.2) as is_stopped:
+        assert not is_stopped()
+        send(number)
+        assert is_stopped()
+        send(number)  # torchrun sends SIGTERM twice
+    time.sleep(0.3)  # a block that has ended is not interrupted
+    with pytest.raises(KeyboardInterrupt), stop_requests(0.2):
+        send(number)
+        time.sleep(5)
+        pytest.fail("the block was not ended")
 
 
 def test_handlers_that_a_library_installs_are_replaced_by_those_from_before():
