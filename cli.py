@@ -41,7 +41,7 @@ from .options import (
     given,
     options_of,
 )
-from .pipeline.runtime.console import log_to_stderr
+from .pipeline.runtime.console import NOTICE, is_first_rank, log_to_stderr
 from .pipeline.runtime.machine import version_text
 from .pipeline.runtime.memory import share_one_arena
 from .pipeline.runtime.signals import INTERRUPTED, signals_as_interrupt
@@ -135,6 +135,12 @@ def encode(config: EncodeConfig) -> None:
         sys.exit(1)
 
 
+def _print_result(result: Any) -> None:
+    """Print a result, a dataclass that is the same on all ranks, as JSON."""
+    if is_first_rank():
+        click.echo(json.dumps(dataclasses.asdict(result), indent=1))
+
+
 def _use_recipe(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
     if value is not None:
         defaults_from(context, read_recipe(value).settings, override=False)
@@ -159,9 +165,9 @@ def train(config: TrainConfig) -> None:
     from .pipeline import train as stage
 
     result = stage.run(config)
-    click.echo(json.dumps(dataclasses.asdict(result), indent=1))
+    _print_result(result)
     if result.interrupted:
-        logger.warning("checkpoint saved; re-run the same command to resume")
+        logger.warning("checkpoint saved; re-run the same command to resume", extra=NOTICE)
         sys.exit(INTERRUPTED)
 
 
@@ -174,7 +180,7 @@ def sample(config: SampleConfig) -> None:
     """
     from .pipeline import sample as stage
 
-    click.echo(json.dumps(dataclasses.asdict(stage.run(config)), indent=1))
+    _print_result(stage.run(config))
 
 
 @cli.command(positional=("samples",))
@@ -548,7 +554,7 @@ def main() -> None:
         logger.error("%s", error)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        logger.warning("interrupted; re-run the same command to resume")
+        logger.warning("interrupted; re-run the same command to resume", extra=NOTICE)
         sys.stdout.flush()
         os._exit(INTERRUPTED)  # threads in the middle of a long batch would delay sys.exit
 

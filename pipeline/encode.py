@@ -22,6 +22,7 @@ from ..stores.upload import store_exists
 from .artifacts.image_counts import count_images
 from .encoding.latents_scale import warn_of_unusual_scale
 from .encoding.monitor import EncodeMonitor
+from .encoding.space import full_disk_as_error
 from .encoding.work import (
     FailedShard,
     ShardTask,
@@ -69,7 +70,7 @@ def run(config: EncodeConfig, wanted: Sequence[str] | None = None) -> EncodeResu
     Raises:
         ConfigError, SourceError, WeightsError: the settings, the source or the weights are unusable.
         StoreError: the store holds other images, a group was encoded with other weights, or more than `--max-bad` of
-            the images are broken, or all of them.
+            the images are broken, or all of them, or the disk is full.
         ActorError: Ray actors keep dying during startup.
     """
     start = time.monotonic()
@@ -86,7 +87,8 @@ def run(config: EncodeConfig, wanted: Sequence[str] | None = None) -> EncodeResu
         if work:
             with progress("encode", images_of(work, store), "images") as bar:
                 monitor = EncodeMonitor(config, store, wanted, bar)
-                failures = _encode(config, store, work, monitor)
+                with full_disk_as_error(store, wanted):
+                    failures = _encode(config, store, work, monitor)
         else:
             names = ", ".join(wanted)
             logger.info("%s is complete (%s samples of %s); nothing to do", config.store, f"{len(store):,}", names)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import CheckpointError, ConfigError, WeightsError
 from ...stores.files import atomic_write, remove_abandoned
 from ..runtime.cache import VARIABLE, cache_folder
+from ..runtime.console import NOTICE
 from .latents_stats import Latents, irepa_latents, repa_latents
 from .state_dicts import find_weights
 
@@ -126,6 +127,7 @@ def published_model(values: Mapping[str, Any], ema: bool, path: Path, stated: Un
             "%s has neither training options nor projectors: if the original SiT code wrote it, where time runs from "
             "noise to data, its images are noise",
             path,
+            extra=NOTICE,
         )
     is_irepa = "spnorm_method" in args or any(".projection_layer." in name for name in weights)
     latents = _latents(is_irepa, model.config.in_channels, path, stated.latents_stats)
@@ -157,6 +159,7 @@ def _path_type(args: Mapping[str, Any], path: Path, stated: str | None) -> str:
             "%s does not record its path; it is taken for linear: if it was trained on the cosine path, pass "
             "--path-type cosine",
             path,
+            extra=NOTICE,
         )
     if recorded is not None and recorded not in PATH_TYPES:
         raise CheckpointError(f"{path} records path_type {recorded!r}; expected {' or '.join(PATH_TYPES)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
 from ...models.sit.tensor_names import without_wrappers
+from ..runtime.console import NOTICE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ def find_initial_weights(content: Mapping[str, Any], path: str) -> dict[str, Ten
     try:
         return find_weights(content, ema=True)
     except NoEmaError:
-        logger.warning("%s holds no EMA weights: the run starts from the others", path)
+        logger.warning("%s holds no EMA weights: the run starts from the others", path, extra=NOTICE)
         return find_weights(content, ema=False)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -15,6 +15,7 @@ from ..runtime.device import choose_device
 from ..runtime.task_queue import Entry, Failure, TaskQueue
 from .monitor import EncodeMonitor
 from .shard import ShardEncoder, ShardResult, StoppedError, use_recorded_threads
+from .space import warn_of_little_space
 from .work import TRIES, ShardTask, groups_of, is_fatal
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def run_inline(
         use_recorded_threads(config, groups)
     with ShardEncoder(config, groups, device) as encoder:
         prepare_groups(store, encoder.specs())
+        warn_of_little_space(store, groups)
         pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard")
         try:
             failures = drive(

@@ -16,6 +16,7 @@ from ..runtime.ray_session import actor_options, cluster_shape, enter_folder, ra
 from ..runtime.task_queue import Failure, TaskQueue
 from .monitor import EncodeMonitor
 from .shard import ShardEncoder, ShardResult, use_recorded_threads
+from .space import warn_of_little_space
 from .work import TRIES, ShardTask, groups_of, is_fatal
 
 IN_FLIGHT = 2  # shards per actor: one is decoded or written while the other is in the models
@@ -70,12 +71,20 @@ def run_on_actors(
         monitor.on_images(result.num_images)
         monitor.on_shard(result)
 
+    is_ready: list[bool] = []
+
+    def on_ready(specs: list[GroupSpec]) -> None:
+        prepare_groups(store, specs)
+        if not is_ready:
+            warn_of_little_space(store, groups)
+        is_ready.append(True)
+
     queue = TaskQueue(work, TRIES, is_fatal)
     ActorPool(
         queue,
         create=create,
         shape=lambda: cluster_shape(config.actors, config.device),
-        on_ready=lambda specs: prepare_groups(store, specs),
+        on_ready=on_ready,
         on_result=on_result,
         on_idle=lambda: monitor.on_images(0),
         in_flight=IN_FLIGHT,

@@ -20,6 +20,7 @@ from ...stores.model_names import canonical_name
 from ...stores.upload import store_exists
 from ..artifacts.image_counts import listed_as_store
 from ..runtime.actor_pool import TimeLimitError
+from ..runtime.full_disk import is_disk_full
 from ..runtime.progress import progress
 from ..runtime.task_queue import Failure
 
@@ -52,7 +53,9 @@ class FailedShard:
 
 def is_fatal(error: BaseException) -> bool:
     """Return whether an error would recur for every shard. An unreachable bucket may recover, so it is not fatal."""
-    return isinstance(error, ConfigError | StoreError | WeightsError) and not isinstance(error, RemoteError)
+    return is_disk_full(error) or (
+        isinstance(error, ConfigError | StoreError | WeightsError) and not isinstance(error, RemoteError)
+    )
 
 
 def open_or_create(config: EncodeConfig) -> Store:

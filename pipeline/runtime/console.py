@@ -1,5 +1,6 @@
 """Log messages on stderr: plain lines, prefixed with the level for warnings and errors, or JSON objects.
 
+Of several ranks, only the first one shows information and notices; warnings and errors of others name their rank.
 Only the command line installs this handler. A program that imports repa_pipe configures logging itself.
 """
 
@@ -7,18 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
 ROOT = "repa_pipe"
 LOG_FORMATS = ("text", "json")
+NOTICE = {"is_notice": True}  # pass as `extra` to a warning that is the same on every rank
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {_rank_text()}{text}"
 
 
 class _JsonFormatter(logging.Formatter):
@@ -29,9 +32,24 @@ class _JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _rank_text() + record.getMessage(),
         }
         return json.dumps(values | getattr(record, "progress", {}))
+
+
+def is_first_rank() -> bool:
+    """Return whether this process shows what all ranks would show: it is the first of them, or the only one."""
+    return os.environ.get("RANK", "0") in ("", "0") or os.environ.get("WORLD_SIZE", "1") in ("", "1")
+
+
+def _rank_text() -> str:
+    return "" if is_first_rank() else f"rank {os.environ['RANK']}: "
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Return whether this rank shows a record; debug messages come from all of them."""
+    is_notice = record.levelno == logging.INFO or hasattr(record, "is_notice")
+    return is_first_rank() or not is_notice
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -54,6 +72,7 @@ def log_to_stderr(level: int = logging.INFO, log_format: str = "text") -> None:
         logger.removeHandler(handler)
     handler = _Stderr(sys.stderr)
     text = _Formatter("%(name)s: %(message)s" if level <= logging.DEBUG else "%(message)s")
+    handler.addFilter(_is_shown)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
     logger.addHandler(handler)
     logger.setLevel(level)

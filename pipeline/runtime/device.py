@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from ...errors import ConfigError, first_line
+from .console import NOTICE
 from .cpu import has_bf16
 from .memory import keep_freed_memory
 
@@ -68,7 +69,7 @@ def warn_if_emulated(precision: str, device: torch.device) -> None:
     """Log a warning if `precision` is bf16 and the device only emulates it."""
     own, reason = choose_precision(device)
     if precision == "bf16" and own == "fp32":
-        logger.warning("%s: bf16 is emulated, which can be many times slower than fp32", reason)
+        logger.warning("%s: bf16 is emulated, which can be many times slower than fp32", reason, extra=NOTICE)
 
 
 @contextmanager

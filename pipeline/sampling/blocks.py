@@ -53,7 +53,11 @@ class SampleBlocks:
                 missing.append(number)
                 logger.warning("%s; it is generated again and the file kept as %s", error, self._set_aside(block))
         if unchecked:
-            logger.info("%d blocks of an earlier version have no checksums; they are used as they are", unchecked)
+            logger.info(
+                "%d of %d blocks were written by an earlier version, without checksums; they are used as they are",
+                unchecked,
+                len(self.all),
+            )
         return missing
 
     def _claim_folder(self) -> None:

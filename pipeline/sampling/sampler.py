@@ -24,6 +24,7 @@ from ...models.sit.config import SiTConfig
 from ...models.vae import load_vae
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block
+from ..runtime.console import NOTICE
 from ..runtime.device import DTYPES
 from ..runtime.seeds import STREAMS_VERSION, RandomStreams, image_label
 
@@ -102,7 +103,7 @@ def _guidance_scales(config: SampleConfig, model: SiT) -> Tensor | None:
             f"--cls-cfg-scale is {config.cls_cfg_scale:g}, but the model has no class token (REG): remove it"
         )
     if config.cfg_scale == 1:
-        logger.warning("--cls-cfg-scale has no effect, because --cfg-scale 1 disables guidance")
+        logger.warning("--cls-cfg-scale has no effect, because --cfg-scale 1 disables guidance", extra=NOTICE)
     return model.guidance_scales(config.cfg_scale, config.cls_cfg_scale)
 
 

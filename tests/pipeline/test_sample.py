@@ -20,7 +20,7 @@ from repa_pipe.config import SampleConfig
 from repa_pipe.errors import BusyError, CheckpointError, ConfigError, DamagedCheckpointError, NonFiniteError
 from repa_pipe.pipeline import sample, train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, save_checkpoint
-from repa_pipe.pipeline.artifacts.sample_files import settings_name
+from repa_pipe.pipeline.artifacts.sample_files import SampleFiles, settings_name
 from repa_pipe.pipeline.sampling import blocks as sample_blocks
 from repa_pipe.pipeline.sampling.sampler import Sampler
 
@@ -102,6 +102,93 @@ def test_finished_blocks_are_not_generated_again(checkpoint, tmp_path, monkeypat
     assert started == [0, 3, 6, 6, 9]
     np.testing.assert_array_equal(resumed, whole)
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.fixture
+def stopped(checkpoint, tmp_path, monkeypatch):
+    """The folder of an interrupted run with the blocks of images 0 to 2 and 3 to 5."""
+    original = Sampler.latents
+
+    def stop(self, indices):
+        if indices.start == 6:
+            raise KeyboardInterrupt
+        return original(self, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "latents", stop)
+        with pytest.raises(KeyboardInterrupt):
+            images_of(checkpoint, tmp_path, "stopped", per_proc_batch_size=3)
+    return tmp_path / "stopped.partial"
+
+
+def starts_of(monkeypatch):
+    """Record the first image of every block that is generated from now on."""
+    original, started = Sampler.latents, []
+    monkeypatch.setattr(Sampler, "latents", lambda self, block: started.append(block.start) or original(self, block))
+    return started
+
+
+def test_a_damaged_block_is_generated_again_and_kept_aside(checkpoint, stopped, tmp_path, monkeypatch, caplog):
+    whole, _ = images_of(checkpoint, tmp_path, "whole", per_proc_batch_size=3)
+    path = stopped / "00000003.npy"
+    damaged = bytearray(path.read_bytes())
+    damaged[-1000] ^= 1
+    path.write_bytes(damaged)
+    started = starts_of(monkeypatch)
+    resumed, _ = images_of(checkpoint, tmp_path, "stopped", per_proc_batch_size=3)
+    assert started == [3, 6, 9]
+    np.testing.assert_array_equal(resumed, whole)
+    (aside,) = tmp_path.rglob("*.damaged-1")
+    assert aside.read_bytes() == damaged
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{path}: checksum mismatch" in message
+    assert str(aside) in message
+
+
+def test_blocks_of_an_earlier_version_are_used_except_black_ones(checkpoint, stopped, tmp_path, monkeypatch, caplog):
+    whole, _ = images_of(checkpoint, tmp_path, "whole", per_proc_batch_size=3)
+    for name in ("00000000.npy", "00000003.npy"):
+        images = np.load(stopped / name)
+        images[1] *= name != "00000003.npy"
+        np.save(stopped / name, images)
+    started = starts_of(monkeypatch)
+    resumed, _ = images_of(checkpoint, tmp_path, "stopped", per_proc_batch_size=3)
+    assert started == [3, 6, 9]
+    np.testing.assert_array_equal(resumed, whole)
+    assert (
+        "1 of 4 blocks were written by an earlier version, without checksums; they are used as they are" in caplog.text
+    )
+
+
+def test_a_block_that_is_damaged_before_the_images_are_complete_is_named(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_blocks, "write_block", damaging(sample_blocks.write_block))
+    with pytest.raises(ConfigError, match=r"00000006\.npy: checksum mismatch; .*: re-run the same command to generate"):
+        images_of(checkpoint, tmp_path, "out", per_proc_batch_size=3)
+    assert not (tmp_path / "out.npz").exists()
+    monkeypatch.undo()
+    started = starts_of(monkeypatch)
+    images_of(checkpoint, tmp_path, "out", per_proc_batch_size=3)
+    assert started == [6]
+
+
+def damaging(write):
+    def write_and_damage(folder, block, images):
+        write(folder, block, images)
+        if block.start == 6:
+            path = folder / "00000006.npy"
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+    return write_and_damage
+
+
+def test_images_that_are_replaced_are_never_taken_for_those_of_their_old_record(checkpoint, tmp_path, monkeypatch):
+    images_of(checkpoint, tmp_path, "out", num_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleFiles, "write_record", lambda *_: 1 / 0)  # as if it was killed after the .npz
+        with pytest.raises(ZeroDivisionError):
+            images_of(checkpoint, tmp_path, "out", num_steps=3)
+    with pytest.raises(ConfigError, match="holds blocks generated with other settings"):
+        images_of(checkpoint, tmp_path, "out", num_steps=2)
 
 
 def test_blocks_generated_with_other_settings_are_refused(checkpoint, tmp_path, monkeypatch):

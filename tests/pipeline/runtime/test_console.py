@@ -8,7 +8,7 @@ import pytest
 
 from repa_pipe import cli
 from repa_pipe.pipeline import demo
-from repa_pipe.pipeline.runtime.console import ROOT, log_to_stderr
+from repa_pipe.pipeline.runtime.console import NOTICE, ROOT, log_to_stderr
 from repa_pipe.pipeline.runtime.progress import progress
 
 MODULE = "repa_pipe.pipeline.demo"
@@ -95,3 +95,18 @@ def test_messages_of_other_packages_are_not_shown(capsys):
     log_to_stderr()
     logging.getLogger("other").warning("not ours")
     assert capsys.readouterr().err == ""
+
+
+def test_of_several_ranks_the_first_shows_notices_and_the_others_are_named_in_warnings(capsys, monkeypatch):
+    logger = logging.getLogger(MODULE)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    log_to_stderr()
+    shown = {}
+    for rank in ("0", "3"):
+        monkeypatch.setenv("RANK", rank)
+        logger.warning("bf16 is slow", extra=NOTICE)
+        log_everything()
+        shown[rank] = capsys.readouterr().err.splitlines()
+    notices = ["warning: bf16 is slow", "10 shards to encode"]
+    assert shown["0"] == [*notices, "warning: a shard is late", "error: a shard failed"]
+    assert shown["3"] == ["warning: rank 3: a shard is late", "error: rank 3: a shard failed"]
