@@ -61,4 +61,7 @@ def _describe(store: Store, wanted: Sequence[str]) -> str:
             "another one: free some space, or set TMPDIR to a folder on a larger disk"
         )
     needed, free = size_text(missing_bytes(store, wanted)), size_text(free_bytes(store.path))
-    return f"the disk of {store.location} is full: {needed} are needed for the missing shards, {free} are free: free some space"
+    return (
+        f"the disk of {store.location} is full: {needed} are needed for the missing shards, {free} are free: free some "
+        "space"
+    )
