@@ -42,6 +42,7 @@ from .options import (
     options_of,
 )
 from .pipeline.runtime.console import NOTICE, is_first_rank, log_to_stderr
+from .pipeline.runtime.descriptors import raise_descriptor_limit
 from .pipeline.runtime.machine import version_text
 from .pipeline.runtime.memory import share_one_arena
 from .pipeline.runtime.signals import INTERRUPTED, signals_as_interrupt
@@ -540,6 +541,7 @@ def store_import_repa(folder: str, store: str, vae: str, latents_scale: float | 
 def main() -> None:
     """Run the command line; errors of the package, and signals, are one line without a traceback."""
     share_one_arena()
+    raise_descriptor_limit()
     log_to_stderr()
     try:
         with signals_as_interrupt():
