@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from .options import (
 )
 from .pipeline.runtime.console import NOTICE, is_first_rank, log_to_stderr
 from .pipeline.runtime.descriptors import raise_descriptor_limit
+from .pipeline.runtime.home import ensure_home
 from .pipeline.runtime.machine import version_text
 from .pipeline.runtime.memory import share_one_arena
 from .pipeline.runtime.signals import INTERRUPTED, signals_as_interrupt
@@ -544,7 +546,8 @@ def main() -> None:
     raise_descriptor_limit()
     log_to_stderr()
     try:
-        with signals_as_interrupt():
+        with signals_as_interrupt(), ExitStack() as stack:
+            ensure_home(stack)
             cli(prog_name="repa-pipe", standalone_mode=False)
     except click.ClickException as error:
         error.show()
