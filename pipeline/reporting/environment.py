@@ -97,7 +97,8 @@ def _duration(session: Session) -> str:
     started, ended = _parsed(session.started), _parsed(session.ended)
     if started is None or ended is None or (started.tzinfo is None) != (ended.tzinfo is None):
         return ""
-    return seconds_text((ended - started).total_seconds())
+    seconds = (ended - started).total_seconds()
+    return seconds_text(seconds) if seconds >= 0 else ""  # the clock was set back meanwhile
 
 
 def _steps(session: Session) -> str:

@@ -712,6 +712,14 @@ def test_recorded_environment_is_shown(tmp_path: Path, store: Path) -> None:
     assert {"href": "#environment"} in page.all("a")
 
 
+def test_a_session_during_which_the_clock_was_set_back_has_no_duration(tmp_path: Path, store: Path) -> None:
+    run = write_run(tmp_path / "run", store, log_rows(3, 10, 0.5))
+    session = RECORD["sessions"][0] | {"ended": "2026-11-24T08:20:12+00:00"}
+    (run / "run.json").write_text(json.dumps(RECORD | {"sessions": [session]}))
+    page = Page(report.run([str(run)], str(tmp_path / "page.html")))
+    assert page.table("Sessions of run")[1][:3] == ["2026-11-24 09:00 UTC", "–", "0 to 1,200"]
+
+
 def test_unreadable_environment_is_a_note(tmp_path: Path, store: Path) -> None:
     run = write_run(tmp_path / "run", store, log_rows(3, 10, 0.5))
     (run / "run.json").write_text(json.dumps(RECORD | {"sessions": [RECORD["sessions"][0] | {"start_step": "0"}]}))
