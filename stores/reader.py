@@ -35,7 +35,7 @@ from .read_checks import ArrayChecks
 from .zarr_metadata import ArrayLayout
 
 READ_THREADS = 32  # reads in flight; with 16, a fast disk loses a tenth of its throughput
-SPARE_FILES = 512  # file descriptors left for the rest of the process
+SPARE_FILES = 512  # file descriptors left for the rest of the process, or 5/8 of a limit below 820
 ALIGNMENT = 4096  # bytes; O_DIRECT requires multiples of it for offsets, sizes and buffers
 
 UNCHECKED = -1  # in place of a checksum, for a sample that is not compared in this read
@@ -48,16 +48,26 @@ File = tuple[str, bool]  # path, whether to bypass the page cache
 Job = tuple[int, int, memoryview, int]  # file descriptor, offset in the file, destination, checksum or UNCHECKED
 
 
+def _allowed_files() -> int:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed == resource.RLIM_INFINITY:
+        return 1 << 20
+    return allowed - min(SPARE_FILES, allowed * 5 // 8)
+
+
 class FileDescriptorCache:
     """An LRU cache of open files. A file is never closed while a read uses it.
 
     The cache is as large as `ulimit -n` permits. The usual limit of 1,024 is smaller than the number of shards of
-    ImageNet, so a batch then reopens most of its files, at 15 microseconds each.
+    ImageNet, so a batch then reopens most of its files, at 15 microseconds each. The command line raises it.
+
+    Attributes:
+        at_once: files to borrow at a time, so that two threads stay within the limit.
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._limit = max(SPARE_FILES, allowed - SPARE_FILES) if limit is None else limit
+        self._limit = _allowed_files() if limit is None else limit
+        self.at_once = max(1, self._limit // 2)
         self._lock = threading.Lock()
         self._open: OrderedDict[File, int] = OrderedDict()
         self._users: dict[File, int] = {}
@@ -236,15 +246,20 @@ class BatchReader:
             for request, expected in zip(requests, checked, strict=True)
             for read in self._shard_reads(request, indices, expected, direct)
         ]
-        with self._descriptors.borrow([read.file for read in reads]) as descriptors:
-            jobs = [job for read, fd in zip(reads, descriptors, strict=True) for job in read.jobs(fd)]
-            failed = self._run(jobs)
-            damage = _read_failed_again(reads, jobs, failed) if failed else []
+        damage = []
+        for start in range(0, len(reads), self._descriptors.at_once):
+            damage += self._read_shards(reads[start : start + self._descriptors.at_once])
         for request, expected in zip(requests, checked, strict=True):
             if request.checks is not None and (compared := expected != UNCHECKED).any():
                 compared[[each.place for each in damage if each.request is request]] = False
                 request.checks.passed(indices[compared])
         return damage
+
+    def _read_shards(self, reads: Sequence[ShardRead]) -> list[Damage]:
+        with self._descriptors.borrow([read.file for read in reads]) as descriptors:
+            jobs = [job for read, fd in zip(reads, descriptors, strict=True) for job in read.jobs(fd)]
+            failed = self._run(jobs)
+            return _read_failed_again(reads, jobs, failed) if failed else []
 
     def _shard_reads(
         self, request: ReadRequest, indices: npt.NDArray[np.int64], expected: npt.NDArray[np.int64], direct: bool

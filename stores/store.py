@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeAlias, TypeVar, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..errors import ConfigError, StoreError
+from ..errors import ConfigError, StoreError, first_line
 from .digests import LABELS_FILE, read_recorded
 from .indexing import Indices, as_names, as_rows, as_single
 from .latent_statistics import scaled_std
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
 
 Sample: TypeAlias = dict[str, Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 _reported: set[Path] = set()  # stores whose old copy of the metadata was reported: they are opened several times
@@ -175,6 +178,24 @@ class Group:
                 f"{self._location}: {self.path} has {self.completeness}: "
                 f"re-run 'repa-pipe encode … {option} {name}' to complete it"
             )
+
+
+def _naming_moved_stores(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
+    """Make a method say that the store is gone, instead of the file of it that was missed first."""
+
+    @functools.wraps(method)
+    def call(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(store, *args, **kwargs)
+        except (StoreError, FileNotFoundError) as error:
+            if (store.path / "zarr.json").exists():
+                raise
+            raise StoreError(
+                f"{store.location} was moved or deleted while it was read ({first_line(error)}): restore it and re-run "
+                "the same command"
+            ) from error
+
+    return call
 
 
 class Store:
@@ -459,6 +480,7 @@ class Store:
         total = len(self) * sum(self.group(name).spec.sample_bytes for name in group_names)
         return total > 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
+    @_naming_moved_stores
     def read(
         self,
         group_names: str | Sequence[str],

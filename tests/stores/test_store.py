@@ -1,5 +1,7 @@
 import json
 import multiprocessing
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -299,7 +301,7 @@ def test_more_shards_than_open_files_can_be_read(make_store, monkeypatch):
     for _ in range(2):
         got = store.read(["features/enc/tokens"], range(50))["features/enc/tokens"]
         np.testing.assert_array_equal(got, contents["features/enc/tokens"])
-    assert len(store._reader._descriptors._open) <= 13
+    assert len(store._reader._descriptors._open) <= 4
     store.read(["features/enc/tokens"], [0])
     assert len(store._reader._descriptors._open) <= 3
 
@@ -336,3 +338,42 @@ def test_a_commit_record_without_a_field_is_reported_in_one_line(make_store):
     record.write_text(json.dumps(values | {"crc32c": record_checksum(values)}))
     with pytest.raises(StoreError, match=r"00001.json: required key 'files' is missing; delete it and re-run"):
         open_store(path).read(["features/enc"], [0])
+
+
+READ_ALL = """
+import resource, sys, threading
+import numpy as np
+from repa_pipe.stores import open_store
+store = open_store(sys.argv[1])
+names, rows = ["latents/tiny", "features/enc"], np.arange(len(store))
+store.read(names, rows[:1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[2])))
+store = open_store(sys.argv[1])
+def read():
+    found.append(sum(float(array.sum()) for array in store.read(names, rows).values()))
+for count in (1, 2):
+    found = []
+    threads = [threading.Thread(target=read) for _ in range(count)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    print(*found)
+"""
+
+
+def test_a_batch_from_more_files_than_may_be_open_is_read(make_store):
+    path, contents = make_store(40, 1)  # 120 files
+    done = subprocess.run([sys.executable, "-c", READ_ALL, path, "64"], capture_output=True, text=True, check=True)
+    expected = sum(float(array.sum()) for array in contents.values())
+    assert [float(word) for word in done.stdout.split()] == pytest.approx([expected] * 3)
+
+
+def test_a_store_that_is_moved_while_it_is_read_is_named(make_store, tmp_path):
+    path, _ = make_store()
+    with open_store(path) as store:
+        store.read(["features/enc"], [0])
+        path.rename(tmp_path / "elsewhere")
+        store.read(["features/enc"], [1])  # its files are open
+        with pytest.raises(
+            StoreError, match=r"store was moved or deleted while it was read \(.*/features/enc/.*\): restore it"
+        ):
+            store.read(["features/enc"], [40])
