@@ -283,3 +283,14 @@ def test_a_damaged_npz_is_refused_in_one_line(damage, run_cli):
     assert code == 2
     assert "error: a.npz cannot be read as an .npz" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_a_flipped_byte_of_generated_images_is_noticed(fraction):
+    path = Path(npz_of("images.npz", images_of(0)))
+    data = bytearray(path.read_bytes())
+    first = data.index(images_of(0).tobytes())
+    data[first + int(fraction * (images_of(0).nbytes - 1))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"images.npz cannot be read as an .npz \(Bad CRC-32"):
+        list(open_images(str(path), 7).blocks)
