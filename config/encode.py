@@ -85,6 +85,13 @@ class EncodeConfig(SourceConfig):
     decode_threads: int | None = option(
         HARDWARE, "Threads that decode images. Default: one per CPU core.", None, affects_result=False
     )
+    max_image_pixels: int = option(
+        DATA,
+        "Quarantine images with more pixels, before they are decoded. All images that a process decodes at the same "
+        "time have at most this many together, at up to 25 bytes each.",
+        178_956_970,
+        affects_result=False,
+    )
     max_bad: float = option(
         DATA,
         "Abort when more than this fraction of images cannot be decoded (up to 10 are always tolerated).",
@@ -111,6 +118,11 @@ class EncodeConfig(SourceConfig):
         self.require_resolution("resolution")
         self.require_at_least_1("shard_size", "batch_size", "actors")
         self.require(self.shard_timeout is None or self.shard_timeout > 0, "shard_timeout", "must be above 0 seconds")
+        self.require(
+            9 <= self.max_image_pixels <= 178_956_970,
+            "max_image_pixels",
+            "expected 9 to 178,956,970, which is Pillow's limit for decompression bombs",
+        )
         self.require(0 <= self.max_bad <= 1, "max_bad", "expected a fraction from 0 to 1")
         self.require_no_repeats("encoder")
         weights_by_name(self.encoder_weights, self.encoder)

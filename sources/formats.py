@@ -1,20 +1,18 @@
 """The file formats that are decoded, and short reasons for files that are not."""
 
 import functools
-import io
 import re
 
 import PIL.features
 import PIL.Image
 
+from .decoder_limits import LimitedReads
 from .signatures import format_name
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF", "JPEG2000")
 """The formats that Pillow may decode: none that start another program (EPS) or contain drawing commands (WMF)."""
 
 _CODECS = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # `PIL.features`
-
-_CODESTREAM = b"\xff\x4f\xff\x51"  # the first two markers of JPEG 2000; byte 42 from their start is the depth
 
 # Messages of Pillow about intact files of a kind that it does not decode.
 _UNSUPPORTED = re.compile(
@@ -28,12 +26,6 @@ def readable_formats() -> tuple[str, ...]:
     PIL.Image.init()
     known = (name for name in FORMATS if name in PIL.Image.OPEN)
     return tuple(name for name in known if name not in _CODECS or PIL.features.check(_CODECS[name]))
-
-
-def jpeg2000_bits(data: bytes) -> int | None:
-    """Return the bits per value in the first channel of a JPEG 2000 file; None if its header is incomplete."""
-    start = data.find(_CODESTREAM)
-    return (data[start + 42] & 127) + 1 if 0 <= start < len(data) - 42 else None
 
 
 def bad_header(data: bytes, error: Exception | None = None) -> str:
@@ -73,7 +65,7 @@ def reason_of(error: Exception) -> str:
 def _error_of(name: str, data: bytes) -> Exception | None:
     """Return the exception of a format's reader, which `PIL.Image.open` does not pass on."""
     try:
-        PIL.Image.OPEN[name][0](io.BytesIO(data), "")
+        PIL.Image.OPEN[name][0](LimitedReads(data), "")
     except MemoryError:
         raise
     except Exception as error:

@@ -52,12 +52,12 @@ def _refuse_floats(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _eight_bit_gray(image: PIL.Image.Image) -> PIL.Image.Image:
-    return _scale(image) if _tag(image, _SAMPLE_FORMAT, 1) == _SIGNED else image.convert("RGB")
+    return _scale(image) if first_of_tag(image, _SAMPLE_FORMAT, 1) == _SIGNED else image.convert("RGB")
 
 
 def _scale(image: PIL.Image.Image) -> PIL.Image.Image:
     """Scale integer gray levels: 0 becomes 0, the largest possible level 255, rounded to the nearest."""
-    bits, signed = _tag(image, _BITS, 16), _tag(image, _SAMPLE_FORMAT, 1) == _SIGNED
+    bits, signed = first_of_tag(image, _BITS, 16), first_of_tag(image, _SAMPLE_FORMAT, 1) == _SIGNED
     white = 2 ** (bits - signed) - 1
     levels = _stored_levels(image, bits, signed)
     lowest, highest = int(levels.min()), int(levels.max())
@@ -72,7 +72,7 @@ def _scale(image: PIL.Image.Image) -> PIL.Image.Image:
         raise BadImageError(
             f"its 32-bit gray levels end at {highest:,} of {white:,}, black in 8 bits: save it with 8 or 16 bits"
         )
-    if _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:  # Pillow inverts these levels up to 8 bits only
+    if first_of_tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:  # Pillow inverts these levels up to 8 bits only
         gray = 255 - gray
     return PIL.Image.fromarray(gray).convert("RGB")
 
@@ -87,7 +87,7 @@ def _stored_levels(image: PIL.Image.Image, bits: int, signed: bool) -> npt.NDArr
     return levels
 
 
-def _tag(image: PIL.Image.Image, tag: int, default: int) -> int:
+def first_of_tag(image: PIL.Image.Image, tag: int, default: int) -> int:
     """Return the first value of a tag of a TIFF file; `default` if the file has no such tag, or is no TIFF."""
     found = getattr(image, "tag_v2", {}).get(tag, default)
     return int(found[0] if isinstance(found, tuple) else found)

@@ -8,10 +8,13 @@ from typing import Any, ClassVar, TypeAlias
 
 import pyarrow.compute as pc
 
-from ..errors import SourceError
+from ..errors import BadImageError, SourceError
 from .index import UNKNOWN_SIZE, Index, Record
 from .options import OF_0_1_0, SourceOptions
 from .skipped import RECORDED, Skipped, skipped_as_json
+
+MAX_IMAGE_BYTES = 1 << 30
+"""Size of the file of one image. The pixels of the largest image that is decoded need 537 MB without compression."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (done, total) while a source is listed. The unit depends on the kind: class folders or files."""
@@ -103,8 +106,10 @@ class Source(ABC):
 
         Raises:
             SourceError: the source has changed since it was listed, or cannot be read.
-            BadImageError: only this image is damaged.
+            BadImageError: only this image is damaged, or it is larger than `MAX_IMAGE_BYTES` and was not read.
         """
+        if record.num_bytes > MAX_IMAGE_BYTES:
+            raise BadImageError(f"its file has {record.num_bytes:,} bytes: expected at most {MAX_IMAGE_BYTES:,}")
         data = self.read_bytes(record)
         if record.num_bytes not in (UNKNOWN_SIZE, len(data)):
             raise SourceError(

@@ -15,7 +15,7 @@ from PIL import Image
 from ...errors import BadImageError
 from ...sources import decode_crop
 from ...sources.decode import image_size
-from ...sources.formats import jpeg2000_bits
+from ...sources.jpeg2000 import jpeg2000_bits
 from ...sources.png_chunks import without_metadata
 
 TIFF_BITS = 258  # the tag of the bits per channel

@@ -192,7 +192,8 @@ class ShardEncoder:
         try:
             data = self._source.read(record)
             cut_levels = self._open_store().manifest.pixels is None
-            crop = decode_crop(data, self._config.resolution, cut_levels=cut_levels)
+            max_pixels = self._config.max_image_pixels
+            crop = decode_crop(data, self._config.resolution, cut_levels=cut_levels, max_pixels=max_pixels)
             return _Decoded(crop, crc32c_bytes(data))
         except BadImageError as error:
             return _Decoded(None, crc32c_bytes(data), str(error))
