@@ -12,6 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import SourceError, first_line
+from .arrow_messages import decompressed_bytes
+
+MAX_COMPRESSED_BATCH = 1 << 29
+"""Bytes of the buffers of a compressed record batch or dictionary, which are decompressed into memory as a whole."""
 
 _FILE_MAGIC = b"ARROW1\0\0"
 
@@ -36,7 +40,7 @@ def list_batches(path: str) -> Batches:
         while True:
             offset = source.tell()
             try:
-                message = pa.ipc.read_message(source)
+                message = _read_message(source)
             except EOFError:
                 if offset == source.size():  # its writer was killed between two batches
                     raise EOFError("it was not written to its end") from None
@@ -70,7 +74,7 @@ def read_batch(path: str, offset: int) -> tuple[pa.Schema, pa.RecordBatch]:
     with _opened(path) as source:
         schema = _read_schema(source)
         source.seek(offset)
-        batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), pa.schema(map(_with_indices, schema)))
+        batch = pa.ipc.read_record_batch(_read_message(source), pa.schema(map(_with_indices, schema)))
         batch.validate(full=True)
         return schema, batch
 
@@ -102,6 +106,17 @@ def _read_schema(source: Any) -> pa.Schema:
     """Read the schema, and leave the position behind it."""
     source.seek(_start(source))
     return pa.ipc.read_schema(pa.ipc.read_message(source))
+
+
+def _read_message(source: Any) -> Any:
+    """Read a message; ValueError if it is a bomb: a few kilobytes may state buffers of any size."""
+    message = pa.ipc.read_message(source)
+    size = decompressed_bytes(message)
+    if size > MAX_COMPRESSED_BATCH:
+        raise ValueError(
+            f"a compressed {message.type} states {size:,} bytes, more than {MAX_COMPRESSED_BATCH:,}: write smaller batches"
+        )
+    return message
 
 
 def _with_indices(field: pa.Field) -> pa.Field:

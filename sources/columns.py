@@ -156,6 +156,8 @@ class _Schema:
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    if not isinstance(features, dict):
         return {}
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}

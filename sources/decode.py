@@ -11,7 +11,7 @@ import PIL.ImageFile
 
 from ..errors import BadImageError, ConfigError
 from .crop import MAX_PIXELS, center_crop
-from .decoder_limits import LimitedReads, PixelBudget, bomb, require_limits
+from .decoder_limits import LimitedReads, Budget, bomb, require_limits
 from .formats import bad_header, readable_formats, reason_of, unsupported
 from .jpeg2000 import jpeg2000_bits
 from .pixels import first_of_tag, to_rgb
@@ -24,7 +24,7 @@ _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
 _LARGE_METADATA = re.compile("MAX_TEXT|decompressed data too large", re.I)  # Pillow's messages
 
-_decoding = PixelBudget()
+_decoding = Budget()
 T = TypeVar("T")
 
 

@@ -1,7 +1,7 @@
 """What the codestream of a JPEG 2000 declares, read without decoding it (ISO/IEC 15444-1, annex A)."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..errors import BadImageError
@@ -12,8 +12,11 @@ MAX_PIECES = 1_000_000
 MAX_PACKETS = 1 << 26
 """Precincts of a tile times quality layers, two bytes each in OpenJPEG."""
 
+JPEG2000_STARTS = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
+"""First bytes of a file: those of the codestream, or of a container of it."""
+
 _MAX_CODESTREAMS, _MAX_SEGMENTS = 100, 100_000
-_CODESTREAM = b"\xff\x4f\xff\x51"  # the first two markers; byte 42 from their start is the depth
+_CODESTREAM = JPEG2000_STARTS[0]  # the first two markers; byte 42 from their start is the depth
 _SIZE = struct.Struct(">8IH")  # width, height and offset of the image, those of a tile, number of channels
 _TILE_PART = struct.Struct(">HI")  # number of the tile, bytes of this part
 _CODING, _CHANNEL_CODING, _TILE, _DATA = 0xFF52, 0xFF53, 0xFF90, 0xFF93
@@ -102,7 +105,7 @@ def _count_pieces(tile: tuple[int, int], coding: _Coding) -> tuple[int, int]:
     return precincts, blocks
 
 
-def _pieces(sizes: list[int], exponents: "tuple[int, int] | list[int]") -> int:
+def _pieces(sizes: list[int], exponents: Sequence[int]) -> int:
     width, height = (-(-size // 2**exponent) for size, exponent in zip(sizes, exponents, strict=True))
     return width * height
 

@@ -1,5 +1,6 @@
 """Parquet files with a column of images and a column of labels, as in Hugging Face's image datasets."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +12,13 @@ from .columns import choose_columns
 from .files import Files, find_files
 from .table_source import Rows, TableSource
 
-_MAX_ROW_GROUP_BYTES = 1 << 29  # of images; an entire row group is held in memory
+MAX_ROW_GROUP_BYTES = 1 << 29
+"""Bytes of the images of a row group, which is held in memory as a whole, and of the labels and paths of a file."""
+
+MAX_ROWS = 10_000_000
+"""Rows of a file: a few bytes can state billions."""
+
+_LABELS_AT_A_TIME = 16  # rows: more would hardly be faster
 
 
 class ParquetSource(TableSource):
@@ -32,15 +39,11 @@ class ParquetSource(TableSource):
         path = f"{self._folder}/{name}"
         with self._open(name) as file:
             columns = choose_columns(path, file.schema_arrow, self.options)
+            lengths = _row_group_lengths(path, file.metadata, columns.image_bytes)
             wanted = [columns.label] if columns.label is not None else []
             if columns.has_path:
                 wanted.append(f"{columns.image}.path")
-            try:
-                table = file.read(columns=wanted, use_threads=False)
-                table.validate(full=True)  # text has to be UTF-8
-            except (OSError, pa.ArrowException) as error:
-                raise SourceError(f"{path} is damaged ({first_line(error)}): download it again") from None
-            lengths = _row_group_lengths(path, file.metadata, columns.image_bytes)
+            table = self._read_small(name, file, range(len(lengths)), wanted, _LABELS_AT_A_TIME)
             without_bytes = _count_nulls(file.metadata, columns.image_bytes)
         labels, paths = columns.labels_of(table), columns.paths_of(table)
         return Rows(name, columns, labels, paths, list(enumerate(lengths)), None, without_bytes)
@@ -50,11 +53,30 @@ class ParquetSource(TableSource):
         name, number = block
         with self._open(name) as file:
             columns = choose_columns(f"{self._folder}/{name}", file.schema_arrow, self.options)
-            try:
-                table = file.read_row_group(number, columns=[columns.image_bytes], use_threads=False)
-            except (OSError, IndexError, pa.ArrowException) as error:
-                raise SourceError(f"{self._folder}/{name} is damaged or has changed ({first_line(error)})") from None
+            table = self._read_small(name, file, [number], [columns.image_bytes], rows=1)
         return columns.bytes_of(table)
+
+    def _read_small(self, name: str, file: pq.ParquetFile, groups: Sequence[int], columns: list[str], rows: int) -> Any:
+        """Read columns of row groups, a few rows at a time: a file may state a wrong size, or repeat one large value.
+
+        Raises:
+            SourceError: the columns are damaged, or need more than `MAX_ROW_GROUP_BYTES`.
+        """
+        path, batches, size = f"{self._folder}/{name}", [], 0
+        try:
+            for batch in file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=False):
+                batches.append(batch)
+                size += batch.nbytes
+                if size > MAX_ROW_GROUP_BYTES:
+                    raise SourceError(
+                        f"{path} needs more than {MAX_ROW_GROUP_BYTES >> 20} MiB to read {' and '.join(columns)}: it "
+                        "states another size, so it is damaged or a decompression bomb"
+                    )
+            table = pa.Table.from_batches(batches) if batches else file.schema_arrow.empty_table()
+            table.validate(full=True)  # text has to be UTF-8
+            return table
+        except (OSError, IndexError, pa.ArrowException) as error:
+            raise SourceError(f"{path} is damaged or has changed ({first_line(error)}): download it again") from None
 
     def _open(self, name: str) -> pq.ParquetFile:
         path = f"{self._folder}/{name}"
@@ -75,14 +97,16 @@ def _row_group_lengths(path: str, metadata: Any, column: str) -> list[int]:
     """Return the number of rows of each row group.
 
     Raises:
-        SourceError: a row group is too large to hold in memory.
+        SourceError: a row group is too large to hold in memory, or there are too many rows.
     """
     largest = max((chunk.total_uncompressed_size for chunk in _chunks(metadata, column)), default=0)
-    if largest > _MAX_ROW_GROUP_BYTES:
+    if largest > MAX_ROW_GROUP_BYTES:
         raise SourceError(
             f"{path} has a row group of {largest >> 20:,} MiB of images: expected at most "
-            f"{_MAX_ROW_GROUP_BYTES >> 20} MiB; rewrite the file, for example with row_group_size=1000"
+            f"{MAX_ROW_GROUP_BYTES >> 20} MiB; rewrite the file, for example with row_group_size=1000"
         )
+    if metadata.num_rows > MAX_ROWS:
+        raise SourceError(f"{path} states {metadata.num_rows:,} rows: expected at most {MAX_ROWS:,}; split the file")
     return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 

@@ -19,6 +19,7 @@ _EXTENDED = (b"x", b"L")  # pax header and GNU long name, which describe the nex
 _GLOBAL = b"g"
 _MAX_PADDING = 1 << 20  # bytes of zeros at the end of an archive
 _MAX_EXTENDED = 1 << 20  # bytes of a pax header; a larger size means damage
+_MAX_DIGITS = 20  # of a number in a pax header: more than any file has bytes
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -142,11 +143,11 @@ class TarHeaders:
         fields = {}
         while content:  # "LENGTH KEY=VALUE\n", where LENGTH is that of the entire line
             length, _, _ = content.partition(b" ")
-            if not length.isdigit() or not 0 < int(length) <= len(content):
+            if not _is_number(length) or not 0 < int(length) <= len(content):
                 raise self._damaged(offset)
             key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
             fields[_text(key)] = _text(value)
-            if key == b"size" and not value.isdigit():
+            if key == b"size" and not _is_number(value):
                 raise self._damaged(offset)
             content = content[int(length) :]
         return fields
@@ -167,6 +168,10 @@ def _name(header: bytes) -> str:
         return name
     prefix = _text(header[345:500].partition(b"\0")[0])
     return f"{prefix}/{name}"
+
+
+def _is_number(value: bytes) -> bool:
+    return value.isdigit() and len(value) <= _MAX_DIGITS
 
 
 def _text(value: bytes) -> str:

@@ -21,6 +21,7 @@ NO_KEY = "no key for WebDataset"
 _KEY = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)", re.DOTALL)  # the first dot that follows a character of the file name
 _METADATA = re.compile(r"__[^/]*__(?:/|$)")
 _MAX_LABEL_BYTES = 1 << 20
+_CLASS_NUMBER = re.compile("[0-9]{1,18}")
 _LABELS = ("cls", "json")
 
 
@@ -149,14 +150,14 @@ class SampleReader:
         """Return the class number of a sample, and the part that contains it."""
         if "cls" in parts:
             content = self._text(parts["cls"].member)
-            if content.strip().isdigit():
+            if _CLASS_NUMBER.fullmatch(content.strip()):
                 return int(content), parts["cls"]
             raise self._bad_label(parts["cls"], content, "a class number")
         if "json" in parts:
             content = self._text(parts["json"].member)
             try:
                 value = json.loads(content)["label"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 value = None
             if isinstance(value, int) and not isinstance(value, bool):
                 return value, parts["json"]

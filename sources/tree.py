@@ -164,7 +164,7 @@ def labels_from_json(path: str, data: bytes, keys: Sequence[str]) -> list[int] |
     """
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not valid JSON ({error}): remove it to use class folders as labels") from None
     if not isinstance(content, dict) or "labels" not in content:
         return None

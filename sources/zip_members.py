@@ -14,6 +14,9 @@ _MAX_END = 22 + 65_535  # bytes of the end record with the longest comment
 _ZIP64 = 0xFFFF  # "see the zip64 record"
 _METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 12: "BZIP2", 14: "LZMA", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 
+MAX_MEMBER_BYTES = 1 << 30
+"""Size of a member other than an image that is read as a whole: the labels."""
+
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
@@ -75,8 +78,12 @@ def require_readable(path: str, member: zipfile.ZipInfo) -> None:
 
 
 def read_member(path: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """Read a small member; raise SourceError if it is damaged, encrypted or of an unknown compression method."""
+    """Read a member; raise SourceError if it is damaged, too large, encrypted or compressed by an unknown method."""
     require_readable(path, member)
+    if member.file_size > MAX_MEMBER_BYTES:  # zipfile reads no more than the size that is stated
+        raise SourceError(
+            f"{member.filename} in {path} has {member.file_size:,} bytes: expected at most {MAX_MEMBER_BYTES:,}"
+        )
     try:
         return archive.read(member)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:

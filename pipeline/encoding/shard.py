@@ -26,6 +26,8 @@ import torch
 from ...config import EncodeConfig
 from ...errors import BadImageError, StoreError, WeightsError
 from ...sources import Record, Source, decode_crop, open_source, records_of
+from ...sources.decoder_limits import Budget
+from ...sources.source import MAX_IMAGE_BYTES
 from ...stores import Store, open_store
 from ...stores.checksum import crc32c_bytes
 from ...stores.layout import GroupSpec
@@ -85,6 +87,7 @@ class ShardEncoder:
         self._batch_size = config.batch_size or self._choose_batch_size(groups)
         self._source: Source = open_source(config.source, config.source_kind, config.source_options)
         self._decoders = ThreadPoolExecutor(config.decode_threads or torch.get_num_threads(), "decode")
+        self._files = Budget()  # bytes of the files that are being decoded
         self._models_thread = ThreadPoolExecutor(1, "models")  # one, as each has its own OpenMP threads
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.stop = threading.Event()
@@ -188,15 +191,16 @@ class ShardEncoder:
     def _decode(self, record: Record) -> _Decoded:
         if self.stop.is_set():
             raise StoppedError
-        data = b""
-        try:
-            data = self._source.read(record)
-            cut_levels = self._open_store().manifest.pixels is None
-            max_pixels = self._config.max_image_pixels
-            crop = decode_crop(data, self._config.resolution, cut_levels=cut_levels, max_pixels=max_pixels)
-            return _Decoded(crop, crc32c_bytes(data))
-        except BadImageError as error:
-            return _Decoded(None, crc32c_bytes(data), str(error))
+        with self._files.hold(record.num_bytes, MAX_IMAGE_BYTES):
+            data = b""
+            try:
+                data = self._source.read(record)
+                cut_levels = self._open_store().manifest.pixels is None
+                max_pixels = self._config.max_image_pixels
+                crop = decode_crop(data, self._config.resolution, cut_levels=cut_levels, max_pixels=max_pixels)
+                return _Decoded(crop, crc32c_bytes(data))
+            except BadImageError as error:
+                return _Decoded(None, crc32c_bytes(data), str(error))
 
     def _encode_batch(self, batch: list[_Decoded], encoders: list[GroupEncoder], writers: list[ShardWriter]) -> float:
         """Encode a batch and append it to the shard files; return the seconds spent in the models."""

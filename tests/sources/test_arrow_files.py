@@ -277,3 +277,22 @@ def test_a_file_that_grows_while_it_is_listed_is_refused(tmp_path, table, monkey
 
 def test_an_arrow_file_without_rows_is_refused(tmp_path, table):
     assert "a.arrow contains no rows" in refusal(write(tmp_path / "a.arrow", table.slice(0, 0)))
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("is_file", [False, True])
+@pytest.mark.parametrize("kind", ["record batch", "dictionary"])
+def test_compressed_messages_that_need_too_much_memory_are_refused(
+    tmp_path, monkeypatch, rows, compression, is_file, kind
+):
+    large = kind == "dictionary"
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * 10), pa.array(["x" * (50_000 if large else 5)]))
+    table = pa.table({"image": [rows[0] if large else {"bytes": bytes(5000), "path": ""}] * 10, "label": names})
+    path = write(tmp_path / "a.arrow", table, rows=10, is_file=is_file, compression=compression)
+    source = open_source(str(path), options=SourceOptions(label_column="label"))
+    record = next(records_of(source.index()))
+    monkeypatch.setattr(arrow_batches, "MAX_COMPRESSED_BATCH", 49_000)
+    assert f"a compressed {kind} states 50," in refusal(path, label_column="label")
+    if not large:  # workers read batches without listing the file
+        with pytest.raises(SourceError, match="a compressed record batch states"):
+            open_source(str(path)).read(record)

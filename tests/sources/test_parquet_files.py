@@ -189,8 +189,37 @@ def test_a_file_rewritten_with_smaller_row_groups_is_detected(files, images):
 
 
 def test_row_groups_too_large_for_memory_are_refused(files, monkeypatch):
-    monkeypatch.setattr(parquet_files, "_MAX_ROW_GROUP_BYTES", 1 << 17)
+    monkeypatch.setattr(parquet_files, "MAX_ROW_GROUP_BYTES", 1 << 17)
     assert len(open_source(str(files)).index()) == 20
-    monkeypatch.setattr(parquet_files, "_MAX_ROW_GROUP_BYTES", 1 << 13)
+    monkeypatch.setattr(parquet_files, "MAX_ROW_GROUP_BYTES", 1 << 13)
     with pytest.raises(SourceError, match=r"train-00000-of-00002.parquet has a row group of 0 MiB of images"):
         open_source(str(files)).index()
+
+
+def repeated(value: bytes, count: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([value], pa.binary()))
+
+
+def test_one_large_image_that_a_row_group_repeats_is_refused_before_it_is_expanded(tmp_path):
+    images = repeated(bytes(900_000), 20_000)  # 18 GB in a file of a few kilobytes
+    pq.write_table(pa.table({"image": images, "label": [0] * 20_000}), tmp_path / "a.parquet", store_schema=False)
+    source = open_source(str(tmp_path / "a.parquet"))
+    record = next(records_of(source.index()))
+    with pytest.raises(SourceError, match="needs more than 512 MiB to read image: .* a decompression bomb"):
+        source.read(record)
+    assert pa.total_allocated_bytes() < 1 << 30
+
+
+def test_paths_that_need_too_much_memory_are_refused(tmp_path, encode, monkeypatch):
+    monkeypatch.setattr(parquet_files, "MAX_ROW_GROUP_BYTES", 1 << 20)
+    write_parquet(tmp_path / "a.parquet", [{"bytes": encode(0), "path": "x" * 1000}] * 2000, [0] * 2000, rows=2000)
+    with pytest.raises(SourceError, match="needs more than 1 MiB to read label and image.path"):
+        open_source(str(tmp_path / "a.parquet")).index()
+
+
+def test_more_rows_than_a_file_of_images_has_are_refused(tmp_path):
+    count = parquet_files.MAX_ROWS + 1
+    table = pa.table({"image": pa.nulls(count, pa.binary()), "label": pa.nulls(count, pa.int8()).fill_null(0)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=count)
+    with pytest.raises(SourceError, match="states 10,000,001 rows: expected at most 10,000,000; split the file"):
+        open_source(str(tmp_path / "a.parquet")).index()

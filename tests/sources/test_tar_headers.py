@@ -54,6 +54,8 @@ BROKEN = {
     "a pax line without length": header("x", 6, tarfile.XHDTYPE) + padded(b"path=a"),
     "a pax line of length zero": header("x", 9, tarfile.XHDTYPE) + padded(b"0 path=a\n"),
     "a pax size of letters": header("x", 11, tarfile.XHDTYPE) + padded(b"11 size=ab\n"),
+    "a pax size of 5,000 digits": header("x", 5013, tarfile.XHDTYPE) + padded(b"5013 size=" + b"9" * 5002 + b"\n"),
+    "a pax line with a length of 5,000 digits": header("x", 5009, tarfile.XHDTYPE) + padded(b"9" * 5000 + b" path=a\n"),
     "a pax header of megabytes": header("x", 2 << 20, tarfile.XHDTYPE) + b"2097152 path=" + b"a" * 2097138 + b"\n",
 }
 
@@ -62,3 +64,11 @@ BROKEN = {
 def test_a_broken_header_is_reported_as_damage(tmp_path, name):
     with pytest.raises(SourceError, match=r"a.tar is not a tar archive or is damaged \(no header at byte 0\)"):
         members(tmp_path, BROKEN[name] + header("b.png"))
+
+
+@pytest.mark.parametrize("size", [10**9, 2**60])
+def test_a_size_beyond_the_end_of_the_file_is_not_believed(tmp_path, size):
+    in_pax = b"28 size=1152921504606846976\n"
+    for block in (header(size=size), header("x", len(in_pax), tarfile.XHDTYPE) + padded(in_pax) + header()):
+        with pytest.raises(SourceError, match="a.tar is truncated: its last member ends at byte"):
+            members(tmp_path, block)

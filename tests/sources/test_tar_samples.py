@@ -118,3 +118,25 @@ def test_shards_in_an_archive_keep_their_labels(tmp_path):
     source = open_source(str(tmp_path / "all.tar"))
     assert source.index()["key"].to_pylist() == ["all.tar/shards/1/0.jpg"]
     assert source.index()["label"].to_pylist() == [2]
+
+
+@pytest.mark.parametrize("label", ["9" * 5000, "²", "-1", ""])
+@pytest.mark.parametrize(("ending", "form"), [("cls", "{}"), ("json", '{{"label": {}}}')])
+def test_what_is_not_a_class_number_is_refused_in_one_line(tmp_path, label, ending, form):
+    _refuse_label(tmp_path, ending, form.format(label).encode())
+
+
+def test_a_deeply_nested_label_is_refused_in_one_line(tmp_path):
+    _refuse_label(tmp_path, "json", b"[" * 900_000)
+
+
+def _refuse_label(folder, ending, content):
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for name, data in (("0.png", b"image"), (f"0.{ending}", content)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, BytesIO(data))
+    with pytest.raises(SourceError, match=f"0.{ending} in .*: expected a class number|has label -1") as caught:
+        open_source(str(folder / "a.tar")).index()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400

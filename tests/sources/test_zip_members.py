@@ -1,11 +1,12 @@
 """Zip archives of other programs: unusual names, and kinds of archives that are refused with a remedy."""
 
 import struct
+import tracemalloc
 import zipfile
 
 import pytest
 
-from repa_pipe.errors import SourceError
+from repa_pipe.errors import BadImageError, SourceError
 from repa_pipe.sources import SourceOptions, open_source, records_of
 
 
@@ -82,3 +83,46 @@ def test_an_unlabeled_archive_is_one_class(tmp_path, encode):
     assert source.index()["label"].to_pylist() == [0, 0, 0]
     assert source.class_names == ("images",)
     assert [(each.reason, each.example) for each in source.skipped] == [("ending .json", "dataset.json")]
+
+
+def stating(path, **sizes):
+    """Overwrite fields of the last entry of an archive's central directory."""
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\1\2")
+    for name, value in sizes.items():
+        struct.pack_into("<I", data, entry + {"checksum": 16, "packed": 20, "size": 24}[name], value)
+    path.write_bytes(data)
+    return path
+
+
+def test_an_image_that_states_gigabytes_is_quarantined_unread(tmp_path, encode):
+    packed = pack(tmp_path / "a.zip", {"n01/a.png": encode(0), "n01/b.png": encode(1)})
+    source = open_source(str(stating(packed, size=0xFFFFFFF0)))
+    first, second = records_of(source.index())
+    assert source.read(first) == encode(0)
+    with pytest.raises(BadImageError, match=r"its file has 4,294,967,280 bytes: expected at most 1,073,741,824"):
+        source.read(second)
+
+
+def test_a_deflated_member_is_read_no_further_than_the_size_it_states(tmp_path, encode):
+    packed = tmp_path / "a.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("n01/a.png", encode(0))
+        archive.writestr("n01/b.png", bytes(64 << 20))
+    source = open_source(str(stating(packed, size=1000)))
+    tracemalloc.start()
+    with pytest.raises(BadImageError, match="the checksum differs"):
+        source.read(list(records_of(source.index()))[1])
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [(b"[" * 200_000, "is not valid JSON"), (b"{}", "has 4,026,531,840 bytes: expected at most 1,073,741,824")],
+)
+def test_labels_that_exhaust_their_reader_are_refused(tmp_path, encode, labels, reason):
+    packed = pack(tmp_path / "a.zip", {"n01/a.png": encode(0), "dataset.json": labels})
+    if labels == b"{}":
+        stating(packed, size=0xF0000000)
+    assert reason in refusal(packed)
