@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
 import logging
 import os
 import sys
@@ -42,7 +42,7 @@ from .options import (
     given,
     options_of,
 )
-from .pipeline.runtime.console import NOTICE, is_first_rank, log_to_stderr
+from .pipeline.runtime.console import NOTICE, echo, echo_json, is_first_rank, log_to_stderr
 from .pipeline.runtime.descriptors import raise_descriptor_limit
 from .pipeline.runtime.home import ensure_home
 from .pipeline.runtime.machine import version_text
@@ -58,7 +58,7 @@ _SAMPLING = [field.name for field in dataclasses.fields(SampleConfig) if field.n
 
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
-        click.echo(f"repa-pipe, version {__version__}\n{version_text()}")
+        echo(f"repa-pipe, version {__version__}\n{version_text()}")
         context.exit()
 
 
@@ -105,7 +105,7 @@ def stage_command(config: type[Config], *positional: str) -> Callable[[Callable[
 def _print_preview(*configs: Config) -> None:
     from .pipeline.dry_run.stages import preview
 
-    click.echo(preview(*configs).describe(), nl=False)
+    echo(preview(*configs).describe(), nl=False)
 
 
 @stage_command(PlanConfig)
@@ -117,7 +117,7 @@ def plan(config: PlanConfig) -> None:
     """
     from .pipeline import plan as stage
 
-    click.echo(stage.run(config).describe())
+    echo(stage.run(config).describe())
 
 
 @stage_command(EncodeConfig, "source", "store")
@@ -130,7 +130,7 @@ def encode(config: EncodeConfig) -> None:
     from .pipeline import encode as stage
 
     result = stage.run(config)
-    click.echo(json.dumps(result.as_json(), indent=1))
+    echo_json(result.as_json())
     for failed in result.failed:
         logger.error("shard %d failed in every attempt: %s", failed.shard, failed.cause)
     if result.failed:
@@ -141,7 +141,7 @@ def encode(config: EncodeConfig) -> None:
 def _print_result(result: Any) -> None:
     """Print a result, a dataclass that is the same on all ranks, as JSON."""
     if is_first_rank():
-        click.echo(json.dumps(dataclasses.asdict(result), indent=1))
+        echo_json(dataclasses.asdict(result))
 
 
 def _use_recipe(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
@@ -217,8 +217,8 @@ def _evaluate_images(config: EvaluateConfig) -> None:
     result = stage.run(config)
     width = max(len(name) for name in result.metrics)
     for name, value in result.metrics.items():
-        click.echo(f"{name:<{width}}  {value:.4f}")
-    click.echo(f"{result.num_samples:,} images compared with {result.reference}; saved to {result.out}")
+        echo(f"{name:<{width}}  {value:.4f}")
+    echo(f"{result.num_samples:,} images compared with {result.reference}; saved to {result.out}")
     for warning in result.warnings:
         logger.warning(warning)
 
@@ -248,11 +248,11 @@ def evaluate_checkpoints(checkpoint: str, dry_run: bool, **options: Any) -> None
         return
     result = stage.run(sampling, evaluation)
     names = list(result.rows[-1]["metrics"])
-    click.echo("  ".join([f"{'step':>9}", *names]))
+    echo("  ".join([f"{'step':>9}", *names]))
     for row in result.rows:
         values = [f"{row['metrics'].get(name, float('nan')):>{len(name)}.4f}" for name in names]
-        click.echo("  ".join([f"{row['step']:>9,}", *values]))
-    click.echo(f"saved to {result.json} and {result.page}")
+        echo("  ".join([f"{row['step']:>9,}", *values]))
+    echo(f"saved to {result.json} and {result.page}")
     for warning in dict.fromkeys(warning for row in result.rows for warning in row["warnings"]):
         logger.warning(warning)
 
@@ -267,8 +267,8 @@ def probe(config: ProbeConfig) -> None:
     from .pipeline import probe as stage
 
     result = stage.run(config)
-    click.echo(result.table)
-    click.echo(f"saved to {result.json}, {result.parquet} and {result.page}")
+    echo(result.table)
+    echo(f"saved to {result.json}, {result.parquet} and {result.page}")
 
 
 @stage_command(RankConfig, "store")
@@ -281,9 +281,9 @@ def rank(config: RankConfig) -> None:
     from .pipeline import rank as stage
 
     result = stage.run(config)
-    click.echo(result.table)
-    click.echo(stage.PREDICTION)
-    click.echo(f"saved to {result.json} and {result.page}")
+    echo(result.table)
+    echo(stage.PREDICTION)
+    echo(f"saved to {result.json} and {result.page}")
 
 
 @stage_command(AblateConfig, "sweep", "store")
@@ -297,8 +297,8 @@ def ablate(config: AblateConfig) -> None:
     from .pipeline import ablate as stage
 
     result = stage.run(config)
-    click.echo(result.table)
-    click.echo(f"saved to {result.out}: results.json, results.parquet{', report.html' if result.page else ''}")
+    echo(result.table)
+    echo(f"saved to {result.out}: results.json, results.parquet{', report.html' if result.page else ''}")
     for failed in result.failed:
         logger.error("%s failed in %s: %s", failed.name, failed.stage, failed.error)
     if result.failed:
@@ -323,7 +323,7 @@ def report(runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | 
 
     if not runs and not more:
         raise click.UsageError("Missing RUNS: pass at least one run folder.")
-    click.echo(stage.run((*runs, *more), out, store, source_kind=source_kind))
+    echo(stage.run((*runs, *more), out, store, source_kind=source_kind))
 
 
 @cli.command()
@@ -337,7 +337,10 @@ def runs(folders: tuple[str, ...], as_json: bool) -> None:
     from .pipeline import runs as stage
 
     result = stage.run(folders or ("exps",))
-    click.echo(json.dumps([dataclasses.asdict(row) for row in result.rows], indent=1) if as_json else result.table)
+    if as_json:
+        echo_json([dataclasses.asdict(row) for row in result.rows])
+    else:
+        echo(result.table)
     for problem in result.broken:
         logger.warning("%s", problem)
 
@@ -347,7 +350,7 @@ def env() -> None:
     """Show versions, hardware and paths, for bug reports."""
     from .pipeline import env as stage
 
-    click.echo(stage.run())
+    echo(stage.run())
 
 
 @cli.command()
@@ -358,7 +361,7 @@ def recipes() -> None:
     """
     from .pipeline import recipes as stage
 
-    click.echo(stage.run())
+    echo(stage.run())
 
 
 @cli.command()
@@ -371,7 +374,7 @@ def encoders(pattern: str) -> None:
     """
     from .pipeline import encoders as stage
 
-    click.echo(stage.run(pattern))
+    echo(stage.run(pattern))
 
 
 @cli.command()
@@ -404,7 +407,7 @@ def store_info(store: str) -> None:
     """
     from .pipeline.store_tools import inspection
 
-    click.echo(inspection.info(store))
+    echo(inspection.info(store))
 
 
 @store.command("ls", positional=("store",))
@@ -418,7 +421,7 @@ def store_ls(store: str, class_name: str | None, quarantined: bool, limit: int) 
     """List samples: index, class, size in bytes, key."""
     from .pipeline.store_tools import inspection
 
-    click.echo(inspection.list_samples(store, class_name, quarantined, limit))
+    echo(inspection.list_samples(store, class_name, quarantined, limit))
 
 
 @store.command("stats", positional=("store",))
@@ -433,7 +436,7 @@ def store_stats(store: str, vae: str, write: bool) -> None:
     """Measure scale and bias of the latents per channel."""
     from .pipeline.store_tools import inspection
 
-    click.echo(inspection.stats(store, vae, write))
+    echo(inspection.stats(store, vae, write))
 
 
 @store.command("verify", positional=("store",))
@@ -452,7 +455,7 @@ def store_verify(store: str, repair: bool, accept_metadata: bool) -> None:
     from .pipeline.store_tools import inspection
 
     text, healthy = inspection.verify(store, repair, accept_metadata)
-    click.echo(text)
+    echo(text)
     sys.exit(0 if healthy else 1)
 
 
@@ -484,7 +487,7 @@ def store_repair(
         source=source, source_kind=source_kind, encoder_weights=encoder_weights, device=device
     )
     text, intact = repair.repair(store, options)
-    click.echo(text)
+    echo(text)
     sys.exit(0 if intact else 1)
 
 
@@ -517,7 +520,7 @@ def store_export(
     """
     from .pipeline.store_tools import export
 
-    click.echo(export.export(store, out, layout, groups, source, source_kind=source_kind))
+    echo(export.export(store, out, layout, groups, source, source_kind=source_kind))
 
 
 @store.command("import-repa", positional=("folder", "store"))
@@ -537,7 +540,7 @@ def store_import_repa(folder: str, store: str, vae: str, latents_scale: float | 
     """
     from .pipeline.store_tools import import_repa
 
-    click.echo(import_repa.import_repa(folder, store, vae, latents_scale))
+    echo(import_repa.import_repa(folder, store, vae, latents_scale))
 
 
 def main() -> None:
@@ -550,7 +553,9 @@ def main() -> None:
             ensure_home(stack)
             cli(prog_name="repa-pipe", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        echo(shown.getvalue(), nl=False, err=True)
         sys.exit(error.exit_code)
     except RepaPipeError as error:
         logger.error("%s", error)

@@ -1,7 +1,8 @@
-"""Log messages on stderr: plain lines, prefixed with the level for warnings and errors, or JSON objects.
+"""What the commands write: results on stdout, and log messages on stderr as plain lines or JSON objects.
 
-Of several ranks, only the first one shows information and notices; warnings and errors of others name their rank.
-Only the command line installs this handler. A program that imports repa_pipe configures logging itself.
+Names and messages that come from files are made printable here (`printable`). Of several ranks, only the first one
+shows information and notices; warnings and errors of others name their rank. Only the command line installs this
+handler. A program that imports repa_pipe configures logging itself.
 """
 
 from __future__ import annotations
@@ -11,14 +12,41 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
+
+import click
+
+from .printable import one_line, printable
 
 ROOT = "repa_pipe"
 LOG_FORMATS = ("text", "json")
 NOTICE = {"is_notice": True}  # pass as `extra` to a warning that is the same on every rank
 
 
+def echo(text: object, *, nl: bool = True, err: bool = False) -> None:
+    """Print the result of a command; special characters become escapes."""
+    click.echo(printable(str(text)), nl=nl, err=err)
+
+
+def echo_json(value: Any) -> None:
+    """Print a result as JSON, in which special characters are escaped already, except for one."""
+    click.echo(_json(value, indent=1))
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+
+
 class _Formatter(logging.Formatter):
+    """One line per message, and the traceback of an exception below it if there is one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of logging
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - of logging
+        return printable(super().formatException(ei))
+
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {_rank_text()}{text}"
@@ -34,7 +62,7 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": _rank_text() + record.getMessage(),
         }
-        return json.dumps(values | getattr(record, "progress", {}))
+        return _json(values | getattr(record, "progress", {}))
 
 
 def is_first_rank() -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from .console import ROOT, logs_json
+from .printable import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class _Bar:
         self._bar.update(done - self._bar.n)
 
     def note(self, text: str) -> None:
-        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.set_postfix_str(one_line(text), refresh=False)
 
     def close(self) -> None:
         self._bar.close()
@@ -91,7 +92,7 @@ class _Lines:
         self.update(done - self._count)
 
     def note(self, text: str) -> None:
-        self._note = text
+        self._note = one_line(text)
 
     def close(self) -> None:
         self._print()
@@ -135,7 +136,7 @@ def progress(description: str, total: int, unit: str, initial: int = 0) -> Itera
     kind: type[_Hidden | _Bar | _Lines] = _Bar if sys.stderr.isatty() and not logs_json() else _Lines
     if logging.getLogger(ROOT).level > logging.INFO:
         kind = _Hidden
-    shown = kind(description, total, unit, initial)
+    shown = kind(one_line(description), total, unit, initial)
     try:
         yield shown
     finally:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .printable import one_line
+
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table whose columns are as wide as their longest cell; columns of numbers are aligned to the right."""
-    columns = [[str(cell) for cell in column] for column in zip(header, *rows, strict=True)]
+    columns = [[one_line(str(cell)) for cell in column] for column in zip(header, *rows, strict=True)]
     aligned = [_align(column) for column in columns]
     return "\n".join("  ".join(cells).rstrip() for cells in zip(*aligned, strict=True))
 

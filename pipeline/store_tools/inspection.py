@@ -17,6 +17,7 @@ from ...stores.remote import is_url, local_folder
 from ...stores.verify import drop_bad_shards, verify_store
 from ..artifacts.image_counts import count_images
 from ..reporting.tables import count_text
+from ..runtime.printable import one_line
 from ..runtime.progress import progress
 
 STATS_BATCH = 256  # images per read
@@ -36,7 +37,7 @@ def info(path: str) -> str:
     total = num_shards(len(store), manifest.shard_size)
     for name in store.group_names():
         lines += _describe(store.group(name), total)
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def _describe(group: Group, total: int) -> list[str]:
@@ -71,7 +72,7 @@ def list_samples(path: str, class_name: str | None, quarantined: bool, limit: in
     names = store.manifest.class_names
     if class_name is not None and class_name not in names:
         raise StoreError(f"{path} has no class {class_name!r}: expected one of {_first(names)}")
-    bad = {index: entry.reason for index, entry in store.quarantined().items()}
+    bad = {index: [entry.reason] for index, entry in store.quarantined().items()}
     labels = store.labels
     chosen = np.arange(len(store)) if class_name is None else np.flatnonzero(labels == names.index(class_name))
     if quarantined:
@@ -79,7 +80,7 @@ def list_samples(path: str, class_name: str | None, quarantined: bool, limit: in
     shown = chosen[:limit] if limit else chosen
     rows = store.samples.take(shown).to_pylist()
     lines = [
-        "\t".join([str(i), names[row["label"]], str(row["num_bytes"]), row["key"], *([bad[i]] if i in bad else [])])
+        "\t".join(map(one_line, [str(i), names[row["label"]], str(row["num_bytes"]), row["key"], *bad.get(i, [])]))
         for i, row in zip(shown.tolist(), rows, strict=True)
     ]
     if len(shown) < len(chosen):
@@ -113,7 +114,7 @@ def stats(path: str, vae: str, write: bool) -> str:
         f"  channel {channel}: scale {a:.5f} (recorded {old_a:.5f}), bias {b:+.5f} ({old_b:+.5f})"
         for channel, (old_a, old_b, a, b) in enumerate(recorded)
     ]
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def _scale_and_bias(
@@ -175,7 +176,7 @@ def verify(path: str, repair: bool, accept_metadata: bool = False) -> tuple[str,
     for name in store.group_names():
         if missing := len(store.group(name).missing_shards()):
             lines.append(f"{name} is incomplete: {missing:,} of {total:,} shards are missing")
-    return "\n".join(lines), healthy
+    return "\n".join(map(one_line, lines)), healthy
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:
