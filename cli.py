@@ -314,7 +314,14 @@ def ablate(config: AblateConfig) -> None:
     "--store", default=None, type=PATH_TEXT, help="Location of the store. Default: as recorded in the first run."
 )
 @_plug_in_option
-def report(runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | None, source_kind: str | None) -> None:
+@click.option(
+    "--download",
+    is_flag=True,
+    help="Download the VAE that the store names, to show reconstructions. Default: only if it is on this machine.",
+)
+def report(  # noqa: PLR0917 - one argument per option
+    runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | None, source_kind: str | None, download: bool
+) -> None:
     """Write an HTML report that compares runs.
 
     RUNS are run folders of `train`. The report is one self-contained file.
@@ -323,7 +330,7 @@ def report(runs: tuple[str, ...], more: tuple[str, ...], out: str, store: str | 
 
     if not runs and not more:
         raise click.UsageError("Missing RUNS: pass at least one run folder.")
-    echo(stage.run((*runs, *more), out, store, source_kind=source_kind))
+    echo(stage.run((*runs, *more), out, store, source_kind=source_kind, download=download))
 
 
 @cli.command()

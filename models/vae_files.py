@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, WeightsError
-from .weight_files import WeightsSource, download_weights
+from .weight_files import WeightsSource, download_weights, find_cached
 
 _SHIPPED = Path(__file__).parent / "weights"
 _SHIPPED_NAMES = ("tiny-kl-f8",)
@@ -112,6 +112,27 @@ def find_weights(name: str) -> Path:
     return _from_hub(name, _WEIGHTS_FILES)
 
 
+def is_downloaded(name: str) -> bool:
+    """Return whether loading a VAE needs no network; ConfigError for what cannot be a name."""
+    if name in _SHIPPED_NAMES or Path(name).is_dir():
+        return True
+    return all(any(map(find_cached, _hub_sources(name, files))) for files in ((_CONFIG_FILE,), _WEIGHTS_FILES))
+
+
+def require_trusted(name: str) -> str:
+    """Return the VAE that a store or checkpoint names; only published ones are downloaded for no other reason.
+
+    Raises:
+        WeightsError: it is neither one of the published ones, nor on this machine.
+    """
+    if name not in PUBLISHED and not is_downloaded(name):
+        raise WeightsError(
+            f"the store or checkpoint names the VAE {name}, which is neither one of {', '.join(PUBLISHED)} nor on this "
+            f"machine: pass --vae {name} to download it from Hugging Face, or the path of its folder"
+        )
+    return name
+
+
 def _in_folder(folder: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (folder / name).is_file():
@@ -123,14 +144,18 @@ def _in_folder(folder: Path, names: Sequence[str]) -> Path:
 
 
 def _from_hub(name: str, files: Sequence[str]) -> Path:
-    owner, repo, *folders = _hub_name(name).split("/")
-    prefix = "".join(f"{folder}/" for folder in folders)
-    sources = [WeightsSource(repo=f"{owner}/{repo}", file=prefix + file) for file in files]
+    sources = _hub_sources(name, files)
     remedy = (
-        f"Download {_CONFIG_FILE} and {_WEIGHTS_FILES[0]} from https://huggingface.co/{owner}/{repo} on a machine with "
-        "network access and pass the path of the folder that holds both instead of the name"
+        f"Download {_CONFIG_FILE} and {_WEIGHTS_FILES[0]} from https://huggingface.co/{sources[0].repo} on a machine "
+        "with network access and pass the path of the folder that holds both instead of the name"
     )
     return download_weights(name, sources, remedy)
+
+
+def _hub_sources(name: str, files: Sequence[str]) -> list[WeightsSource]:
+    owner, repo, *folders = _hub_name(name).split("/")
+    prefix = "".join(f"{folder}/" for folder in folders)
+    return [WeightsSource(repo=f"{owner}/{repo}", file=prefix + file) for file in files]
 
 
 def _hub_name(name: str) -> str:

@@ -120,7 +120,7 @@ def download_weights(name: str, sources: Sequence[WeightsSource], remedy: str = 
         WeightsError: no source is available. The message names every source that was tried.
     """
     for source in sources:
-        cached = _find_cached(source)
+        cached = find_cached(source)
         if cached is not None:
             return cached
     failures = []
@@ -139,7 +139,8 @@ def download_weights(name: str, sources: Sequence[WeightsSource], remedy: str = 
     )
 
 
-def _find_cached(source: WeightsSource) -> Path | None:
+def find_cached(source: WeightsSource) -> Path | None:
+    """Return the local path of a source if its file was downloaded before."""
     if source.url is not None:
         path = _torch_hub_path(source.url)
         return path if path.is_file() else None

@@ -23,6 +23,7 @@ def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pas
     commands: Sequence[str] = (),
     sections: Sequence[Section] = (),
     source_kind: str | None = None,
+    download: bool = False,
 ) -> Path:
     """Write a report of runs and return its path.
 
@@ -36,6 +37,7 @@ def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pas
         commands: commands shown in the report. Default: the training commands, derived from the settings of the runs.
         sections: shown above the comparison of the runs.
         source_kind: kind of the source of the store. Default: the recorded one, unless that is a plug-in.
+        download: download the VAE that the store names if it is not on this machine, to show reconstructions.
 
     Raises:
         ConfigError: a folder is not a run folder, a file in it is damaged, or the report cannot be written.
@@ -43,7 +45,7 @@ def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pas
     """
     read = read_runs(runs)
     with _open_store(read, store) as (opened, problems):
-        values = page_values(read, opened, title, [*notes, *problems], commands, source_kind)
+        values = page_values(read, opened, title, [*notes, *problems], commands, source_kind, download)
     page = render(values | {"sections": sections})
     path = Path(out)
     try:

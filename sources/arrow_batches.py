@@ -114,7 +114,8 @@ def _read_message(source: Any) -> Any:
     size = decompressed_bytes(message)
     if size > MAX_COMPRESSED_BATCH:
         raise ValueError(
-            f"a compressed {message.type} states {size:,} bytes, more than {MAX_COMPRESSED_BATCH:,}: write smaller batches"
+            f"a compressed {message.type} states {size:,} bytes, more than {MAX_COMPRESSED_BATCH:,}: write smaller "
+            "batches"
         )
     return message
 

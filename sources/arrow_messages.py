@@ -38,7 +38,7 @@ def _buffers(metadata: bytes, batch: int) -> Iterator[tuple[int, int]]:
 
 
 def _stated_bytes(body: Any, position: int, length: int) -> int:
-    """Return the size that a compressed buffer states in its first 8 bytes; -1 there means that it is not compressed."""
+    """Return the size that a compressed buffer states in its first 8 bytes; -1 there: it is not compressed."""
     if length < 8:
         return 0
     size: int = struct.unpack_from("<q", body, position)[0]

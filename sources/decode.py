@@ -11,7 +11,7 @@ import PIL.ImageFile
 
 from ..errors import BadImageError, ConfigError
 from .crop import MAX_PIXELS, center_crop
-from .decoder_limits import LimitedReads, Budget, bomb, require_limits
+from .decoder_limits import Budget, LimitedReads, bomb, require_limits
 from .formats import bad_header, readable_formats, reason_of, unsupported
 from .jpeg2000 import jpeg2000_bits
 from .pixels import first_of_tag, to_rgb

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from ..errors import BadImageError
@@ -46,10 +47,8 @@ def require_few_pieces(data: bytes) -> None:
     for _ in range(_MAX_CODESTREAMS):
         if start < 0:
             return
-        try:
+        with suppress(struct.error, IndexError):  # it ends early
             _check_codestream(data, start)
-        except (struct.error, IndexError):
-            pass  # it ends early
         start = data.find(_CODESTREAM, start + 1)
     raise _too_many("codestreams", _MAX_CODESTREAMS)
 
@@ -106,7 +105,7 @@ def _count_pieces(tile: tuple[int, int], coding: _Coding) -> tuple[int, int]:
 
 
 def _pieces(sizes: list[int], exponents: Sequence[int]) -> int:
-    width, height = (-(-size // 2**exponent) for size, exponent in zip(sizes, exponents, strict=True))
+    width, height = (-(-size // (1 << exponent)) for size, exponent in zip(sizes, exponents, strict=True))
     return width * height
 
 

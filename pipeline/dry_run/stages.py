@@ -101,12 +101,13 @@ def _train(config: TrainConfig) -> Preview:
 
 def _sample(config: SampleConfig) -> Preview:
     from ...models.vae import describe_vae
+    from ...models.vae_files import require_trusted
     from ..artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
     from ..artifacts.sample_files import files_of
 
     checkpoint = resolve_checkpoint(config.checkpoint)
     trained = load_model(checkpoint, config.ema, unrecorded(config))
-    vae = config.vae or trained.store.vae
+    vae = config.vae or require_trusted(trained.store.vae)
     side = trained.model.config.input_size * describe_vae(vae)[1]
     size = config.num_fid_samples * side * side * 3
     images = f"{config.num_fid_samples:,} images of {side} pixels, {bytes_text(size)}"

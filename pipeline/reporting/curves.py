@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.printable import one_line
 from .plots import line_style
 from .runs import Column, Run
 from .tables import Cell, Table, count_text, number_text
@@ -163,7 +164,7 @@ def plot_data(runs: Sequence[Run], figures: Sequence[Figure]) -> str:
     styles = [line_style(i) for i in range(len(runs))]
     values: dict[str, Any] = {
         "runs": [
-            {"name": run.name, "color": style.color, "dash": style.dash}
+            {"name": one_line(run.name), "color": style.color, "dash": style.dash}
             for run, style in zip(runs, styles, strict=True)
         ],
         "figures": [

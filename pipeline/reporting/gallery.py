@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...errors import BadImageError, RepaPipeError
+from ...errors import BadImageError, RepaPipeError, WeightsError
+from ...models.vae_files import is_downloaded
 from ...sources import Record, decode_crop, open_recorded, records_of
 from ...stores import Store
 from ...stores.checksum import crc32c_bytes
@@ -65,12 +66,14 @@ class _Selection:
         return self.store.read([name], self.indices)
 
 
-def make_gallery(store: Store, vae: str, encoders: Sequence[str], source_kind: str | None = None) -> Gallery | None:
+def make_gallery(
+    store: Store, vae: str, encoders: Sequence[str], source_kind: str | None = None, download: bool = False
+) -> Gallery | None:
     """Return images of samples spaced evenly over the store, or None when no group is complete.
 
     Reconstructions are made from the latents of `vae`. Tokens of `encoders` come first, then those of every other
     complete group. Whatever is no longer available (the source, the VAE's weights) is omitted, with a note that gives
-    the reason.
+    the reason. Weights that the store names are downloaded only with `download`.
     """
     latents = [name for name in store.complete_groups("latents") if name == latents_group(store.vae_name(vae))]
     first = [features_group(encoder) for encoder in encoders]
@@ -87,7 +90,7 @@ def make_gallery(store: Store, vae: str, encoders: Sequence[str], source_kind: s
         rows.append(_image_row(selection, crops))
     for name in latents:
         with _error_as_note(notes, "Reconstructions are not shown because the VAE cannot be loaded"):
-            rows.append(_reconstruction_row(selection, name, crops, notes))
+            rows.append(_reconstruction_row(selection, name, crops, notes, download))
     for name in features:
         with _error_as_note(notes, f"Tokens of {name} are not shown"):
             rows.append(_token_row(selection, name))
@@ -140,8 +143,10 @@ def _image_row(selection: _Selection, crops: Crops) -> GalleryRow:
     return GalleryRow("Image", "center crop, read from the source", images)
 
 
-def _reconstruction_row(selection: _Selection, group: str, crops: Crops, notes: list[str]) -> GalleryRow:
-    decoded = _reconstructions(selection, group, notes)
+def _reconstruction_row(
+    selection: _Selection, group: str, crops: Crops, notes: list[str], download: bool
+) -> GalleryRow:
+    decoded = _reconstructions(selection, group, notes, download)
     images = tuple(
         _encode(image, f"Reconstruction of {record.key}", "" if crop is None else f"{psnr(crop, image):.1f} dB")
         for image, crop, record in zip(decoded, crops, selection.records, strict=True)
@@ -150,14 +155,17 @@ def _reconstruction_row(selection: _Selection, group: str, crops: Crops, notes: 
     return GalleryRow("Reconstruction", f"{name}, decoded from the mean of the stored moments; PSNR", images)
 
 
-def _reconstructions(selection: _Selection, group: str, notes: list[str]) -> npt.NDArray[np.uint8]:
-    """Return the decoded means, `[S, R, R, 3]`, from the cache or else from the VAE."""
+def _reconstructions(selection: _Selection, group: str, notes: list[str], download: bool) -> npt.NDArray[np.uint8]:
+    """Return the decoded means, `[S, R, R, 3]`, from the cache or else from the VAE; WeightsError if it is missing."""
     attributes = selection.store.group(group).attributes
     name, fingerprint = attributes["vae"], attributes["fingerprint"]
     moments = selection.read(f"{group}/moments")
     key = {"kind": "reconstructions", "moments": content_digest(moments), "vae": fingerprint}
     if cached := read_cached(key):
         return cached["images"]
+    if not download and not is_downloaded(name):
+        logger.warning("no reconstructions: the VAE %s is not on this machine (--download loads it)", name)
+        raise WeightsError(f"{name} is not on this machine. Pass --download to download it")
     logger.info(
         "decoding %d stored samples with %s (once: later reports use cached images)", len(selection.indices), name
     )

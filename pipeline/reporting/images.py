@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...errors import ConfigError
+from ...errors import BadImageError, ConfigError
+from ...sources.decode import decode_rgb
 
 QUALITY = 85
 MAX_SHRINK = 0.9  # each attempt reduces the side at least to this fraction
@@ -46,9 +47,8 @@ def encode_image(image: Image.Image, alt: str, side: int, max_bytes: int, captio
 def read_image(path: Path, alt: str, side: int, max_bytes: int) -> EncodedImage:
     """Read an image file and encode it as `encode_image` does; ConfigError when it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return encode_image(image, alt, side, max_bytes)
-    except OSError as error:
+        return encode_image(decode_rgb(path.read_bytes()), alt, side, max_bytes)
+    except (OSError, BadImageError) as error:
         raise ConfigError(
             f"{path} cannot be read as an image ({error}): delete it to omit it from the report"
         ) from error

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...stores import Store
 from ...version import __version__
+from ..runtime.printable import printable
 from .comparison import comparison_table, headline, shared_settings, timing_table
 from .curves import curves_note, draw_curves, metrics_over_steps, plot_data
 from .distances import draw_distances
@@ -21,7 +22,7 @@ from .environment import read_environments
 from .gallery import make_gallery
 from .log import log_ends
 from .metrics import lowest_distance, metrics_table
-from .plots import line_style
+from .plots import CONTENT_POLICY, line_style
 from .runs import Run, train_command
 from .samples import commands_to_sample, latest_samples, sample_groups
 from .store import describe_store, store_name
@@ -38,6 +39,7 @@ def page_values(  # noqa: PLR0917 - as in `report.run`
     notes: Sequence[str],
     commands: Sequence[str],
     source_kind: str | None,
+    download: bool,
 ) -> dict[str, Any]:
     """Return the values of the template; `report.run` documents the arguments."""
     config = runs[0].config
@@ -71,7 +73,7 @@ def page_values(  # noqa: PLR0917 - as in `report.run`
         "samples": samples,
         "commands_to_sample": commands_to_sample(runs),
         "samples_note": samples_note,
-        "gallery": make_gallery(store, str(config.vae), encoders, source_kind) if store else None,
+        "gallery": make_gallery(store, str(config.vae), encoders, source_kind, download) if store else None,
         "store": describe_store(store) if store else None,
         "timing": timing_table(runs),
         "environments": environments,
@@ -92,9 +94,22 @@ def render(values: dict[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     assets = files(__package__) / ASSETS
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_printable
+    )
     names = ("report.html", "report.css", "tables.js", "curves.js")
     page, style, tables, curves = ((assets / name).read_text(encoding="utf-8") for name in names)
     libraries = [(settings.bokehjs_path() / "js" / name).read_text(encoding="utf-8") for name in BOKEH_FILES]
-    scripts = {"style": style, "tables_script": tables, "curves_script": curves, "bokeh": libraries}
+    scripts = {
+        "policy": CONTENT_POLICY,
+        "style": style,
+        "tables_script": tables,
+        "curves_script": curves,
+        "bokeh": libraries,
+    }
     return environment.from_string(page).render(values | scripts)
+
+
+def _printable(value: Any) -> Any:
+    """Return a value of the template; text that is not markup of ours gets visible escapes."""
+    return printable(value) if type(value) is str else value

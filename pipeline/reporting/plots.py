@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from ...stores.files import atomic_write_bytes
+from ..runtime.printable import one_line, printable
 
 # Five colors with a contrast of at least 3:1 on both page backgrounds. They maximize the smallest distance between any
 # two under normal, protanopic, deuteranopic and tritanopic vision. With four dashes they distinguish twenty runs.
 COLORS = ("#5e8ee9", "#e8721d", "#7c40ff", "#a45d45", "#b583a4")
 DASHES: tuple[tuple[int, ...], ...] = ((), (8, 3), (2, 2), (10, 3, 2, 3))
 INTEGERS = "0,0"
+CONTENT_POLICY = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 
-# bokeh's page template, with paragraphs above the figures
-_PAGE = """{% block contents %}
+# bokeh's page template, with a policy that forbids loading anything, and paragraphs above the figures
+_PAGE = """{% block preamble %}<meta http-equiv="Content-Security-Policy" content="{{ policy }}">{% endblock %}
+{% block contents %}
 {% for paragraph in paragraphs %}<p style="font-family: sans-serif; max-width: 46rem">{{ paragraph | e }}</p>
 {% endfor %}{{ super() }}{% endblock %}"""
 
@@ -73,7 +79,8 @@ def line_figure(
     markers: list[Any] = []
     for line in lines:
         look, x, y = line_style(line.position), list(line.x), list(line.y)
-        style = {"color": look.color, "legend_label": line.name, "name": line.name}
+        name = one_line(line.name)
+        style = {"color": look.color, "legend_label": name, "name": name}
         plot.line(x, y, line_dash=list(look.dash), line_width=2, **style)
         markers.append(plot.scatter(x, y, size=6, **style))
     tooltips = [("", "$name"), (x_label, f"@x{{{x_format}}}" if x_format else "@x"), (y_label, "@y{0.0000}")]
@@ -89,8 +96,9 @@ def dot_figure(label: str, names: Sequence[str], values: Sequence[float], errors
     from bokeh.models.annotations import Whisker
     from bokeh.plotting import figure
 
+    names = list(map(one_line, names))
     low, high = ([value + sign * error for value, error in zip(values, errors, strict=True)] for sign in (-1, 1))
-    source = ColumnDataSource({"name": list(names), "value": list(values), "low": low, "high": high})
+    source = ColumnDataSource({"name": names, "value": list(values), "low": low, "high": high})
     plot: Any = figure(
         y_range=FactorRange(factors=list(reversed(names))),
         x_axis_label=label,
@@ -116,8 +124,8 @@ def write_page(path: Path, title: str, figures: Sequence[Any], paragraphs: Seque
     page: str = file_html(
         column(*figures, sizing_mode="stretch_width"),
         INLINE,
-        title,
+        printable(title),
         template=_PAGE,
-        template_variables={"paragraphs": list(paragraphs)},
+        template_variables={"paragraphs": list(map(printable, paragraphs)), "policy": CONTENT_POLICY},
     )
     atomic_write_bytes(path, page.encode())

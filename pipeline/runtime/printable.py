@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 
 # Control characters, marks of direction, separators of lines, byte order marks, tags, and halves of surrogate pairs
-_SPECIAL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\U000e0000-\U000e007f\ud800-\udfff"
+_SPECIAL = (
+    r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\U000e0000-\U000e007f\ud800-\udfff"
+)
 _UNSAFE = re.compile(f"[{_SPECIAL}]")
 _UNSAFE_IN_A_LINE = re.compile(rf"[{_SPECIAL}\t\n]")
 
@@ -20,7 +22,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return text with special characters, tabs and line ends as escapes: it cannot look like a cell or line of ours."""
+    """Return text with special characters, tabs and line ends as escapes: it cannot pass for a line of ours."""
     return _UNSAFE_IN_A_LINE.sub(_escape, text)
 
 

@@ -22,6 +22,7 @@ from ...errors import ConfigError
 from ...models.sit import EntangledSiT, SiT
 from ...models.sit.config import SiTConfig
 from ...models.vae import load_vae
+from ...models.vae_files import require_trusted
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block
 from ..runtime.console import NOTICE
@@ -50,7 +51,7 @@ class Sampler:
         self._plain = trained.model.to(device)
         self._model: Any = torch.compile(self._plain) if config.compile else self._plain
         self._interpolant = Interpolant(trained.config.path_type)
-        vae = load_vae(config.vae or trained.store.vae, device=device)
+        vae = load_vae(config.vae or require_trusted(trained.store.vae), device=device)
         self._vae = vae.with_scale(list(trained.store.latents_scale), list(trained.store.latents_bias))
         self._scale_of = _guidance_scales(config, self._plain)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from repa_pipe.errors import ConfigError, NonFiniteError, WeightsError
 from repa_pipe.models.vae import Vae, describe_vae, load_vae, vae_names
-from repa_pipe.models.vae_files import latents_scale_and_bias, overflows_in_float16
+from repa_pipe.models.vae_files import is_downloaded, latents_scale_and_bias, overflows_in_float16, require_trusted
 from repa_pipe.sources import center_crop
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -335,6 +335,32 @@ def test_unreachable_hub_error_tells_which_files_to_download(tmp_path: Path, mon
         assert "owner/model/resolve/main/vae/config.json" in str(raised.value)
         assert "as the weights of" not in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+def test_a_vae_that_only_a_checkpoint_names_has_to_be_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    save_random_vae(tmp_path / "folder")
+    snapshot = tmp_path / "hub" / "models--owner--model" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    save_random_vae(snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0")
+    for name in ("tiny-kl-f8", str(tmp_path / "folder"), "owner/model"):
+        assert is_downloaded(name)
+        assert require_trusted(name) == name
+    (snapshot / WEIGHTS_FILE).unlink()
+    assert not is_downloaded("owner/model")
+    with pytest.raises(WeightsError, match="pass --vae owner/model to download it from Hugging Face") as raised:
+        require_trusted("owner/model")
+    assert "\n" not in str(raised.value)
+    assert require_trusted("sd-vae-ft-mse") == "sd-vae-ft-mse"  # downloaded when it is loaded
+    with pytest.raises(ConfigError, match="unknown VAE"):
+        require_trusted("../../etc")
 
 
 def test_broken_folders_are_reported_in_one_line(tmp_path: Path) -> None:

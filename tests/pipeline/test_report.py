@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from repa_pipe.cli import cli
 from repa_pipe.config import EvaluateConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import ConfigError, StoreError
+from repa_pipe.models import weight_files
 from repa_pipe.models.vae import load_vae
 from repa_pipe.pipeline import report
 from repa_pipe.pipeline.reporting.curves import MAX_POINTS, bucket_ends, metric_label, thin
 from repa_pipe.pipeline.reporting.images import psnr, tokens_to_colors
 from repa_pipe.pipeline.reporting.log import last_lines
-from repa_pipe.pipeline.reporting.plots import COLORS, line_style
+from repa_pipe.pipeline.reporting.plots import (
+    COLORS,
+    CONTENT_POLICY,
+    Line,
+    dot_figure,
+    line_figure,
+    line_style,
+    write_page,
+)
 from repa_pipe.pipeline.reporting.runs import train_command
 from repa_pipe.pipeline.reporting.tables import bytes_text, number_text, seconds_text
 from repa_pipe.sources import decode_crop, index_digest, open_source, records_of
@@ -790,6 +801,63 @@ def test_reconstructions_of_other_weights_are_not_cached(
     for _ in range(2):
         page = Page(report.run([str(runs[0])], str(tmp_path / "page.html"), str(moved)))
         assert f"Reconstructions use other weights of {VAE} than the stored latents." in page.text
+
+
+# --- inputs of somebody else ---
+
+
+def test_a_vae_that_the_store_names_is_downloaded_only_on_request(
+    tmp_path: Path, runs: list[Path], store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    requested = []
+
+    def download(source: Any) -> Path:
+        requested.append(str(source))
+        raise OSError("no network")
+
+    monkeypatch.setattr(weight_files, "_download", download)
+    monkeypatch.setenv("REPA_PIPE_CACHE", str(tmp_path / "cache"))
+    moved = tmp_path / "store"
+    shutil.copytree(store, moved)
+    group = moved / "latents" / VAE / "zarr.json"
+    values = json.loads(group.read_text())
+    values["attributes"]["vae"] = "somebody/vae"
+    group.write_text(json.dumps(values))
+    command = ["report", str(runs[0]), "--store", str(moved), "--out", str(tmp_path / "page.html")]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    page = Page(tmp_path / "page.html")
+    assert "somebody/vae is not on this machine. Pass --download to download it." in page.text
+    assert "no reconstructions: the VAE somebody/vae is not on this machine (--download loads it)" in caplog.text
+    assert not requested
+    assert CliRunner().invoke(cli, [*command, "--download"]).exit_code == 0
+    assert "could not be downloaded" in Page(tmp_path / "page.html").text
+    assert all("somebody/vae" in source for source in requested)
+    assert requested
+
+
+def test_a_bomb_among_the_grids_of_a_run_is_reported_in_one_line(tmp_path: Path, store: Path) -> None:
+    run = write_run(tmp_path / "run", store, log_rows(10, 100, 0.5))
+    grid = write_samples(run, noise_grid(0))
+    data = bytearray(grid.read_bytes())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    grid.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"cannot be read as an image \(more than 178,956,970 pixels"):
+        report.run([str(run)], str(tmp_path / "page.html"))
+
+
+def test_the_pages_of_figures_forbid_loading_and_have_names_only_as_text(tmp_path: Path) -> None:
+    hostile = "</script><b onclick=x>\x1b[2J\u202e"
+    line = line_figure(hostile, hostile, [Line(hostile, [0, 1], [1, 2], 0)], title=hostile)
+    write_page(tmp_path / "page.html", hostile, [line, dot_figure(hostile, [hostile], [1.0], [0.1])], [hostile])
+    page = Page(tmp_path / "page.html")  # which requires that elements are closed in their order
+    assert not page.all("b")
+    policies = [one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == [CONTENT_POLICY]
+    assert "default-src 'none'" in CONTENT_POLICY
+    assert r"</script><b onclick=x>\x1b[2J\u202e" in page.text
+    assert "\x1b" not in page.html
+    assert "\u202e" not in page.html
 
 
 # --- missing and damaged inputs ----------------------------------------------------------------------------------

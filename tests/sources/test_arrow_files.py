@@ -282,7 +282,7 @@ def test_an_arrow_file_without_rows_is_refused(tmp_path, table):
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
 @pytest.mark.parametrize("is_file", [False, True])
 @pytest.mark.parametrize("kind", ["record batch", "dictionary"])
-def test_compressed_messages_that_need_too_much_memory_are_refused(
+def test_compressed_messages_that_need_too_much_memory_are_refused(  # noqa: PLR0917
     tmp_path, monkeypatch, rows, compression, is_file, kind
 ):
     large = kind == "dictionary"

@@ -205,7 +205,7 @@ def test_one_large_image_that_a_row_group_repeats_is_refused_before_it_is_expand
     pq.write_table(pa.table({"image": images, "label": [0] * 20_000}), tmp_path / "a.parquet", store_schema=False)
     source = open_source(str(tmp_path / "a.parquet"))
     record = next(records_of(source.index()))
-    with pytest.raises(SourceError, match="needs more than 512 MiB to read image: .* a decompression bomb"):
+    with pytest.raises(SourceError, match=r"needs more than 512 MiB to read image: .* a decompression bomb"):
         source.read(record)
     assert pa.total_allocated_bytes() < 1 << 30
 
@@ -213,7 +213,7 @@ def test_one_large_image_that_a_row_group_repeats_is_refused_before_it_is_expand
 def test_paths_that_need_too_much_memory_are_refused(tmp_path, encode, monkeypatch):
     monkeypatch.setattr(parquet_files, "MAX_ROW_GROUP_BYTES", 1 << 20)
     write_parquet(tmp_path / "a.parquet", [{"bytes": encode(0), "path": "x" * 1000}] * 2000, [0] * 2000, rows=2000)
-    with pytest.raises(SourceError, match="needs more than 1 MiB to read label and image.path"):
+    with pytest.raises(SourceError, match=r"needs more than 1 MiB to read label and image.path"):
         open_source(str(tmp_path / "a.parquet")).index()
 
 

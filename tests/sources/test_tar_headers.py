@@ -70,5 +70,5 @@ def test_a_broken_header_is_reported_as_damage(tmp_path, name):
 def test_a_size_beyond_the_end_of_the_file_is_not_believed(tmp_path, size):
     in_pax = b"28 size=1152921504606846976\n"
     for block in (header(size=size), header("x", len(in_pax), tarfile.XHDTYPE) + padded(in_pax) + header()):
-        with pytest.raises(SourceError, match="a.tar is truncated: its last member ends at byte"):
+        with pytest.raises(SourceError, match=r"a.tar is truncated: its last member ends at byte"):
             members(tmp_path, block)

@@ -1,6 +1,7 @@
 """Log messages on stderr: their format, the levels of -v and -q, and the stream."""
 
 import io
+import json
 import logging
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from repa_pipe import cli
 from repa_pipe.pipeline import demo
-from repa_pipe.pipeline.runtime.console import NOTICE, ROOT, log_to_stderr
+from repa_pipe.pipeline.runtime.console import NOTICE, ROOT, echo, echo_json, log_to_stderr
 from repa_pipe.pipeline.runtime.progress import progress
 
 MODULE = "repa_pipe.pipeline.demo"
@@ -110,3 +111,45 @@ def test_of_several_ranks_the_first_shows_notices_and_the_others_are_named_in_wa
     notices = ["warning: bf16 is slow", "10 shards to encode"]
     assert shown["0"] == [*notices, "warning: a shard is late", "error: a shard failed"]
     assert shown["3"] == ["warning: rank 3: a shard is late", "error: rank 3: a shard failed"]
+
+
+HOSTILE = "\x1b[2J\r\u202e\udcff\x7f"
+VISIBLE = r"\x1b[2J\r\u202e\xff\x7f"
+
+
+def test_special_characters_in_messages_are_escaped(capsys):
+    log_to_stderr()
+    logging.getLogger(MODULE).warning("%s\nerror: not ours", HOSTILE)
+    assert capsys.readouterr().err == rf"warning: {VISIBLE}\nerror: not ours" + "\n"
+
+
+def test_special_characters_in_the_traceback_of_a_message_are_escaped(capsys):
+    log_to_stderr()
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logging.getLogger(MODULE).exception("failed")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["error: failed", "Traceback (most recent call last):"]
+    assert lines[-1] == f"ValueError: {VISIBLE}"
+
+
+def test_messages_and_results_in_json_are_escaped_as_json(capsys):
+    log_to_stderr(log_format="json")
+    logging.getLogger(MODULE).info(HOSTILE)
+    echo_json({"name": HOSTILE})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"name": HOSTILE}
+    assert json.loads(err)["message"] == HOSTILE
+    assert (out + err).replace("\n", "").isprintable()
+
+
+def test_special_characters_in_results_and_progress_are_escaped(capsys):
+    echo(HOSTILE)
+    with progress(HOSTILE, 1, "images") as bar:
+        bar.note(HOSTILE)
+        bar.update()
+    out, err = capsys.readouterr()
+    assert out == VISIBLE + "\n"
+    assert err.startswith(f"{VISIBLE}: 1 of 1 images, ")
+    assert err.endswith(f", {VISIBLE}\n")
