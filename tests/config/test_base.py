@@ -45,6 +45,7 @@ VALID = {
     "out": "other.json",
     "cfg_scale": 2.0,
     "max_bad": 0.25,
+    "max_image_pixels": 25_000_000,
     "test_share": 0.5,
     "profile_steps": "100:105",
     "part": "1/4",

@@ -803,7 +803,7 @@ def test_reconstructions_of_other_weights_are_not_cached(
         assert f"Reconstructions use other weights of {VAE} than the stored latents." in page.text
 
 
-# --- inputs of somebody else ---
+# --- inputs of another user ---
 
 
 def test_a_vae_that_the_store_names_is_downloaded_only_on_request(
@@ -821,17 +821,17 @@ def test_a_vae_that_the_store_names_is_downloaded_only_on_request(
     shutil.copytree(store, moved)
     group = moved / "latents" / VAE / "zarr.json"
     values = json.loads(group.read_text())
-    values["attributes"]["vae"] = "somebody/vae"
+    values["attributes"]["vae"] = "stranger/vae"
     group.write_text(json.dumps(values))
     command = ["report", str(runs[0]), "--store", str(moved), "--out", str(tmp_path / "page.html")]
     assert CliRunner().invoke(cli, command).exit_code == 0
     page = Page(tmp_path / "page.html")
-    assert "somebody/vae is not on this machine. Pass --download to download it." in page.text
-    assert "no reconstructions: the VAE somebody/vae is not on this machine (--download loads it)" in caplog.text
+    assert "stranger/vae is not on this machine. Pass --download to download it." in page.text
+    assert "no reconstructions: the VAE stranger/vae is not on this machine (--download loads it)" in caplog.text
     assert not requested
     assert CliRunner().invoke(cli, [*command, "--download"]).exit_code == 0
     assert "could not be downloaded" in Page(tmp_path / "page.html").text
-    assert all("somebody/vae" in source for source in requested)
+    assert all("stranger/vae" in source for source in requested)
     assert requested
 
 

@@ -242,6 +242,10 @@ FILES = [
     FileCase("a truncated or damaged image", "quarantined", "nothing is filled in", encoded(COLOR, "png")[:80],
              "truncated or damaged"),
     FileCase("an empty file", "quarantined", "0 bytes", b"", "empty"),
+    FileCase("more pixels than `--max-image-pixels`, or a [decompression bomb](#limits)", "quarantined",
+             "before any pixel is decoded",
+             b"P5 50000 50000 255\n" + bytes(100),
+             "more than 178,956,970 pixels"),
     FileCase("a side shorter than 3 pixels", "quarantined", "tracking pixels and divider lines",
              encoded(COLOR[:2], "png"), "shorter than 3"),
 ]  # fmt: skip

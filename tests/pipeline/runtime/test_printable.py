@@ -14,7 +14,7 @@ SHOWN = {
     "\u202egnp.exe": r"\u202egnp.exe",
     "\u2066\u2069\u200f": r"\u2066\u2069\u200f",
     "\u2028\u2029\ufeff": r"\u2028\u2029\ufeff",
-    "caf\udce9": r"caf\xe9",  # a file name in Latin-1
+    "A\udce9": r"A\xe9",  # a file name in Latin-1
     "\ud800": r"\ud800",
     "\U000e0041": r"\U000e0041",
 }
