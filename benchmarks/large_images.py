@@ -48,8 +48,11 @@ def encoded(name: str, side: int) -> bytes:
 
 
 def write(name: str, side: int, results: multiprocessing.SimpleQueue) -> None:
-    """Encode an image; a process of its own, since its memory counts in the peak."""
-    results.put(encoded(name, side))
+    """Encode an image, in a process of its own; None if its library cannot write so many pixels."""
+    try:
+        results.put(encoded(name, side))
+    except OSError:
+        results.put(None)
 
 
 def decode(data: bytes, results: multiprocessing.SimpleQueue) -> None:
@@ -78,10 +81,9 @@ def main() -> None:
     parser.add_argument("--side", type=at_least(64), default=13_300, help="pixels per side (default: 13300)")
     args = parser.parse_args()
     for name in FORMATS:
-        try:
-            data = in_process(write, name, args.side)
-        except EOFError:
-            print(f"{name:18} cannot be written")
+        data = in_process(write, name, args.side)
+        if data is None:
+            print(f"{name:18} cannot be written in this size")
             continue
         seconds, memory = in_process(decode, data)
         print(
