@@ -128,7 +128,7 @@ def require_trusted(name: str) -> str:
     if name not in PUBLISHED and not is_downloaded(name):
         raise WeightsError(
             f"the store or checkpoint names the VAE {name}, which is neither one of {', '.join(PUBLISHED)} nor on this "
-            f"machine: pass --vae {name} to download it from Hugging Face, or the path of its folder"
+            f"machine: if you trust it, download it with 'hf download', or pass --vae {name} to 'repa-pipe sample'"
         )
     return name
 

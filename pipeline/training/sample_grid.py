@@ -30,7 +30,6 @@ class SampleGrid:
             num_fid_samples=IMAGES,
             cfg_scale=4.0 if trained.model.config.class_dropout_prob > 0 else 1.0,
             labels="balanced",
-            vae=trained.config.vae,
             precision=trained.config.mixed_precision or "fp32",
         )
         self._sampler = Sampler(config, trained, device, streams_version)

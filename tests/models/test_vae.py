@@ -355,7 +355,7 @@ def test_a_vae_that_only_a_checkpoint_names_has_to_be_on_this_machine(
         assert require_trusted(name) == name
     (snapshot / WEIGHTS_FILE).unlink()
     assert not is_downloaded("owner/model")
-    with pytest.raises(WeightsError, match="pass --vae owner/model to download it from Hugging Face") as raised:
+    with pytest.raises(WeightsError, match="download it with 'hf download', or pass --vae owner/model to") as raised:
         require_trusted("owner/model")
     assert "\n" not in str(raised.value)
     assert require_trusted("sd-vae-ft-mse") == "sd-vae-ft-mse"  # downloaded when it is loaded
