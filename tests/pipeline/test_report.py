@@ -823,6 +823,7 @@ def test_a_vae_that_the_store_names_is_downloaded_only_on_request(
     values = json.loads(group.read_text())
     values["attributes"]["vae"] = "stranger/vae"
     group.write_text(json.dumps(values))
+    record_digests(moved)
     command = ["report", str(runs[0]), "--store", str(moved), "--out", str(tmp_path / "page.html")]
     assert CliRunner().invoke(cli, command).exit_code == 0
     page = Page(tmp_path / "page.html")
