@@ -5,10 +5,10 @@ PYTHON ?= python3
 # make install CONSTRAINTS=constraints.txt installs the exact versions of the lock file
 CONSTRAINTS ?=
 
-.PHONY: help install demo site test test-slow lint format lock
+.PHONY: help install demo site test test-slow test-lowest audit lint format lock
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## create .venv and install repa-pipe with all development tools into it
 
@@ -26,6 +26,22 @@ test: install lint  ## run lint and all tests but the slow ones (minutes)
 
 test-slow: install  ## run only the slow tests (20 minutes, up to 10 GB of memory)
 	$(BIN)/python -m pytest -m slow
+
+# Dependencies that users get at their declared lowest versions; test tools, and what dependencies need, at the newest.
+test-lowest: install  ## run the tests with the lowest versions that pyproject.toml allows (build/lowest, 7 GB)
+	$(BIN)/python -m pip install --quiet uv
+	@mkdir -p build
+	$(BIN)/uv pip compile --quiet --no-deps --resolution lowest-direct --extra demo --extra cloud --extra ray-train pyproject.toml > build/lowest.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/lowest
+	$(BIN)/uv pip install --quiet --python build/lowest --editable '.[demo,dev]' --constraint build/lowest.txt
+	build/lowest/bin/python -m pytest
+
+audit: install  ## look up the versions of constraints.txt in the database of known vulnerabilities (needs a network)
+	$(BIN)/python -m pip install --quiet pip-audit
+	@mkdir -p build
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict 2> build/audit.txt || { \
+	  grep --quiet --extended-regexp 'could not be audited|ConnectionError' build/audit.txt \
+	    && echo 'nothing was audited: pypi.org gave no answer (no network?)'; tail -n 1 build/audit.txt; exit 1; }
 
 site: install  ## build the documentation site in build/site
 	$(BIN)/python -m mkdocs build --strict

@@ -57,20 +57,12 @@ def full_float32() -> Iterator[None]:
 
     TF32 keeps a 10-bit mantissa: enough for training, but not for the features and distances behind published numbers.
     """
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
-        cudnn: Any = torch.backends.cudnn  # the type stubs lack `conv`
-        settings: list[tuple[Any, str]] = [
-            (torch.backends.cuda.matmul, "fp32_precision"),
-            (cudnn.conv, "fp32_precision"),
-        ]
-        full: Any = "ieee"
-    else:
-        settings = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")]
-        full = False
+    cudnn: Any = torch.backends.cudnn  # the type stubs lack `conv`
+    settings: list[tuple[Any, str]] = [(torch.backends.cuda.matmul, "fp32_precision"), (cudnn.conv, "fp32_precision")]
     before = [getattr(*setting) for setting in settings]
     try:
         for setting in settings:
-            setattr(*setting, full)
+            setattr(*setting, "ieee")
         yield
     finally:
         for setting, value in zip(settings, before, strict=True):

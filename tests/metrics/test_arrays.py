@@ -9,6 +9,9 @@ from repa_pipe.metrics import FeatureStatistics, precision_recall
 from repa_pipe.metrics.arrays import full_float32
 
 
+OLD_SWITCH = "ignore:Please use the new API settings"  # torch 2.9 alone warns about the setting that training uses
+
+
 @pytest.fixture
 def matmul_setting():
     """Set the reduced precision that training uses, and restore the previous setting afterward."""
@@ -24,6 +27,7 @@ def test_importing_the_metrics_loads_no_heavy_libraries():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+@pytest.mark.filterwarnings(OLD_SWITCH)
 def test_full_float32_disables_reduced_precision_and_restores_it(matmul_setting):
     assert torch.backends.cuda.matmul.allow_tf32
     with full_float32():
@@ -32,6 +36,7 @@ def test_full_float32_disables_reduced_precision_and_restores_it(matmul_setting)
     assert torch.backends.cuda.matmul.allow_tf32
 
 
+@pytest.mark.filterwarnings(OLD_SWITCH)
 def test_full_float32_restores_reduced_precision_after_an_error(matmul_setting):
     with pytest.raises(KeyError), full_float32():
         raise KeyError

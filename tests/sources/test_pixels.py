@@ -123,6 +123,8 @@ RAMPS = {  # files with the gray ramp 0 to 255, or with as many levels from blac
     "YCbCr TIFF": lambda: saved(luma("YCbCr"), "TIFF"),
     "LAB TIFF": lambda: saved(luma("LAB"), "TIFF"),
 }
+if int(PIL.__version__.split(".")[0]) < 13:
+    del RAMPS["YCbCr TIFF"]  # Pillow 12 cannot read what it has written: such an image is quarantined
 EXACT = RAMPS.keys() - {"signed 8-bit gray TIFF", "LAB TIFF"}
 
 
