@@ -8,7 +8,7 @@ CONSTRAINTS ?=
 .PHONY: help install demo site test test-slow test-lowest audit lint format lock
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## create .venv and install repa-pipe with all development tools into it
 
