@@ -8,7 +8,6 @@ import torch
 from repa_pipe.metrics import FeatureStatistics, precision_recall
 from repa_pipe.metrics.arrays import full_float32
 
-
 OLD_SWITCH = "ignore:Please use the new API settings"  # torch 2.9 alone warns about the setting that training uses
 
 
