@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-PARTS = {"synthetic.py", "peers.py", "arguments.py"}
+PARTS = {"synthetic.py", "peers.py", "arguments.py", "chaos_world.py", "chaos_trials.py"}
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in PARTS)
 
 
@@ -61,3 +61,14 @@ def test_a_store_survives_ten_kills_with_identical_bytes(tmp_path, benchmark):
     assert summary["killed"] >= 5
     assert summary["differing_files"] == 0
     assert len(summary["shards_committed_when_killed"]) >= 3
+
+
+@pytest.mark.slow
+def test_one_trial_of_every_kind_survives(tmp_path, benchmark, capsys):
+    chaos = benchmark("chaos")
+    counts = chaos.run_trials(tmp_path, minutes=0, seed=1, kinds=list(chaos.KINDS))
+    assert sum(count["tried"] for count in counts.values()) >= len(chaos.KINDS) - 1  # without root, no disk is filled
+    bad = {
+        kind: dict(count) for kind, count in counts.items() if count["lost"] or count["silent"] or count["tracebacks"]
+    }
+    assert bad == {}, capsys.readouterr().err
