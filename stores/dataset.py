@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from itertools import count, islice
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ConfigError, SampleIndexError
+from ..errors import ConfigError, SampleIndexError, StoreError
 from .batch import Batch
 from .buffers import BufferPool, shared_tensor
 from .indexing import Indices, as_names, as_rows, as_single
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     Base = torch.utils.data.IterableDataset[Batch]
 else:
     Base = torch.utils.data.IterableDataset
+
+
+POLL_S = 0.2
+END_LIMIT_S = 2.0  # for the last read of the thread that reads ahead
 
 
 class AlignmentDataset(Base):
@@ -232,12 +236,18 @@ class AlignmentDataset(Base):
             return shared_tensor(shape, layout.dtype)
         return torch.from_numpy(self._pool.take(shape, layout.dtype))
 
-    def batches(self, start_step: int | None = None) -> Generator[Batch, None, None]:
+    def batches(
+        self, start_step: int | None = None, waiting: Callable[[], None] | None = None
+    ) -> Generator[Batch, None, None]:
         """Yield the batches of steps `start_step`, `start_step + 1`, … without end, prefetched by a thread.
 
         Args:
             start_step: the first step. None: the step after the last batch that was yielded, or the step of the state
                 that was loaded; 0 for a new dataset.
+            waiting: called every POLL_S while the next batch is not ready. What it raises ends the generator.
+
+        Raises:
+            StoreError: a batch cannot be read.
         """
         first = self._position if start_step is None else start_step
         ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=self.prefetch)
@@ -256,14 +266,14 @@ class AlignmentDataset(Base):
         thread.start()
         try:
             for step in count(first):
-                item = ready.get()
+                item = _take(ready, thread, waiting)
                 if isinstance(item, BaseException):
                     raise item
                 self._position = step + 1
                 yield item
         finally:
             stop.set()
-            thread.join()
+            thread.join(END_LIMIT_S)  # a read that hangs must not keep the caller
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of one epoch, or of its rest after `load_state_dict`. The next iteration is the next epoch.
@@ -335,6 +345,22 @@ def _only_vae(store: Store) -> str:
         found = f"has {', '.join(store.vaes)}: pass one of them" if store.vaes else "has no latents: encode some first"
         raise ConfigError(f"latents is not given and {store.location} {found}")
     return store.vaes[0]
+
+
+def _take(
+    ready: queue.Queue[Batch | BaseException], thread: threading.Thread, waiting: Callable[[], None] | None
+) -> Batch | BaseException:
+    while True:
+        alive = thread.is_alive()  # before the queue is looked at: the thread ends after its last item
+        try:
+            return ready.get(timeout=POLL_S)
+        except queue.Empty:
+            if not alive:  # in a fork of the process, which has no other threads
+                raise StoreError(
+                    "the thread that reads the store has ended: create the dataset in this process"
+                ) from None
+        if waiting is not None:
+            waiting()
 
 
 def _put(ready: queue.Queue[Batch | BaseException], item: Batch | BaseException, stop: threading.Event) -> None:

@@ -7,13 +7,18 @@ processes.
 
 from __future__ import annotations
 
+import atexit
 import mmap
 import multiprocessing
 import os
+import signal
 import threading
+import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +26,9 @@ import numpy.typing as npt
 
 from ..errors import StoreError
 from .store import Store
+
+READ_LIMIT_S = 600.0  # a batch of 100 MB takes 100 s over a link of 1 MB/s, and a server is retried for minutes
+END_LIMIT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,8 @@ class ReadingProcess:
         self._process = context.Process(target=_serve, args=(store, theirs), name="store-read", daemon=True)
         self._process.start()
         theirs.close()
+        # multiprocessing sends SIGTERM at exit, which the process ignores, and waits for it
+        atexit.register(_close, weakref.ref(self))
 
     def read(
         self,
@@ -54,24 +64,69 @@ class ReadingProcess:
         direct: bool,
         flipped: npt.NDArray[np.bool_] | None,
     ) -> None:
-        """Fill the buffers of `out`. Arguments and errors are those of `Store.read`."""
+        """Fill the buffers of `out`. Arguments and errors are those of `Store.read`.
+
+        Raises:
+            StoreError: the process has ended, or has not answered for READ_LIMIT_S; then it is ended.
+        """
         try:
             with self._lock:
                 self._connection.send((names, indices, out, direct, flipped))
+                self._wait()
                 error = self._connection.recv()
         except (EOFError, OSError) as gone:
-            raise StoreError(f"the process that reads the store has ended ({self._process.exitcode})") from gone
+            self._process.join(END_LIMIT_S)  # until the exit code is known
+            raise StoreError(
+                f"the process that reads the store (PID {self._process.pid}) has ended with exit code "
+                f"{self._process.exitcode}: expected it to run until the dataset is closed; re-run the command, without "
+                "--reader-process (process=True) if it happens again"
+            ) from gone
         if error is not None:
             raise error
 
+    def _wait(self) -> None:
+        limit = time.monotonic() + READ_LIMIT_S
+        while not self._connection.poll(1.0):
+            if time.monotonic() > limit:
+                state = _state_of(self._process.pid)
+                self._process.kill()  # an answer that is late would be taken for that of the next request
+                raise StoreError(
+                    f"the process that reads the store (PID {self._process.pid}, {state}) has not answered for "
+                    f"{READ_LIMIT_S:g} s: check the disk or the server of the store, then re-run the command"
+                )
+
     def close(self) -> None:
-        """End the process."""
+        """End the process; it is killed if it does not end by itself within seconds."""
         self._connection.close()
-        self._process.join()
+        self._process.join(END_LIMIT_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join(END_LIMIT_S)
+
+
+def _close(process: weakref.ref[ReadingProcess]) -> None:
+    found = process()
+    if found is not None:
+        found.close()
+
+
+def _state_of(pid: int | None) -> str:
+    """Return the state of a process in words, such as `T (stopped)`."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return "state unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("State:")), "state unknown")
 
 
 def _serve(store: Store, connection: Connection) -> None:
-    """Answer read requests until the other end is closed or its process has ended."""
+    """Answer read requests until the other end is closed or its process has ended.
+
+    Signals go to all processes of a terminal, a torchrun rank or a Slurm step. Those that ask the training to stop are
+    its business alone: it still needs this process.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     memory: dict[str, mmap.mmap] = {}
 
     def view(buffer: SharedBuffer) -> npt.NDArray[Any]:
@@ -86,7 +141,7 @@ def _serve(store: Store, connection: Connection) -> None:
         while True:
             try:
                 names, indices, out, direct, flipped = connection.recv()
-            except (EOFError, KeyboardInterrupt):
+            except EOFError:
                 return
             error = None
             try:

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from repa_pipe.errors import ConfigError, StoreError
-from repa_pipe.stores import AlignmentDataset, MapStyleDataset, open_store
+from repa_pipe.stores import AlignmentDataset, MapStyleDataset, open_store, reading_process
 
 # torchdata 0.11 calls a function that newer versions of torch deprecate
 TORCHDATA = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
@@ -178,8 +181,71 @@ def test_a_killed_reading_process_is_reported_in_one_line(dataset_of):
     dataset = dataset_of(process=True)
     dataset.read(np.arange(8))
     os.kill(dataset._process._process.pid, signal.SIGKILL)
-    with pytest.raises(StoreError, match="process that reads the store has ended"):
+    with pytest.raises(StoreError, match=r"reads the store \(PID \d+\) has ended with exit code -9: .* re-run the"):
         dataset.read(np.arange(8))
+
+
+def test_signals_that_ask_the_training_to_stop_leave_its_reading_process_alone(dataset_of):
+    dataset = dataset_of(process=True)
+    dataset.read(np.arange(8))
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        os.kill(dataset._process._process.pid, getattr(signal, name))
+    assert_holds(dataset.read(np.arange(8)), dataset_of.contents)
+
+
+def test_a_reading_process_that_hangs_is_named_after_the_limit_and_ended(dataset_of, monkeypatch):
+    dataset = dataset_of(process=True)
+    dataset.read(np.arange(8))
+    process = dataset._process._process
+    monkeypatch.setattr(reading_process, "READ_LIMIT_S", 1.0)
+    os.kill(process.pid, signal.SIGSTOP)
+    expected = rf"reads the store \(PID {process.pid}, T \(stopped\)\) has not answered for 1 s: check the disk"
+    with pytest.raises(StoreError, match=expected):
+        dataset.read(np.arange(8))
+    with pytest.raises(StoreError, match="has ended with exit code -9"):
+        dataset.read(np.arange(8))
+
+
+def test_waiting_for_a_reading_process_that_hangs_can_be_interrupted(dataset_of):
+    dataset = dataset_of(process=True)
+    start = time.monotonic()
+
+    def interrupt():
+        if time.monotonic() - start > 1.0:
+            raise KeyboardInterrupt
+
+    os.kill(dataset._process._process.pid, signal.SIGSTOP)
+    with pytest.raises(KeyboardInterrupt):
+        next(dataset.batches(waiting=interrupt))
+    dataset.close()
+    assert time.monotonic() - start < 20
+
+
+def test_a_program_that_closes_nothing_ends_although_its_reading_process_ignores_signals(dataset_of):
+    script = (
+        "import numpy as np\nfrom repa_pipe.stores import AlignmentDataset\n"
+        f"if __name__ == '__main__':\n    dataset = AlignmentDataset({str(dataset_of.path)!r}, batch_size=8, process=True)"
+        "\n    dataset.read(np.arange(8))\n    print('read')\n"
+    )
+    file = dataset_of.path.parent / "program.py"
+    file.write_text(script)
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "read\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_read_ahead_thread_that_does_not_exist_is_not_waited_for(dataset_of):
+    batches = dataset_of().batches()
+    next(batches)
+    pid = os.fork()
+    if pid == 0:  # the thread is not part of the fork
+        try:
+            for _ in range(6):  # as many as were read ahead, and one more
+                next(batches)
+        except StoreError as error:
+            os._exit(3 if "thread that reads the store has ended" in str(error) else 4)
+        os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
 
 
 def test_a_dataset_with_a_reading_process_cannot_be_pickled(dataset_of):
