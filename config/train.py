@@ -105,7 +105,10 @@ class TrainConfig(Config):
     weighting: Literal["uniform", "lognormal"] = option(OBJECTIVE, "Distribution of the training times t.", "uniform")
     batch_size: int = option(OPTIMIZATION, "Global batch size: samples per step over all ranks.", 256)
     microbatches: int = option(
-        OPTIMIZATION, "Micro-batches per step (gradient accumulation): less memory, same result.", 1
+        OPTIMIZATION,
+        "Micro-batches per step (gradient accumulation): less memory, same result up to rounding.",
+        1,
+        affects_result=False,
     )
     max_train_steps: int = option(OPTIMIZATION, "Number of training steps.", 400_000, affects_result=False)
     learning_rate: float = option(OPTIMIZATION, "AdamW learning rate.", 1e-4)
@@ -137,7 +140,7 @@ class TrainConfig(Config):
         HARDWARE, "Run the model through torch.compile. Default: on GPUs.", None, affects_result=False
     )
     checkpoint_blocks: bool = option(
-        HARDWARE, "Recompute activations in the backward pass: less memory, slower.", False
+        HARDWARE, "Recompute activations in the backward pass: less memory, slower.", False, affects_result=False
     )
     shuffle_window: int | None = option(
         DATA,

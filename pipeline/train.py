@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import TrainConfig, paths
@@ -20,6 +21,7 @@ from .artifacts.run_folder import RunFolder
 from .runtime.distributed import init_distributed, ranks_of_environment
 from .runtime.seeds import seed_weights
 from .runtime.signals import collected_signals
+from .runtime.stop_file import StopFile
 from .training.guards import full_disk_error
 from .training.on_ray import launch
 from .training.session import owned, record_notes, recorded_session, restore_settings
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """The run folder, and the step that training has reached."""
+    """The run folder, and the step that training has reached: below `max_train_steps` if it was `interrupted`."""
 
     run: str
     step: int
@@ -58,11 +60,14 @@ def train_on_ray(config: TrainConfig) -> TrainResult:
     restore_settings(run_folder, ranks_of_environment())
     if not _is_finished(resolved, run_folder):
         launch(config, train_rank)
-    return _result(run_folder, start)
+    return _result(resolved, run_folder, start)
 
 
-def train_rank(config: TrainConfig) -> TrainResult:
-    """Train as one rank of the process group that the environment describes, or alone if it describes none."""
+def train_rank(config: TrainConfig, stop_file: StopFile | None = None) -> TrainResult:
+    """Train as one rank of the process group that the environment describes, or alone if it describes none.
+
+    Signals of STOP_SIGNALS, and the stop file if there is one, stop the training with a checkpoint.
+    """
     start = time.monotonic()
     with (
         open_store(config.store, config.store_cache, config.check_reads) as store,
@@ -75,11 +80,11 @@ def train_rank(config: TrainConfig) -> TrainResult:
         if not _is_finished(config, run_folder):
             require_trainable(config, store, run_folder, ranks)
             with owned(run_folder, config, ranks):
-                _train(config, store, run_folder, signals)
+                _train(config, store, run_folder, lambda: bool(signals) or (stop_file is not None and stop_file.exists()))
         elif ranks.is_first and (config.notes is not None or config.tag):
             with owned(run_folder, config, ranks):
                 record_notes(run_folder, config)
-        return _result(run_folder, start, bool(signals))
+        return _result(config, run_folder, start)
 
 
 def _is_finished(config: TrainConfig, run_folder: RunFolder) -> bool:
@@ -103,7 +108,7 @@ def _log_finished(run_folder: RunFolder, step: int) -> None:
     )
 
 
-def _train(config: TrainConfig, store: Store, run_folder: RunFolder, signals: list[int]) -> None:
+def _train(config: TrainConfig, store: Store, run_folder: RunFolder, stop: Callable[[], bool]) -> None:
     """Take the remaining steps as one rank."""
     import torch
 
@@ -125,11 +130,11 @@ def _train(config: TrainConfig, store: Store, run_folder: RunFolder, signals: li
             _log_finished(run_folder, trainer.step)
         else:
             with recorded_session(run_folder, config, device, ranks, trainer.step) as session:
-                trainer.train(signals, session)
+                trainer.train(stop, session)
         ranks.barrier()  # the first rank may still be writing
 
 
-def _result(run_folder: RunFolder, start: float, interrupted: bool = False) -> TrainResult:
+def _result(config: TrainConfig, run_folder: RunFolder, start: float) -> TrainResult:
     last = run_folder.last_checkpoint()
-    seconds = round(time.monotonic() - start, 1)
-    return TrainResult(str(run_folder.path), int(last.stem), str(last), seconds, interrupted)
+    step, seconds = int(last.stem), round(time.monotonic() - start, 1)
+    return TrainResult(str(run_folder.path), step, str(last), seconds, interrupted=step < config.max_train_steps)

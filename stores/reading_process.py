@@ -78,8 +78,8 @@ class ReadingProcess:
             self._process.join(END_LIMIT_S)  # until the exit code is known
             raise StoreError(
                 f"the process that reads the store (PID {self._process.pid}) has ended with exit code "
-                f"{self._process.exitcode}: expected it to run until the dataset is closed; re-run the command, without "
-                "--reader-process (process=True) if it happens again"
+                f"{self._process.exitcode}: re-run the command, without --reader-process "
+                "(process=True) if it happens again"
             ) from gone
         if error is not None:
             raise error

@@ -9,6 +9,7 @@ Finding one imports no torch, reading one does.
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...config import ProbeConfig, SampleConfig, TrainConfig
 from ...converter import structure, unstructure
-from ...errors import CheckpointError, DamagedCheckpointError, DamagedWeightsError, WeightsError
+from ...errors import CheckpointError, DamagedCheckpointError, DamagedWeightsError, WeightsError, first_line
 from ...models.checked_zip import find_damage
 from ...models.weight_files import read_weights_file
 from ...stores.files import atomic_write
@@ -86,10 +87,19 @@ def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
         with atomic_write(path, durable=True) as temporary, temporary.open("wb") as file:
             torch.save(values, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        disk = next(folder for folder in path.absolute().parents if folder.exists())
         raise CheckpointError(
-            f"{path} could not be written ({error}); earlier checkpoints are intact: free some space and re-run "
-            "the command"
+            f"{path} could not be written ({first_line(error)}). It needs {_num_bytes(values) / 1e9:.2g} GB, "
+            f"{shutil.disk_usage(disk).free / 1e9:.2g} GB are free; earlier checkpoints are intact: free some "
+            "space and re-run the command"
         ) from error
+
+
+def _num_bytes(values: Any) -> int:
+    """Return the bytes of all tensors in nested dicts and lists."""
+    if isinstance(values, dict | list | tuple):
+        return sum(map(_num_bytes, values.values() if isinstance(values, dict) else values))
+    return int(getattr(values, "nbytes", 0))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigError, first_line
+from ...errors import ConfigError, RankError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,12 @@ logger = logging.getLogger(__name__)
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+# Ranks enter the collective calls of a step together, once all have their batch; a compiled first step takes minutes.
+STEP_LIMIT = timedelta(minutes=30)
+# Ranks wait for each other's own work outside of these calls: a checkpoint, a grid of images, a batch. A rank that has
+# died is noticed at once, so this is the limit for one that hangs.
+WAIT_LIMIT = timedelta(hours=6)
+
 
 @dataclass(frozen=True, slots=True)
 class DistributedContext:
@@ -29,6 +36,7 @@ class DistributedContext:
 
     rank: int
     world_size: int
+    host: Any = field(default=None, compare=False, repr=False)  # process group of the CPUs, once the ranks have joined
 
     @property
     def is_first(self) -> bool:
@@ -70,12 +78,40 @@ class DistributedContext:
         distributed.broadcast(sent, 0)
         return int(sent)
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world_size > 1:
-            from torch import distributed
+    def agree(self, own: int) -> tuple[int, int]:
+        """Return the highest `own` of all ranks, and the highest rank that has it; waits for all, up to 6 hours.
 
-            distributed.barrier()
+        An exchange of 8 bytes between CPUs: accelerators are not synchronized. `own` is 0 or more.
+
+        Raises:
+            RankError: a rank has died or hangs.
+        """
+        if self.world_size == 1:
+            return own, self.rank
+        import torch
+        from torch import distributed
+
+        value = torch.tensor(own * self.world_size + self.rank)
+        with self.others_alive():
+            distributed.all_reduce(value, distributed.ReduceOp.MAX, group=self.host)
+        return divmod(int(value), self.world_size)
+
+    def barrier(self) -> None:
+        """Wait for all ranks, up to 6 hours; raise RankError if one has died or hangs."""
+        self.agree(0)
+
+    @contextmanager
+    def others_alive(self) -> Iterator[None]:
+        """Turn the error of a collective call that lacks another rank into a RankError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size == 1 or not _lacks_a_rank(error):
+                raise
+            raise RankError(
+                f"rank {self.rank}: another rank has ended or does not answer ({first_line(error)}): the message of "
+                "that rank states why; re-run the same command to resume"
+            ) from error
 
 
 def ranks_of_environment() -> DistributedContext:
@@ -130,9 +166,32 @@ def _join(context: DistributedContext, device: torch.device) -> None:
 
     announce_join(context)
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_LIMIT)
     except (distributed.DistError, ValueError) as error:
         raise others_not_found(context, error) from error
+
+
+def _lacks_a_rank(error: RuntimeError) -> bool:
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)  # gloo has no class of its own
+
+
+def _host_group() -> Any:
+    """Return a group of all ranks for exchanges between CPUs; raise ConfigError if gloo finds no way between them."""
+    from torch import distributed
+    from torch.distributed import distributed_c10d
+
+    try:
+        group = distributed.new_group(backend="gloo", timeout=STEP_LIMIT)  # also the limit for connecting
+    except RuntimeError as error:
+        raise ConfigError(
+            f"ranks cannot connect through gloo ({first_line(error)}): set GLOO_SOCKET_IFNAME to the network interface "
+            "that the machines share, such as eth0"
+        ) from error
+    name = "set_timeout" if hasattr(distributed_c10d, "set_timeout") else "_set_pg_timeout"  # before torch 2.14
+    getattr(distributed_c10d, name)(WAIT_LIMIT, group)
+    return group
 
 
 @contextmanager
@@ -145,7 +204,7 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     if start:
         _join(context, device)
     try:
-        yield context
+        yield replace(context, host=_host_group()) if context.world_size > 1 else context
     finally:
         if start:
             distributed.destroy_process_group()

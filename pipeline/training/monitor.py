@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import torch
@@ -16,6 +17,8 @@ from ..runtime.progress import Progress
 from .schedule import learning_rate
 from .session import SessionRecorder
 from .trackers import open_tracker
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingMonitor:
@@ -102,6 +105,9 @@ class TrainingMonitor:
         self._log.write(with_copy=True)
 
     def close(self) -> None:
-        """Write the rows to disk and close the tracker."""
-        self._log.write()
+        """Write the rows to disk and close the tracker. A full disk is only a warning: it may be the error itself."""
+        try:
+            self._log.write()
+        except OSError as error:
+            logger.warning("rows of the last steps are not in metrics.parquet (%s)", error)
         self._tracker.close()

@@ -6,21 +6,27 @@ import dataclasses
 import shutil
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from ...config import TrainConfig
 from ...errors import CheckpointError, ConfigError, RepaPipeError, first_line
 from ..runtime.ray_session import enter_folder, ray_session, runs_here
+from ..runtime.signals import collected_signals
+from ..runtime.stop_file import StopFile
+
+POLL_S = 0.5
 
 
-def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> None:
-    """Call `train_rank` on every rank on Ray.
+def launch(config: TrainConfig, train_rank: Callable[[TrainConfig, StopFile], object]) -> None:
+    """Call `train_rank` on every rank on Ray. A stop signal of this process stops them with a checkpoint.
 
     Args:
         config: the settings. Ranks get them without those of Ray, and with absolute paths, which on a cluster must be
             on a shared disk.
-        train_rank: the training function.
+        train_rank: the training function. Its second argument is the file that requests the stop, since ranks on Ray
+            run in threads of other processes, which get no signals.
 
     Raises:
         RepaPipeError: training raised it on a rank.
@@ -33,8 +39,9 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> 
     except ImportError as error:
         raise ConfigError("--ray requires Ray Train, which is not installed: pip install 'ray[train]'") from error
 
-    scratch = Path(config.output_dir).resolve() / f".ray-{uuid.uuid4().hex[:8]}"  # Ray Train's files, not needed later
-    with ray_session(config.ray_address):
+    scratch = Path(config.output_dir).resolve() / f".ray-{uuid.uuid4().hex[:8]}"  # files that are not needed later
+    stop_file = StopFile(scratch / "stop")
+    with ray_session(config.ray_address), collected_signals() as signals, ThreadPoolExecutor(1) as pool:
         gpus = _count("GPU") if config.device != "cpu" else 0
         workers = config.ray_workers or gpus or 1
         if runs_here(config.ray_address):  # a cluster may grow
@@ -45,6 +52,7 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> 
             "config": dataclasses.replace(config.absolute(), ray=False, ray_address=None),
             "folder": str(Path.cwd()),
             "train_rank": train_rank,
+            "stop_file": stop_file,
         }
         trainer: Any = TorchTrainer(
             _run_rank,
@@ -53,11 +61,21 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig], object]) -> 
             run_config=RunConfig(storage_path=str(scratch), name="run"),
         )
         try:
-            trainer.fit()
+            _wait(pool.submit(trainer.fit), signals, stop_file)  # in a thread, since it would handle SIGINT itself
         except Exception as error:
             raise _cause_of(error) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _wait(training: Future[object], signals: list[int], stop_file: StopFile) -> None:
+    """Wait for the end of the training; request it when a signal arrives."""
+    requested = False
+    while not wait([training], timeout=POLL_S).done:
+        if signals and not requested:
+            requested = True
+            stop_file.create()
+    training.result()
 
 
 def _count(resource: str) -> int:
@@ -68,7 +86,7 @@ def _count(resource: str) -> int:
 
 def _run_rank(job: dict[str, Any]) -> None:
     enter_folder(job["folder"])
-    job["train_rank"](job["config"])
+    job["train_rank"](job["config"], job["stop_file"])
 
 
 def _cause_of(error: BaseException) -> BaseException:

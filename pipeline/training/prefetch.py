@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 
 import torch
@@ -11,10 +11,13 @@ from ...stores import AlignmentDataset, Batch
 
 
 def prefetch_to_device(
-    dataset: AlignmentDataset, device: torch.device, start_step: int
+    dataset: AlignmentDataset, device: torch.device, start_step: int, waiting: Callable[[], None] | None = None
 ) -> Generator[Batch, None, None]:
-    """Yield the dataset's batches from step `start_step` on, on `device`. Close the generator after use."""
-    with closing(dataset.batches(start_step)) as batches:
+    """Yield the dataset's batches from step `start_step` on, on `device`. Close the generator after use.
+
+    `waiting` is that of `AlignmentDataset.batches`.
+    """
+    with closing(dataset.batches(start_step, waiting)) as batches:
         if device.type != "cuda":
             yield from batches
             return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from ...config import TrainConfig
+from ...errors import RankError, first_line
 from ...models.ema import Ema
 from ...models.sit import current_names, load_sit_state
 from ...stores import Batch, Store
@@ -24,8 +26,9 @@ from ..artifacts.checkpoints import (
 from ..artifacts.run_folder import RunFolder
 from ..runtime.device import DTYPES, advice_when_out_of_memory
 from ..runtime.distributed import DistributedContext
-from ..runtime.progress import progress
+from ..runtime.progress import Progress, progress
 from ..runtime.seeds import RandomStreams
+from .agreement import Agreement
 from .monitor import TrainingMonitor
 from .nonfinite import NonFiniteGuard, stop_run
 from .objective import Inputs, make_objective
@@ -34,6 +37,7 @@ from .parallel import (
     full_tensor,
     gather_state_dict,
     gradient_sync,
+    is_sharded,
     shard_model,
     shard_optimizer_state_dict,
     shard_state_dict,
@@ -52,7 +56,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MEMORY_ADVICE = "raise --microbatches (same result), or use --checkpoint-blocks, or lower --batch-size"
+MEMORY_ADVICE = (
+    "raise --microbatches or use --checkpoint-blocks, with which the run resumes (only rounding differs), or lower "
+    "--batch-size for another run"
+)
 
 
 class Trainer:
@@ -82,6 +89,9 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16")
         self._monitor: TrainingMonitor | None = None  # on the first rank, while it trains
+        self._agreement: Agreement  # while it trains
+        self._is_updating = False  # whether weights, moments and averages may belong to different steps
+        self._is_unsaved = False  # whether a checkpoint could not be written
         if device.type == "cuda" if config.compile is None else config.compile:
             self.model.compile()
         self.objective = make_objective(self.model, config, store, self.metadata, self.streams).to(device)
@@ -117,52 +127,79 @@ class Trainer:
             named = current_names(values, model.config.encoder_depth)
             load_sit_state(model, shard_state_dict(named, model))
 
-    def train(self, signals: list[int], session: SessionRecorder | None = None) -> None:
+    def train(self, stop: Callable[[], bool], session: SessionRecorder | None = None) -> None:
         """Take the remaining steps, with checkpoints, metrics and grids of images along the way.
 
+        An error ends the training after a checkpoint of the last complete step, if its state is finite.
+
         Args:
-            signals: training stops after the step in which the list receives an entry.
+            stop: returns whether this rank was asked to stop. All ranks stop before the next step, with a checkpoint.
             session: records the progress of the first rank.
         """
-        config = self.config
+        self._agreement = Agreement(self.ranks, stop)
+        start = self.step
         with ExitStack() as stack:
             profiler = StepProfiler(self._profiled_steps(), self.run_folder, self.device)
             stack.enter_context(closing(profiler))
             if self.ranks.is_first:
                 self._monitor = self._open_monitor(session)
                 stack.enter_context(closing(self._monitor))
-                bar = stack.enter_context(progress("train", config.max_train_steps, "steps", self.step))
+                bar = stack.enter_context(progress("train", self.config.max_train_steps, "steps", self.step))
             grid = self._sample_grid()
             stack.callback(self.dataset.close)
-            batches = stack.enter_context(closing(prefetch_to_device(self.dataset, self.device, self.step)))
-            while self.step < config.max_train_steps and not self._is_stopped(signals):
-                profiler.before(self.step)
-                waiting = time.perf_counter()
-                with record_function("wait for data"):
-                    batch = next(batches)
-                waited = time.perf_counter() - waiting
-                with advice_when_out_of_memory(MEMORY_ADVICE):
-                    values = self.train_step(batch)
-                    self.step += 1
-                    validated = self._validate()
-                if self._is_due(config.log_steps):
-                    self._require_finite()
-                if self._monitor:
-                    self._monitor.log_step(self.step, values, waited, bar, validated)
-                if self._monitor and grid and self._is_due(config.sampling_steps):
-                    image = grid.draw(self.step)
-                    if image is not None:
-                        self._monitor.log_image(self.step, image)
-                if self._is_due(config.checkpointing_steps) or self._is_due(config.milestone_steps):
+            waiting = self._agreement.while_waiting
+            batches = stack.enter_context(closing(prefetch_to_device(self.dataset, self.device, self.step, waiting)))
+            try:
+                self._take_steps(batches, profiler, grid, bar if self._monitor else None)
+                if self.step < self.config.max_train_steps:
+                    logger.info("stopping: saving a checkpoint of step %s", f"{self.step:,}")
                     self.save()
-            if self.step < config.max_train_steps:
+                self._agreement.settle()
+            except Exception as error:
+                if self.step > start:
+                    self._save_before(error)
+                raise
+
+    def _take_steps(
+        self, batches: Iterator[Batch], profiler: StepProfiler, grid: SampleGrid | None, bar: Progress | None
+    ) -> None:
+        config, agreement = self.config, self._agreement
+        while self.step < config.max_train_steps:
+            with agreement.deferred():
+                profiler.before(self.step)
+            waiting = time.perf_counter()
+            with record_function("wait for data"):
+                batch = agreement.fetch(lambda: next(batches))
+            if batch is None:
+                return
+            waited = time.perf_counter() - waiting
+            with advice_when_out_of_memory(MEMORY_ADVICE), self.ranks.others_alive():
+                values = self.train_step(batch)
+                self.step += 1
+                validated = self._validate()
+            if self._is_due(config.log_steps):
+                self._require_finite()
+            with agreement.deferred():
+                self._report(values, waited, validated, grid, bar)
+            if self._is_due(config.checkpointing_steps) or self._is_due(config.milestone_steps):
                 self.save()
 
-    def _is_stopped(self, signals: list[int]) -> bool:
-        """Return whether to stop now. Several ranks must agree on the step; they do so when metrics are due."""
-        if self.ranks.world_size == 1:
-            return bool(signals)
-        return self._is_due(self.config.log_steps) and self.ranks.any(bool(signals), self.device)
+    def _report(
+        self,
+        values: Tensor,
+        waited: float,
+        validated: dict[str, float],
+        grid: SampleGrid | None,
+        bar: Progress | None,
+    ) -> None:
+        """Log a step on the first rank, with a grid of images when it is due."""
+        if self._monitor is None or bar is None:
+            return
+        self._monitor.log_step(self.step, values, waited, bar, validated)
+        if grid and self._is_due(self.config.sampling_steps):
+            image = grid.draw(self.step)
+            if image is not None:
+                self._monitor.log_image(self.step, image)
 
     def _is_due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.config.max_train_steps)
@@ -186,7 +223,7 @@ class Trainer:
         if not self.validation or not self._is_due(self.config.val_steps or self.config.checkpointing_steps):
             return {}
         self._require_finite()
-        return self.validation.losses(self.step)
+        return self.validation.losses(self.step, self._agreement.fetch)
 
     def _sample_grid(self) -> SampleGrid | None:
         if not self.config.sampling_steps or not self.ranks.is_first:
@@ -201,9 +238,11 @@ class Trainer:
         bad = self.nonfinite.bad_step()
         if bad is None:
             return
-        path, state = self.run_folder.nonfinite_checkpoint(bad.step), self._state(bad.step - 1)
-        if self.ranks.is_first:
-            save_checkpoint(path, state)
+        path, state = self.run_folder.nonfinite_checkpoint(bad.step), self._state(bad.step - 1, self.ranks.is_first)
+        with self._agreement.deferred():
+            if self.ranks.is_first:
+                save_checkpoint(path, state)
+        self._agreement.settle()  # a launcher kills ranks that are still writing when another one has ended
         stop_run(bad, self.dataset, self.run_folder, path)
 
     def train_step(self, batch: Batch) -> Tensor:
@@ -224,10 +263,12 @@ class Trainer:
         norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
         values = torch.cat([losses, norm.detach().reshape(1)])
         self.nonfinite.check(self.step + 1, values, self.optimizer)
+        self._is_updating = True
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model)
+        self._is_updating = False
         return values
 
     def _accumulate_gradients(self, inputs: Inputs) -> Tensor:
@@ -250,17 +291,48 @@ class Trainer:
         self._call = data_parallel(self.objective, self.model, self.ranks.world_size)
 
     def save(self) -> None:
-        """Write a checkpoint of this step, and the metrics up to it."""
+        """Write a checkpoint of this step, and the metrics up to it; an error is deferred to the next decision."""
         self._require_finite()
-        path, state = self.run_folder.checkpoint(self.step), self._state(self.step)
+        path, state = self.run_folder.checkpoint(self.step), self._state(self.step, self.ranks.is_first)
         if self._monitor is None or path.exists():
             return
-        self._monitor.write()
-        save_checkpoint(path, state)
-        self.run_folder.drop_old_checkpoints(self.config.keep_checkpoints, self.config.milestone_steps)
+        with self._agreement.deferred():
+            self._is_unsaved = True
+            self._monitor.write()
+            save_checkpoint(path, state)
+            self.run_folder.drop_old_checkpoints(self.config.keep_checkpoints, self.config.milestone_steps)
+            self._is_unsaved = False
 
-    def _state(self, step: int) -> dict[str, Any]:
-        keep = self.ranks.is_first
+    def _save_before(self, error: Exception) -> None:
+        """Write a checkpoint of the last complete step before an error ends the run; never raise another error.
+
+        If the ranks have agreed to end, they all take part. Otherwise others may wait in the collective calls of a
+        step, and this rank writes what it has: all of the state, unless weights are sharded.
+        """
+        together = self._agreement.failed
+        writes = self.ranks.is_first or not (together or isinstance(error, RankError))
+        writes &= not self._is_unsaved  # then that is the error
+        path = self.run_folder.checkpoint(self.step)
+        try:
+            if self._is_updating or self.nonfinite.bad_step() or (is_sharded(self.model) and not together):
+                if writes:
+                    logger.warning("no checkpoint of step %s: its state is not complete", f"{self.step:,}")
+                return
+            state = self._state(self.step, writes)
+            if writes and not path.exists():
+                if self._monitor is not None:
+                    self._monitor.write()
+                save_checkpoint(path, state)
+                logger.info("%s is saved; an error ends the run", path)
+        except Exception as second:
+            logger.warning("no checkpoint of step %s: %s", f"{self.step:,}", first_line(second))
+        finally:
+            if together:
+                with suppress(RankError):
+                    self.ranks.barrier()  # a launcher kills ranks that are still writing when another one has ended
+
+    def _state(self, step: int, keep: bool) -> dict[str, Any]:
+        """Return what a checkpoint holds; a collective call if weights are sharded; those are gathered."""
         return {
             "model": gather_state_dict(self.model.state_dict(), keep),
             "ema": gather_state_dict(self.ema.model.state_dict(), keep),

@@ -5,11 +5,15 @@ All random draws come from separate generators, so training is not affected.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 
 from ...config import TrainConfig
 from ...models.sit import SiT
-from ...stores import Store
+from ...stores import Batch, Store
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.device import DTYPES
 from ..runtime.distributed import DistributedContext
@@ -18,6 +22,8 @@ from .objective import make_objective
 from .setup import open_held_out
 
 PREFIX = "val_"
+
+Fetch: TypeAlias = Callable[[Callable[[], Batch]], Batch | None]
 
 
 class Validation:
@@ -49,17 +55,25 @@ class Validation:
         self.names = tuple(f"{PREFIX}{name}" for name in self._objective.names[1:])
 
     @torch.no_grad()
-    def losses(self, step: int) -> dict[str, float]:
+    def losses(self, step: int, fetch: Fetch = lambda read: read()) -> dict[str, float]:
         """Return the mean of every loss over all ranks, after `step` steps.
 
         Alignment losses are 0 once alignment has ended, as in training.
+
+        Args:
+            step: the number of steps taken.
+            fetch: returns what the function that it is passed returns, once it has on all ranks (`Agreement.fetch`).
+                If it returns None, the run is about to stop and there are no losses.
         """
         aligned = self._config.aligned_steps is None or step <= self._config.aligned_steps
         batches = self._dataset.steps_per_epoch
         total = torch.zeros(len(self.names), device=self._device)
         for number in range(batches):
-            batch = self._dataset.read(self._dataset.indices_of_step(number), tokens=aligned).to(self._device)
-            inputs = self._objective.inputs(batch, VALIDATION_STEPS + number, self._ranks)
+            indices = self._dataset.indices_of_step(number)
+            batch = fetch(functools.partial(self._dataset.read, indices, tokens=aligned))
+            if batch is None:
+                return {}
+            inputs = self._objective.inputs(batch.to(self._device), VALIDATION_STEPS + number, self._ranks)
             size = len(inputs.labels) // self._config.microbatches
             for start in range(0, len(inputs.labels), size):
                 precision = self._config.mixed_precision

@@ -222,13 +222,16 @@ def test_waiting_for_a_reading_process_that_hangs_can_be_interrupted(dataset_of)
 
 
 def test_a_program_that_closes_nothing_ends_although_its_reading_process_ignores_signals(dataset_of):
-    script = (
-        "import numpy as np\nfrom repa_pipe.stores import AlignmentDataset\n"
-        f"if __name__ == '__main__':\n    dataset = AlignmentDataset({str(dataset_of.path)!r}, batch_size=8, process=True)"
-        "\n    dataset.read(np.arange(8))\n    print('read')\n"
+    lines = (
+        "import numpy as np",
+        "from repa_pipe.stores import AlignmentDataset",
+        "if __name__ == '__main__':",
+        f"    dataset = AlignmentDataset({str(dataset_of.path)!r}, batch_size=8, process=True)",
+        "    dataset.read(np.arange(8))",
+        "    print('read')",
     )
     file = dataset_of.path.parent / "program.py"
-    file.write_text(script)
+    file.write_text("\n".join(lines))
     done = subprocess.run([sys.executable, file], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "read\n"
 

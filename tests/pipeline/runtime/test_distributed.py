@@ -76,7 +76,7 @@ def test_commands_with_leftover_variables_end_in_one_line(config_of, environment
 
 
 def test_ranks_that_never_come_are_named(environment, monkeypatch, caplog):
-    def wait(backend):
+    def wait(backend, timeout):
         raise distributed.DistStoreError(
             "Timed out after 301 seconds waiting for clients. 1/2 clients joined.\n  stack"
         )
