@@ -197,12 +197,10 @@ def test_a_pod_that_is_evicted_saves_a_checkpoint_although_its_launcher_would_ki
     assert pod["terminationGracePeriodSeconds"] > 30  # as long as torchrun would wait
     config = config_of(max_train_steps=100_000, checkpointing_steps=100_000)
     run = RunFolder(Path(config.output_dir) / "run")
-    (script,) = container["args"]
-    words = re.search(r"--nproc-per-node gpu -m repa_pipe.cli train (.+) &", script)
-    script = script.replace(words[0], f"--nproc-per-node 2 -m repa_pipe.cli train {shlex.join(config.flags())} &")
-    process = subprocess.Popen(
-        [*container["command"], script], env=os.environ | {"PATH": f"{slurm.bin}:{os.environ['PATH']}"}
-    )
+    command = [word.replace("--nproc-per-node gpu", "--nproc-per-node 2") for word in container["command"]]
+    assert command != container["command"]
+    path = {"PATH": f"{slurm.bin}:{os.environ['PATH']}"}
+    process = subprocess.Popen([*command, config.kind, *config.flags()], env=os.environ | path)
     wait_for(run.record_file.exists, process)
     time.sleep(2.0)
     process.terminate()
