@@ -106,7 +106,7 @@ class DistributedContext:
         try:
             yield
         except RuntimeError as error:
-            if self.world_size == 1 or not _lacks_a_rank(error):
+            if self.world_size == 1 or isinstance(error, RankError) or not _lacks_a_rank(error):
                 raise
             raise RankError(
                 f"rank {self.rank}: another rank has ended or does not answer ({first_line(error)}): the message of "

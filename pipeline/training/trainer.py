@@ -91,7 +91,7 @@ class Trainer:
         self._monitor: TrainingMonitor | None = None  # on the first rank, while it trains
         self._agreement: Agreement  # while it trains
         self._is_updating = False  # whether weights, moments and averages may belong to different steps
-        self._is_unsaved = False  # whether a checkpoint could not be written
+        self._is_unsaved = False  # whether the error is that there is no checkpoint of this step
         if device.type == "cuda" if config.compile is None else config.compile:
             self.model.compile()
         self.objective = make_objective(self.model, config, store, self.metadata, self.streams).to(device)
@@ -243,6 +243,7 @@ class Trainer:
             if self.ranks.is_first:
                 save_checkpoint(path, state)
         self._agreement.settle()  # a launcher kills ranks that are still writing when another one has ended
+        self._is_unsaved = True
         stop_run(bad, self.dataset, self.run_folder, path)
 
     def train_step(self, batch: Batch) -> Tensor:
@@ -311,7 +312,7 @@ class Trainer:
         """
         together = self._agreement.failed
         writes = self.ranks.is_first or not (together or isinstance(error, RankError))
-        writes &= not self._is_unsaved  # then that is the error
+        writes &= not self._is_unsaved
         path = self.run_folder.checkpoint(self.step)
         try:
             if self._is_updating or self.nonfinite.bad_step() or (is_sharded(self.model) and not together):

@@ -32,7 +32,7 @@ def poisoned(config_of, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_nonfinite_loss_stops_the_run_and_its_step_and_samples_are_recorded(config_of, poisoned, precision):
+def test_a_nonfinite_loss_stops_the_run_and_its_step_and_samples_are_recorded(config_of, poisoned, precision, caplog):
     sample, step = poisoned
     config = config_of(log_steps=5, checkpointing_steps=100, mixed_precision=precision)
     with pytest.raises(CheckpointError, match=rf"step {step} is not finite .*nan-{step:07d}.json"):
@@ -44,6 +44,7 @@ def test_a_nonfinite_loss_stops_the_run_and_its_step_and_samples_are_recorded(co
     assert sample in written["indices"]
     assert written["values"]["loss"] == "nan"
     assert run.checkpoints() == []
+    assert "no checkpoint of step" not in caplog.text  # the error says so
 
 
 def test_the_weights_before_the_bad_step_are_saved(config_of, poisoned, weights_of):
