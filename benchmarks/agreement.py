@@ -3,7 +3,8 @@
     python benchmarks/agreement.py [--ranks 2] [--steps 400] [--width 512]
 
 Every second step of a data-parallel training on CPUs is taken without the agreement, so that both kinds of steps meet
-the same load. Prints the median time of an agreement alone, of the steps, and of their paired difference.
+the same load. Prints the median time of an agreement alone, of the steps, and of their paired difference, and the time
+that a tenth of the agreements stays below: on a machine with other work, medians include waiting for a core.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def measure(ranks: DistributedContext, steps: int, width: int) -> dict[str, floa
     with_, without = seconds[True][WARM_UP:], seconds[False][WARM_UP:]
     differences = [one - other for one, other in zip(with_, without, strict=True)]
     times = {"agreement": alone[WARM_UP:], "with": with_, "without": without, "difference": differences}
-    return {name: round(statistics.median(values) * 1e6, 1) for name, values in times.items()}
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    fast = statistics.quantiles(times["agreement"], n=10)[0]
+    return {name: round(value * 1e6, 1) for name, value in {"fast agreement": fast, **medians}.items()}
 
 
 def main() -> None:
@@ -69,7 +72,7 @@ def main() -> None:
     if ranks.is_first:
         print(", ".join(f"{name} {value:,.1f} us" for name, value in medians.items()))
         if args.out:
-            args.out.write_text(json.dumps({"ranks": args.ranks, "steps": args.steps} | medians, indent=1) + "\n")
+            args.out.write_text(json.dumps({"ranks": args.ranks, "steps": args.steps, "width": args.width} | medians, indent=1) + "\n")
 
 
 def start_ranks(count: int) -> None:
