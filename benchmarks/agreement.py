@@ -72,7 +72,9 @@ def main() -> None:
     if ranks.is_first:
         print(", ".join(f"{name} {value:,.1f} us" for name, value in medians.items()))
         if args.out:
-            args.out.write_text(json.dumps({"ranks": args.ranks, "steps": args.steps, "width": args.width} | medians, indent=1) + "\n")
+            args.out.write_text(
+                json.dumps({"ranks": args.ranks, "steps": args.steps, "width": args.width} | medians, indent=1) + "\n"
+            )
 
 
 def start_ranks(count: int) -> None:

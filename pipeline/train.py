@@ -80,7 +80,9 @@ def train_rank(config: TrainConfig, stop_file: StopFile | None = None) -> TrainR
         if not _is_finished(config, run_folder):
             require_trainable(config, store, run_folder, ranks)
             with owned(run_folder, config, ranks):
-                _train(config, store, run_folder, lambda: bool(signals) or (stop_file is not None and stop_file.exists()))
+                _train(
+                    config, store, run_folder, lambda: bool(signals) or (stop_file is not None and stop_file.exists())
+                )
         elif ranks.is_first and (config.notes is not None or config.tag):
             with owned(run_folder, config, ranks):
                 record_notes(run_folder, config)
