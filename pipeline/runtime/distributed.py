@@ -109,7 +109,7 @@ class DistributedContext:
             if self.world_size == 1 or isinstance(error, RankError) or not _lacks_a_rank(error):
                 raise
             raise RankError(
-                f"rank {self.rank}: another rank has ended or does not answer ({first_line(error)}): the message of "
+                f"another rank has ended or does not answer ({first_line(error)}): the message of "
                 "that rank states why; re-run the same command to resume"
             ) from error
 
