@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..config.paths import place
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
 from ..stores.files import atomic_write_bytes
@@ -58,7 +59,7 @@ def run(  # noqa: PLR0917 - every argument has its own meaning; most callers pas
 @contextmanager
 def _open_store(runs: Sequence[Run], requested: str | None) -> Iterator[tuple[Store | None, list[str]]]:
     """Yield the store and notes on problems with it; a store that was not requested may be None."""
-    paths = list(dict.fromkeys(str(Path(run.config.store).resolve()) for run in runs))
+    paths = list(dict.fromkeys(place(run.config.store) for run in runs))
     problems = []
     if requested is None and len(paths) > 1:
         problems.append(f"The runs were trained from {len(paths)} stores; this report describes only {paths[0]}.")

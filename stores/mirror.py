@@ -30,6 +30,7 @@ from .manifest import Commit
 from .metadata_writer import copied_metadata
 from .reader import MISMATCH, BatchReader, Damage, ReadRequest, ShardIndex
 from .remote import Range, RemoteFiles
+from .remote_options import endpoint_hint
 from .zarr_metadata import METADATA_FILE
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,12 @@ class Mirror:
         groups = [path.parent.parent for path in self.folder.glob(f"*/*/{CRC32C}/zarr.json")]
         self.fetch([commit_file(str(group.relative_to(self.folder)), shard) for group in groups])
 
+    def download(self, name: str) -> int:
+        """Return a descriptor of a copy of a file, which takes disk space until it is closed."""
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            self.files.download(name, file.fileno())
+            return os.dup(file.fileno())
+
     def close(self) -> None:
         """Close connections, and delete the folder unless it is a cache."""
         self.files.close()
@@ -89,7 +96,7 @@ class Mirror:
         url = self.files.url
         data = self.files.get([METADATA_FILE]).get(METADATA_FILE)
         if data is None:
-            raise StoreError(f"no store at {url}: {url}/zarr.json does not exist")
+            raise StoreError(f"no store at {url}: {url}/zarr.json does not exist{endpoint_hint(url)}")
         root = parse_json(data, f"{url}/zarr.json", StoreError)
         copied = copied_metadata(root, f"{url}/zarr.json")
         found = {METADATA_FILE: root} | {f"{name}/{METADATA_FILE}": meta for name, meta in copied.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -403,11 +404,15 @@ class Store:
                     f"{self.location} has no '{name}' (it has {existing}): "
                     f"run 'repa-pipe encode … {option} {model}' first"
                 )
-            if self._mirror is not None:
-                # of the labels, whose size confirms the number of samples: a wrong one would be requests without end
-                self._mirror.fetch_commits(name, num_shards(len(self.labels), self.manifest.shard_size))
+            self.fetch_group(name)
             self._groups[name] = Group(self.path, name, self.manifest, self.location)
         return self._groups[name]
+
+    def fetch_group(self, name: str) -> None:
+        """Fetch the commit records of a group into `path`, if the store is behind a URL."""
+        if self._mirror is not None:
+            # of the labels, whose size confirms the number of samples: a wrong one would be requests without end
+            self._mirror.fetch_commits(name, num_shards(len(self.labels), self.manifest.shard_size))
 
     def fetch_commits(self, shard: int) -> None:
         """Fetch a shard's commit records of all groups into `path`, if the store is behind a URL."""
@@ -445,6 +450,14 @@ class Store:
     def samples(self) -> pa.Table:
         """The sample index: columns key, label, num_bytes, where."""
         return parse_samples(self._recorded(SAMPLES_FILE), self.manifest, self.path / SAMPLES_FILE)
+
+    def open_file(self, name: str) -> int:
+        """Return a descriptor for reading a file of the store; if the store is behind a URL, of a copy without a name.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        return os.open(self.path / name, os.O_RDONLY) if self._mirror is None else self._mirror.download(name)
 
     @property
     def has_digest(self) -> bool:
@@ -652,7 +665,9 @@ def open_store(path: str | Path, cache: str | Path | None = None, check_reads: C
     """
     if check_reads not in get_args(CheckReads):
         raise ConfigError(f"check_reads is {check_reads!r}: expected {', '.join(get_args(CheckReads))}")
-    if not is_url(str(path)):
+    if not is_url(path):
+        if re.match(r"[a-z][a-z0-9]+:/[^/]", str(path)):
+            raise StoreError(f"no store at {path}: a URL loses a slash in a pathlib.Path; pass it as a string")
         return Store(local_folder(path), check_reads=check_reads)
     mirror = Mirror(str(path), None if cache is None else Path(cache))
     return Store(mirror.folder, mirror, check_reads)

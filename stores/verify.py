@@ -10,17 +10,18 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from ..errors import StoreError
+from ..errors import RemoteError, StoreError
 from .files import confined, fsync_directory
-from .layout import COMMITS, LABEL, SAMPLES_FILE, commit_file, num_shards
+from .layout import COMMITS, CRC32C, LABEL, SAMPLES_FILE, commit_file, num_shards, shard_file
 from .manifest import committed_shards
-from .remote import is_url, local_folder
+from .remote import RemoteFiles, is_url, local_folder
 from .store import Store, open_store
 from .verify_shard import DAMAGE, Problem, ShardVerifier
 from .zarr_metadata import read_node
@@ -54,8 +55,10 @@ def verify_store(
 ) -> VerifyReport:
     """Read every committed shard and compare it with its checksums.
 
+    The files of a store behind a URL are downloaded, verified and deleted, one per thread at a time.
+
     Args:
-        store_path: folder of the store.
+        store_path: folder or URL of the store.
         groups: paths of groups, such as `features/dinov2-vit-b`. None: all groups.
         workers: number of threads. None: the number of CPUs.
         progress: called after every shard with the number of bytes that were read, and the total.
@@ -63,9 +66,8 @@ def verify_store(
     Raises:
         StoreError: there is no store at `store_path`, or it does not have one of the groups. Damage is reported, not
             raised.
+        RemoteError: the server cannot be reached.
     """
-    if is_url(str(store_path)):
-        raise StoreError(f"{store_path} is a URL: verify the store on the disk that holds it, or a copy of it")
     with open_store(store_path) as store:
         keys, problems = _verify_root(store)
         incomplete: dict[str, list[int]] = {}
@@ -93,6 +95,9 @@ def drop_bad_shards(store_path: str | Path, report: VerifyReport) -> int:
 
     The commit record is deleted first: a kill in between leaves an incomplete shard, never one with wrong samples.
     """
+    if is_url(store_path):
+        _drop_remote_shards(str(store_path), report)
+        return len(report.bad_shards)
     store = local_folder(store_path)
     try:
         for group, shard in report.bad_shards:
@@ -106,6 +111,16 @@ def drop_bad_shards(store_path: str | Path, report: VerifyReport) -> int:
     return len(report.bad_shards)
 
 
+def _drop_remote_shards(url: str, report: VerifyReport) -> None:
+    with open_store(url) as store, closing(RemoteFiles(url)) as files:
+        for group, shard in report.bad_shards:
+            arrays = {array.name: shard_file(array, shard) for array in store.group(group).arrays}
+            files.delete([commit_file(group, shard)])
+            files.delete(
+                [f"{group}/{name}/{file}" for name, file in arrays.items()] + [f"{group}/{CRC32C}/c/{shard}/0"]
+            )
+
+
 def _group_names(store: Store) -> list[str]:
     """Return the groups of the store, including those of which only commit records are left."""
     committed = {f"{folder.parent.name}/{folder.name}" for folder in (store.path / COMMITS).glob("*/*")}
@@ -117,6 +132,8 @@ def _verify_root(store: Store) -> tuple[pa.ChunkedArray | None, list[Problem]]:
     total = len(store)
     try:
         keys, labels = store.samples.column("key"), store.samples.column("label").to_numpy()
+    except RemoteError:
+        raise  # no damage
     except DAMAGE as error:
         return None, [Problem(array=SAMPLES_FILE, what=f"cannot be read ({error})")]
     try:
@@ -125,6 +142,8 @@ def _verify_root(store: Store) -> tuple[pa.ChunkedArray | None, list[Problem]]:
             what = f"zarr.json has shape and type {meta['shape']} {meta['data_type']}, expected [{total}] int32"
             return keys, [Problem(array=LABEL, what=what)]
         stored = store.labels
+    except RemoteError:
+        raise
     except DAMAGE as error:
         return keys, [Problem(array=LABEL, what=f"cannot be read ({error})")]
     wrong = np.flatnonzero(stored != labels).tolist()
@@ -142,8 +161,10 @@ def _plan_group(
     """Return the problems of a group's metadata, its uncommitted shards, and its shards to verify."""
     manifest = store.manifest
     total = num_shards(manifest.num_samples, manifest.shard_size)
-    committed = committed_shards(store.path, name)
+    committed: set[int] = set()
     try:
+        store.fetch_group(name)
+        committed = committed_shards(store.path, name)
         group = store.group(name)
         for reader in group.shard_indexes.values():
             layout = reader.layout
@@ -153,6 +174,8 @@ def _plan_group(
                     "it, and the commit records do not describe its files"
                 )
         jobs = [ShardVerifier(store, group, shard, keys) for shard in range(total) if shard in committed]
+    except RemoteError:
+        raise
     except DAMAGE as error:
         if not committed and name not in store.group_names():
             raise  # the group never existed

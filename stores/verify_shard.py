@@ -117,7 +117,7 @@ class ShardVerifier:
         """Return `read(descriptor, record)`; None if the file is missing, unreadable, or has another size."""
         recorded = commit.files[path]
         try:
-            fd = os.open(self.store.path / self.group.path / path, os.O_RDONLY)
+            fd = self.store.open_file(f"{self.group.path}/{path}")
             try:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
                 found = os.fstat(fd).st_size

@@ -28,6 +28,7 @@ def read_through_zarr(
 
     Raises:
         StoreError: zarr-python cannot read a chunk.
+        RemoteError: the server of a remote store cannot be reached or refuses access.
     """
     path, places = request.array.layout.path, np.flatnonzero(request.places)
     expected = expected_checksums(request, indices)
@@ -54,13 +55,17 @@ def _read_rows(store: Path, array: Path, rows: npt.NDArray[np.int64], files: Rem
     """Return samples of an array, `[len(rows), *sample_shape]`, by zarrs if it is installed and the array is local."""
     import zarr
 
-    source: Any = str(store) if files is None else files.zarr_store()
-    pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"} if files is None and _has_zarrs() else {}
+    def read(source: Any) -> npt.NDArray[Any]:
+        opened = zarr.open_array(source, path=str(array.relative_to(store)), mode="r")
+        return np.asarray(opened.oindex[unique])
+
     unique, places = np.unique(rows, return_inverse=True)  # decodes every chunk once
+    pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"} if files is None and _has_zarrs() else {}
     try:
         with zarr.config.set(pipeline):
-            opened = zarr.open_array(source, path=str(array.relative_to(store)), mode="r")
-            block: npt.NDArray[Any] = np.asarray(opened.oindex[unique])
+            block = read(str(store)) if files is None else files.read_through_zarr(read)
+    except StoreError:  # of the server
+        raise
     except Exception as error:  # every codec has its own exceptions for bytes that it cannot decode
         raise StoreError(
             f"{array}: samples {unique[0]} to {unique[-1]} cannot be decoded ({first_line(error)}): restore the array "

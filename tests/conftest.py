@@ -141,6 +141,18 @@ def make_store(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, np.ndarray
     return make
 
 
+def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Make an S3 server on this machine that of all s3:// URLs."""
+    for name, value in {
+        "AWS_ENDPOINT": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture
 def install_plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Install a module with source plug-ins, `NAME="CALLABLE"`, for this process and its child processes."""
@@ -169,20 +181,41 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "id",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
+    use_endpoint(monkeypatch, f"http://{host}:{port}")
     resource = boto3.resource("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
     stores = resource.create_bucket(Bucket="stores")
     yield stores
     stores.objects.delete()  # the server keeps them in the memory of this process
     stores.delete()
     server.stop()
+
+
+@pytest.fixture
+def faulty_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A `FaultyBucket`, empty and without faults; s3://stores is its URL in this process and its child processes."""
+    spec = importlib.util.spec_from_file_location("faulty_bucket", Path(__file__).with_name("faulty_bucket.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.FaultyBucket().serve() as bucket:
+        use_endpoint(monkeypatch, bucket.url)
+        yield bucket
+
+
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Divide all limits of requests to servers by 60, which is returned: a second stands for a minute."""
+    from repa_pipe.stores import remote, retries
+
+    scale = 60.0
+    for module, names in (
+        (remote, ("READ_S", "WRITE_S", "BURST_S", "LONGEST_PAUSE_S", "REOPEN_S")),
+        (retries, ("RETRY_S", "FIRST_ANSWER_S", "FIRST_PAUSE_S", "LONGEST_PAUSE_S", "LOG_AFTER_S", "LOG_EVERY_S")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(module, name) / scale)
+    return scale
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from ...sources import (
 )
 from ...stores import Store, open_store
 from ...stores.files import atomic_write
+from ...stores.remote import is_url
 from ...stores.upload import ROOT
 from .plain_images import decode_plain, square_side
 from .sample_files import IMAGES_ENDING
@@ -74,8 +75,8 @@ def open_images(
     given = Path(path)
     if given.suffix == IMAGES_ENDING:
         return _resized(_npz_images(given, batch_size), resize)
-    if (given / ROOT).exists():
-        return _resized(_store_images(open_store(given), batch_size, source, source_kind), resize)
+    if is_url(path) or (given / ROOT).exists():
+        return _resized(_store_images(open_store(path), batch_size, source, source_kind), resize)
     return _folder_images(path, batch_size, resize)
 
 

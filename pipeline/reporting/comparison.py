@@ -47,7 +47,7 @@ def headline(runs: Sequence[Run], store: Store | None) -> Headline:
     ]
     if store is not None:
         classes = count_text(len(store.manifest.class_names), "class", "classes")
-        properties += [("Images", f"{len(store):,} in {classes}"), ("Store", store_name(store.path))]
+        properties += [("Images", f"{len(store):,} in {classes}"), ("Store", store_name(store.location))]
     return Headline(f"{count} of {models}, trained {data}, encoded once with {encoded_with}.", tuple(properties))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from ...stores import Store
@@ -56,7 +55,7 @@ def page_values(  # noqa: PLR0917 - as in `report.run`
         if one.metrics
         for warning in one.metrics.warnings
     }
-    name = store_name(store.path) if store else Path(config.store).name
+    name = store_name(store.location if store else config.store)
     return {
         "title": title or f"{name}: {count_text(len(runs), 'run', 'runs')}",
         "headline": headline(runs, store),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...config.paths import place
 from ...stores import Group, Store
 from ...stores.layout import num_shards
 from ..artifacts.image_counts import count_images
@@ -35,14 +36,14 @@ def describe_store(store: Store) -> StoreReport:
         ("Samples per shard", f"{manifest.shard_size:,}"),
         ("Source", f"{manifest.source.get('path', 'unknown')} ({manifest.source.get('kind', 'unknown')})"),
         ("Index digest", manifest.index_digest[:_SHOWN_OF_DIGEST]),
-        ("Path", str(store.path)),
+        ("Path", store.location),
     )
     return StoreReport(properties, _groups_table(store, groups), _fingerprints_table(groups))
 
 
-def store_name(path: Path) -> str:
-    """Return the name of the store's folder."""
-    return path.resolve().name
+def store_name(location: str) -> str:
+    """Return the last part of a store's location, a folder or a URL."""
+    return Path(place(location)).name
 
 
 def _groups_table(store: Store, groups: list[Group]) -> Table:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import StoreError
+from ...errors import RemoteError, StoreError
 from ...sources import index_digest
 from ...stores import Group, Store, open_store
 from ...stores.layout import latents_group, num_shards
@@ -25,7 +24,11 @@ STATS_BATCH = 256  # images per read
 
 def info(path: str) -> str:
     """Return a description of a store: images, groups, weights, completeness, sizes; StoreError when there is none."""
-    store = open_store(path)
+    with open_store(path) as store:
+        return "\n".join(map(one_line, _lines_about(path, store)))
+
+
+def _lines_about(path: str, store: Store) -> list[str]:
     manifest = store.manifest
     lines = [
         f"{path}: {count_text(len(store), 'image', 'images')} of "
@@ -37,7 +40,7 @@ def info(path: str) -> str:
     total = num_shards(len(store), manifest.shard_size)
     for name in store.group_names():
         lines += _describe(store.group(name), total)
-    return "\n".join(map(one_line, lines))
+    return lines
 
 
 def _describe(group: Group, total: int) -> list[str]:
@@ -68,7 +71,11 @@ def list_samples(path: str, class_name: str | None, quarantined: bool, limit: in
     Raises:
         StoreError: there is no store, or it has no such class.
     """
-    store = open_store(path)
+    with open_store(path) as store:
+        return "\n".join(_sample_lines(path, store, class_name, quarantined, limit))
+
+
+def _sample_lines(path: str, store: Store, class_name: str | None, quarantined: bool, limit: int) -> list[str]:
     names = store.manifest.class_names
     if class_name is not None and class_name not in names:
         raise StoreError(f"{path} has no class {class_name!r}: expected one of {_first(names)}")
@@ -85,7 +92,7 @@ def list_samples(path: str, class_name: str | None, quarantined: bool, limit: in
     ]
     if len(shown) < len(chosen):
         lines.append(f"… and {len(chosen) - len(shown):,} more; --limit 0 lists all")
-    return "\n".join(lines)
+    return lines
 
 
 def stats(path: str, vae: str, write: bool) -> str:
@@ -146,37 +153,44 @@ def verify(path: str, repair: bool, accept_metadata: bool = False) -> tuple[str,
         if is_url(path):
             raise StoreError(f"{path} is a URL: run --accept-metadata on the disk that holds the store")
         record_digests(local_folder(path))
-    store = open_store(path)
     with progress("verify", 0, "bytes") as bar:
-        report = verify_store(Path(path), progress=bar.reach)
+        report = verify_store(path, progress=bar.reach)
     lines = [str(problem) for problem in report.problems]
-    try:
-        if index_digest(store.samples) != store.manifest.index_digest:
-            lines.append(f"{path}/samples.parquet does not match the index digest recorded in the store")
-    except StoreError as error:
-        lines.append(str(error))
+    with open_store(path) as store:
+        lines += _index_problems(path, store)
     healthy = not lines
     if repair and report.problems:
-        dropped = drop_bad_shards(Path(path), report)
+        dropped = drop_bad_shards(path, report)
         shards = "1 shard" if dropped == 1 else f"{dropped:,} shards"
         lines.append(f"dropped {shards}: re-run 'repa-pipe encode' to encode them again")
     elif report.bad_shards:
         lines.append(f"run 'repa-pipe store repair --store {path}' to encode damaged shards again")
-    if repair and not copy_is_current(store.path):
-        consolidate(store.path)
+    if repair and not is_url(path) and not copy_is_current(local_folder(path)):
+        consolidate(local_folder(path))
         lines.append("updated the copy of the metadata in zarr.json")
     if healthy:
         lines.append("all committed shards match their checksums")
-    if not store.has_digest or not all(store.group(name).has_digest for name in store.group_names()):
-        lines.append(
-            "metadata, labels and sample index were not checked: an earlier version wrote them without checksums; "
-            "--accept-metadata records these"
-        )
-    total = num_shards(len(store), store.manifest.shard_size)
-    for name in store.group_names():
-        if missing := len(store.group(name).missing_shards()):
-            lines.append(f"{name} is incomplete: {missing:,} of {total:,} shards are missing")
+    with open_store(path) as store:  # reopened, since shards may have been dropped
+        if not store.has_digest or not all(store.group(name).has_digest for name in store.group_names()):
+            lines.append(
+                "metadata, labels and sample index were not checked: an earlier version wrote them without checksums; "
+                "--accept-metadata records these"
+            )
+        total = num_shards(len(store), store.manifest.shard_size)
+        for name in store.group_names():
+            if missing := len(store.group(name).missing_shards()):
+                lines.append(f"{name} is incomplete: {missing:,} of {total:,} shards are missing")
     return "\n".join(map(one_line, lines)), healthy
+
+
+def _index_problems(path: str, store: Store) -> list[str]:
+    try:
+        intact = index_digest(store.samples) == store.manifest.index_digest
+    except RemoteError:
+        raise
+    except StoreError as error:
+        return [str(error)]
+    return [] if intact else [f"{path}/samples.parquet does not match the index digest recorded in the store"]
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:

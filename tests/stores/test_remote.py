@@ -2,17 +2,19 @@
 
 import http.server
 import multiprocessing
+import os
 import pickle
 import re
 import shutil
 import socket
+import tempfile
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from repa_pipe.errors import StoreError
+from repa_pipe.errors import RemoteError, StoreError
 from repa_pipe.stores import AlignmentDataset, open_store
 from repa_pipe.stores.metadata_writer import set_attributes
 from repa_pipe.stores.remote import RemoteFiles
@@ -174,14 +176,14 @@ def test_a_url_without_a_store_is_refused(served, tmp_path):
         open_store(url + "/nowhere")
     with pytest.raises(StoreError, match="cannot be opened"):
         open_store("ftp://example.org/store")
-    with pytest.raises(StoreError, match="is a URL"):
-        verify_store(url)
+    with pytest.raises(StoreError, match=r"a URL loses a slash in a pathlib\.Path"):
+        open_store(Path(url))
 
 
-def test_an_unreachable_server_is_reported_in_one_line():
+def test_an_unreachable_server_is_reported_in_one_line(short_limits):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening
-        with pytest.raises(StoreError, match=r"http://127.0.0.1:\d+/store cannot be read"):
+        with pytest.raises(StoreError, match=r"http://127.0.0.1:\d+/store cannot be read \(connection refused"):
             open_store(f"http://127.0.0.1:{taken.getsockname()[1]}/store")
 
 
@@ -201,6 +203,46 @@ def test_a_store_in_a_bucket_reads_the_same_as_on_disk(make_store, bucket):
         assert_same(remote.read(GROUPS, ROWS), local.read(GROUPS, ROWS))
     with pytest.raises(StoreError, match="no store at s3://stores/other"):
         open_store("s3://stores/other")
+
+
+def test_a_store_behind_a_url_is_verified_without_filling_the_disk(served, tmp_path, monkeypatch):
+    path, url, _ = served
+    sizes, download = [], RemoteFiles.download
+
+    def measured(files, key, fd):
+        download(files, key, fd)
+        sizes.append(os.fstat(fd).st_size)
+
+    monkeypatch.setattr(RemoteFiles, "download", measured)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    local, remote = verify_store(path), verify_store(url)
+    assert (remote.ok, remote.num_shards, remote.num_bytes) == (True, local.num_shards, local.num_bytes)
+    assert sum(sizes) == local.num_bytes
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and path not in file.parents]
+
+
+def test_damage_behind_a_url_is_located_as_on_a_disk(served):
+    path, url, _ = served
+    tokens = path / "features/enc/tokens/c/1/0/0"
+    data = bytearray(tokens.read_bytes())
+    data[1000] ^= 1
+    tokens.write_bytes(data)
+    (path / "latents/tiny/moments/c/2/0/0/0").unlink()
+    (path / "features/enc/cls_token/c/3/0").write_bytes(b"short")
+    (path / "commits/latents/tiny/00000.json").unlink()
+    local, remote = verify_store(path), verify_store(url)
+    assert len(local.problems) == 3
+    assert (remote.problems, remote.incomplete) == (local.problems, local.incomplete)
+
+
+def test_an_unreachable_server_is_not_damage(make_store, faulty_bucket, short_limits):
+    path, _ = make_store()
+    for file in path.rglob("*"):
+        if file.is_file():
+            faulty_bucket.objects[f"small/{file.relative_to(path)}"] = file.read_bytes()
+    faulty_bucket.fault = lambda request: request.key != "small/zarr.json" and request.refuse(503, "SlowDown")
+    with pytest.raises(RemoteError, match="SlowDown"):
+        verify_store("s3://stores/small")
 
 
 def _read_in_child(store, connection):
