@@ -82,7 +82,7 @@ def _shape_per_run(resources: Resources, may_use_gpus: bool) -> ActorShape:
     cpus = resources.cpus
     if cpus is None:
         cpus = max(1.0, num_cpus * gpus // num_gpus) if gpus and num_gpus else float(2 * resources.processes)
-        cpus = min(cpus, max(node.get("CPU", 0.0) for node in nodes))
+        cpus = max(1.0, min(cpus, max(node.get("CPU", 0.0) for node in nodes)))
     if not any(node.get("CPU", 0.0) >= cpus and node.get("GPU", 0.0) >= gpus for node in nodes):
         raise ConfigError(
             f"[resources] requests {cpus:g} CPUs and {gpus:g} GPUs per run, but no node has that many (the cluster has "

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ...errors import ActorError, first_line
+from .placement import PlacementWatch
 from .task_queue import Entry, TaskQueue
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class _PendingCall(Generic[T]):
     actor: Any
     entry: Entry[T] | None
     since: float
+    placed: Any = None  # reference that is ready when the actor of a call of `ready` has its resources
 
 
 class ActorPool(Generic[T]):
@@ -82,11 +84,13 @@ class ActorPool(Generic[T]):
         self._load: dict[Any, int] = {}  # ready actor → calls in flight
         self._failed_starts = 0
         self._checked = 0.0
+        self._watch: PlacementWatch | None = None
 
     def run(self) -> None:
         """Run all tasks. Tasks that failed in every try are in `queue.failures` afterwards.
 
-        Raises errors of `ready()`, fatal errors of tasks, and ActorError when actors keep dying during startup.
+        Raises errors of `ready()`, fatal errors of tasks, and ActorError when actors keep dying during startup, or none
+        has found a place on the cluster for `placement.LIMIT_S` seconds.
         """
         try:
             while self._queue or any(call.entry for call in self._pending.values()):
@@ -96,6 +100,7 @@ class ActorPool(Generic[T]):
                 for reference in done:
                     self._handle(reference)
                 self._kill_timed_out()
+                self._watch_placement()
                 self._on_idle()
         except BaseException:
             self._stop_actors()
@@ -120,7 +125,17 @@ class ActorPool(Generic[T]):
         shape = self._shape()
         for _ in range(min(shape.actors - len(self._load) - starting, len(self._queue))):
             actor = self._create(shape)
-            self._pending[actor.ready.remote()] = _PendingCall(actor, None, time.monotonic())
+            placed = actor.__ray_ready__.remote()
+            self._pending[actor.ready.remote()] = _PendingCall(actor, None, time.monotonic(), placed)
+        self._watch = self._watch or PlacementWatch({"CPU": shape.cpus, "GPU": shape.gpus})
+
+    def _watch_placement(self) -> None:
+        """Notice that no actor has a place on the cluster: neither a ready one nor one that loads its state."""
+        placing = [call.placed for call in self._pending.values() if call.placed is not None]
+        if self._watch is None or not placing or self._load or self._ray.wait(placing, num_returns=1, timeout=0)[0]:
+            self._watch = None
+        else:
+            self._watch.check()
 
     def _handle(self, reference: Any) -> None:
         call = self._pending.pop(reference)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,15 +52,31 @@ def ray_session(address: str | None, device: str | None = None) -> Iterator[None
         else:
             require_cluster(address, origin)
         try:
-            with kept_handlers():
+            with kept_handlers(), _on_loopback() if address == "local" else nullcontext():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (OSError, RuntimeError, ValueError) as error:  # such as another version of Ray
+        except Exception as error:  # such as another version of Ray
             doing, remedy = ("start on this machine", "") if address == "local" else ("connect", f": {CHECK_CLUSTER}")
             raise ConfigError(f"{origin} is {address!r}: Ray cannot {doing} ({first_line(error)}){remedy}") from error
         stack.callback(ray.shutdown)
         if address == "local" and (device or "").startswith("cuda") and not ray.cluster_resources().get("GPU"):
             raise ConfigError(f"--device is {device!r}: this machine has no GPU that Ray can use")
         yield
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray listen on 127.0.0.1 alone, as it does by itself on Windows and macOS.
+
+    `_node_ip_address="127.0.0.1"` does not: Ray replaces it with the address that other machines reach.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def runs_here(address: str | None) -> bool:

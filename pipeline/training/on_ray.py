@@ -12,6 +12,7 @@ from typing import Any
 
 from ...config import TrainConfig
 from ...errors import CheckpointError, ConfigError, RepaPipeError, first_line
+from ..runtime.placement import wait_for_places
 from ..runtime.ray_session import enter_folder, ray_session, runs_here
 from ..runtime.signals import collected_signals
 from ..runtime.stop_file import StopFile
@@ -31,6 +32,7 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig, StopFile], ob
     Raises:
         RepaPipeError: training raised it on a rank.
         CheckpointError: workers died.
+        ActorError: the cluster has no room for the ranks.
         ConfigError: Ray Train is not installed, or this machine cannot hold as many ranks.
     """
     try:
@@ -41,13 +43,14 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig, StopFile], ob
 
     scratch = Path(config.output_dir).resolve() / f".ray-{uuid.uuid4().hex[:8]}"  # files that are not needed later
     stop_file = StopFile(scratch / "stop")
-    with ray_session(config.ray_address), collected_signals() as signals, ThreadPoolExecutor(1) as pool:
+    with ray_session(config.ray_address):
         gpus = _count("GPU") if config.device != "cpu" else 0
         workers = config.ray_workers or gpus or 1
         if runs_here(config.ray_address):  # a cluster may grow
             most = gpus or _count("CPU")
             kind = "GPUs" if gpus else "CPUs"
             config.require(workers <= most, "ray_workers", f"this machine has {most} {kind} that Ray can use")
+        wait_for_places([{"GPU": 1.0} if gpus else {"CPU": 1.0}] * workers)
         job = {
             "config": dataclasses.replace(config.absolute(), ray=False, ray_address=None),
             "folder": str(Path.cwd()),
@@ -61,7 +64,8 @@ def launch(config: TrainConfig, train_rank: Callable[[TrainConfig, StopFile], ob
             run_config=RunConfig(storage_path=str(scratch), name="run"),
         )
         try:
-            _wait(pool.submit(trainer.fit), signals, stop_file)  # in a thread, since it would handle SIGINT itself
+            with collected_signals() as signals, ThreadPoolExecutor(1) as pool:
+                _wait(pool.submit(trainer.fit), signals, stop_file)  # in a thread, since it would handle SIGINT itself
         except Exception as error:
             raise _cause_of(error) from error
         finally:

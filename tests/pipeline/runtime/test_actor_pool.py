@@ -1,5 +1,6 @@
 """ActorPool with a TaskQueue, on a fake Ray whose actors are threads. Real Ray is in ../encoding/test_faults.py."""
 
+import re
 import sys
 import threading
 import time
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from repa_pipe.errors import ActorError, SourceError, WeightsError
-from repa_pipe.pipeline.runtime import actor_pool
+from repa_pipe.pipeline.runtime import actor_pool, placement
 from repa_pipe.pipeline.runtime.actor_pool import ActorPool, ActorShape
 from repa_pipe.pipeline.runtime.task_queue import TaskQueue
 
@@ -35,6 +36,7 @@ class FakeRay:
         self.fates = {task: list(fate) for task, fate in (fates or {}).items()}
         self.num_nodes, self.start_errors, self.stoppable = nodes, list(start_errors), stoppable
         self.exceptions = SimpleNamespace(RayTaskError=TaskError, RayError=(TaskError, DiedError))
+        self.has_place = True
         self.actors = []
         self.neighbors = {}  # task → number of other tasks on its actor, one entry per try
 
@@ -60,15 +62,33 @@ class FakeRay:
     def kill(self, actor):
         actor.kill()
 
+    def nodes(self):
+        return [{"Alive": True}, {"Alive": False}]
+
+    def cluster_resources(self):
+        return {"CPU": 4.0, "memory": 1e9}
+
+    def available_resources(self):
+        return {"CPU": 1.0}
+
 
 class FakeActor:
     def __init__(self, ray):
         self.ray, self.dead, self.stops, self.calls = ray, False, 0, []
+        self.__ray_ready__ = SimpleNamespace(remote=self._placed)
         self.ready = SimpleNamespace(remote=self._ready)
         self.run = SimpleNamespace(remote=self._run)
 
+    def _placed(self):
+        future = Future()
+        if self.ray.has_place:
+            future.set_result(None)
+        return future
+
     def _ready(self):
         future = Future()
+        if not self.ray.has_place:
+            return future
         if self.ray.start_errors:
             future.set_exception(self.ray.start_errors.pop(0))
         else:
@@ -223,3 +243,31 @@ def test_actors_without_stop_are_not_waited_for(run_pool):
     with pytest.raises(KeyboardInterrupt):
         run_pool(ray, tasks=2, on_idle=interrupt_when_busy(ray))
     assert not any(call.done() for call in ray.actors[0].calls)
+
+
+def test_a_cluster_without_room_is_reported_and_given_up_after_the_limit(run_pool, monkeypatch, caplog):
+    ray = FakeRay()
+    ray.has_place = False
+    monkeypatch.setattr(placement, "FIRST_LINE_S", 0.1)
+    monkeypatch.setattr(placement, "LINE_EVERY_S", 0.1)
+    monkeypatch.setattr(placement, "LIMIT_S", 2.5)
+    found = r"Ray has no place for a worker with 2 CPUs after \d s: the cluster has 1 node with 4 CPUs, 1 of them free"
+    with pytest.raises(ActorError, match=rf"^{found}; free or add resources"):
+        run_pool(ray)
+    assert re.match(rf"{found}; waiting for nodes or for other jobs to end, until 2 s$", caplog.messages[0])
+
+
+def test_an_actor_that_loads_its_state_has_a_place(run_pool, monkeypatch, caplog):
+    ray = FakeRay()
+    monkeypatch.setattr(placement, "FIRST_LINE_S", 0.1)
+    monkeypatch.setattr(placement, "LIMIT_S", 0.5)
+    load = FakeActor._ready
+
+    def load_slowly(actor):
+        future = Future()
+        threading.Timer(2.5, lambda: future.set_result(load(actor).result())).start()
+        return future
+
+    monkeypatch.setattr(FakeActor, "_ready", load_slowly)
+    assert run_pool(ray) == ([], list(range(8)))
+    assert caplog.messages == []

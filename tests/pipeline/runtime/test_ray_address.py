@@ -1,9 +1,14 @@
 """Addresses without a Ray cluster are refused within seconds, in one line."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +66,84 @@ def test_an_address_without_a_cluster_is_refused_in_one_line(server, form, answe
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://localhost:{}"])
 def test_a_server_that_speaks_grpc_is_accepted(server, form):
     require_cluster(form.format(server(SETTINGS)), "--ray-address")
+
+
+REFUSAL = SETTINGS + b"\0\0\x7d\x01\x05\0\0\0\x01\x88@\x0ccontent-type\x10application/grpc\0\x0bgrpc-status\x0216"
+
+
+def test_a_cluster_that_refuses_the_token_is_one_line(server):
+    address = f"127.0.0.1:{server(REFUSAL)}"
+    with pytest.raises(ConfigError, match=rf"^--ray-address is '{address}': the cluster refuses the token of [^\n]+$"):
+        require_cluster(address, "--ray-address")
+
+
+def start_head(port, **variables):
+    """Start a head node without CPUs, with a process that ends with it."""
+    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--num-cpus=0", f"--port={port}", "--block"]
+    return subprocess.Popen(
+        [
+            *command,
+            "--include-dashboard=false",
+            "--object-store-memory=100000000",
+            f"--ray-client-server-port={free_port()}",
+        ],
+        env=os.environ | variables,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.slow
+def test_a_real_cluster_accepts_its_own_token_and_no_other(monkeypatch, tmp_path):
+    """In one process per token, since Ray reads it once."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    code = (
+        "from repa_pipe.pipeline.runtime.ray_session import ray_session\n"
+        "import sys\n"
+        "with ray_session(sys.argv[1]): print('connected')\n"
+    )
+
+    def connect(**variables):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        command = [sys.executable, "-c", code, address]
+        start = time.monotonic()
+        done = subprocess.run(
+            command, check=False, env=environment | {"HOME": str(tmp_path)} | variables, capture_output=True, text=True
+        )
+        return done.stdout + done.stderr.strip().rpartition("\n")[2], time.monotonic() - start
+
+    token = "a" * 64
+    head = start_head(port, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    try:
+        while not listens(port):
+            assert head.poll() is None
+            time.sleep(0.2)
+        assert connect(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)[0].startswith("connected")
+        for variables in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 200}, {"RAY_AUTH_MODE": "disabled"}, {}):
+            line, seconds = connect(**variables)
+            assert "the cluster refuses the token of this process: set RAY_AUTH_MODE=token" in line
+            assert seconds < 30
+        assert "RAY_AUTH_MODE is token, but there is no token" in connect(RAY_AUTH_MODE="token")[0]
+    finally:
+        end(head)
+
+
+def end(head):
+    """End the processes of a head node."""
+    with suppress(ProcessLookupError):
+        os.killpg(head.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            head.wait(timeout=20)
+        os.killpg(head.pid, signal.SIGKILL)
+    head.wait()
+
+
+def listens(port):
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def test_with_tls_only_the_connection_is_tried(server, monkeypatch):

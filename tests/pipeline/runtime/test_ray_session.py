@@ -1,8 +1,11 @@
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray._private import ray_constants  # stays importable while `ray` is replaced
 
 from repa_pipe.config import EncodeConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import ConfigError
@@ -149,3 +152,43 @@ def test_a_ray_address_alone_means_ray(config_of):
     assert not config_of().uses_ray
     assert config_of(ray=True).uses_ray
     assert config_of(ray_address="auto").uses_ray
+
+
+def test_ray_on_this_machine_is_started_as_one_that_forms_no_cluster(monkeypatch):
+    found = []
+    ray = SimpleNamespace(init=lambda **options: found.append(ray_constants.ENABLE_RAY_CLUSTER), shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with ray_session("local"):
+        assert ray_constants.ENABLE_RAY_CLUSTER
+    assert found == [False]
+
+
+def listening():
+    """Return address and inode of every socket that listens on this machine."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {(row[1].rpartition(":")[0], row[9]) for row in rows if row[3] == "0A"}
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}  # 127.0.0.1, twice; ::1
+
+
+@pytest.mark.slow
+def test_no_port_of_a_local_session_is_open_to_other_machines(monkeypatch):
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_session("local"):
+        actor = ray.remote(JobActor).options(num_cpus=1).remote("/")
+        ray.get(actor.ready.remote())
+        children = [os.getpid()]
+        for process in children:  # grows
+            tasks = Path(f"/proc/{process}/task").glob("*/children")
+            children += [int(child) for task in tasks for child in task.read_text().split()]
+        sockets = set()
+        for process in children:
+            for descriptor in Path(f"/proc/{process}/fd").iterdir():
+                with suppress(OSError):
+                    sockets.add(str(descriptor.readlink()).removeprefix("socket:[").rstrip("]"))
+        ports = [address for address, inode in listening() if inode in sockets]
+    assert len(ports) >= 4
+    assert set(ports) <= LOOPBACK

@@ -101,3 +101,14 @@ def test_the_error_says_how_to_install_ray_train(config_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.train", None)
     with pytest.raises(ConfigError, match=r"pip install 'ray\[train\]'"):
         train.run(config_of(ray=True))
+
+
+def test_one_module_uses_ray_train():
+    root = Path(train.__file__).parents[1]
+    sources = [
+        path
+        for folder in ("pipeline", "stores", "sources", "models", "config")
+        for path in (root / folder).rglob("*.py")
+    ]
+    users = [path for path in sources if "ray.train" in path.read_text()]
+    assert [path.relative_to(root).as_posix() for path in users] == ["pipeline/training/on_ray.py"]
