@@ -67,6 +67,7 @@ class RemoteFiles:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._pid = os.getpid()
+        self._credentials = file_credentials(self.url)  # kept, since the file may be missing while it is rewritten
         self._backends, self._opened_at = self._open(), time.monotonic()
         self._lock = threading.Lock()
         self._retries = Retries(self.url)
@@ -85,8 +86,8 @@ class RemoteFiles:
                 "backoff": {"max_backoff": datetime.timedelta(seconds=LONGEST_PAUSE_S)},
             }
         }
-        if credentials := file_credentials(self.url):
-            options["credential_provider"] = credentials
+        if self._credentials:
+            options["credential_provider"] = self._credentials
         limits: list[dict[str, Any]] = [
             {"client_options": client_options(self.url, seconds)} for seconds in (READ_S, WRITE_S)
         ]
@@ -174,8 +175,8 @@ class RemoteFiles:
         import obstore
 
         def size_of(_: None) -> int | None:
-            try:
-                return obstore.head(self._backends.reads, key)["size"]
+            try:  # not a HEAD request, whose errors have no code
+                return obstore.get(self._backends.reads, key).meta["size"]
             except _MISSING:
                 return None
 

@@ -60,8 +60,10 @@ def test_encoding_rides_out_faults_and_commits_last(images, faulty_bucket, short
         for path in (tmp_path / "store").rglob("*")
         if path.is_file()
     }
-    begin = {"slow_down": lambda: faulty_bucket.slow_down(60 / short_limits), "fail_randomly": None}[fault]
-    faulty_bucket.fail_randomly(0.3) if begin is None else begin()
+    if fault == "fail_randomly":
+        faulty_bucket.fail_randomly(0.3)
+    else:
+        faulty_bucket.fault = lambda request: "/c/1/" in request.key and faulty_bucket.slow_down(60 / short_limits)
     assert encode.run(encode_config(images)).failed == []
     assert data_of(faulty_bucket.objects) == data_of(expected)
     assert faulty_bucket.objects.keys() == expected.keys()

@@ -138,7 +138,9 @@ def test_expired_credentials_are_read_again_from_their_file(uploaded, faulty_buc
         assert_reads_the_same(store, uploaded)
         faulty_bucket.access_key = "second"
         reading = pool.submit(assert_reads_the_same, store, uploaded)
-        time.sleep(0.5)
+        time.sleep(0.3)
+        credentials_file("second", "other")  # as while the file is rewritten
+        time.sleep(0.3)
         assert not reading.done()
         credentials_file("second", "training")
         reading.result(timeout=20)
