@@ -14,6 +14,7 @@ from repa_pipe.config import EncodeConfig, EvaluateConfig
 from repa_pipe.errors import RemoteError
 from repa_pipe.pipeline import encode, report, train
 from repa_pipe.pipeline.artifacts.images import open_images
+from repa_pipe.pipeline.reporting.store import describe_store
 from repa_pipe.stores import open_store
 from repa_pipe.stores.verify import verify_store
 
@@ -134,7 +135,8 @@ def test_commands_describe_a_store_behind_a_url_as_one_in_a_folder(
     assert (code, "50 samples" in out) == (0, True), errors
     page = report.run([train.run(config_in_bucket()).run], str(tmp_path / "report.html")).read_text()
     assert "small: 1 run" in page
-    assert URL in page
+    with open_store(URL) as store:
+        assert ("Path", URL) in describe_store(store).properties
     assert "s3:/stores" not in page.replace("s3://stores", "")
 
 

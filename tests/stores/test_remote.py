@@ -235,13 +235,14 @@ def test_damage_behind_a_url_is_located_as_on_a_disk(served):
     assert (remote.problems, remote.incomplete) == (local.problems, local.incomplete)
 
 
-def test_an_unreachable_server_is_not_damage(make_store, faulty_bucket, short_limits):
+@pytest.mark.parametrize("refused", ["samples.parquet", "label/c/0", "commits/latents/tiny/00001.json"])
+def test_files_that_the_server_refuses_are_not_damage(make_store, faulty_bucket, refused):
     path, _ = make_store()
     for file in path.rglob("*"):
         if file.is_file():
             faulty_bucket.objects[f"small/{file.relative_to(path)}"] = file.read_bytes()
-    faulty_bucket.fault = lambda request: request.key != "small/zarr.json" and request.refuse(503, "SlowDown")
-    with pytest.raises(RemoteError, match="SlowDown"):
+    faulty_bucket.fault = lambda request: request.key == f"small/{refused}" and request.refuse(403, "AccessDenied")
+    with pytest.raises(RemoteError, match="AccessDenied"):
         verify_store("s3://stores/small")
 
 
