@@ -4,10 +4,13 @@ A message states what was found, where, what was expected, and what to do. The c
 exits with code 2.
 """
 
+_LONGEST_LINE = 300  # an exception may quote what it read
+
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's exception, or its type if it has no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of another library's exception, at most 300 characters, or its type without a message."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…"
 
 
 class RepaPipeError(Exception):

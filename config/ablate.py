@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import DATA, HARDWARE, OUTPUT, RAY_ADDRESS_HELP, Config, option
+from .base import DATA, HARDWARE, OUTPUT, RAY_ADDRESS_HELP, Config, is_count, option
 from .paths import PathKind
 
 
@@ -47,4 +47,4 @@ class AblateConfig(Config):
     def part_of(self) -> tuple[int, int]:
         """I and N of `part`; (0, 1) for all runs, and (0, 0) for text that is not I/N."""
         number, _, count = (self.part or "0/1").partition("/")
-        return (int(number), int(count)) if number.isdecimal() and count.isdecimal() else (0, 0)
+        return (int(number), int(count)) if is_count(number) and is_count(count) else (0, 0)

@@ -7,13 +7,15 @@ The help text of a field is in its metadata, so that a flag, its default and its
 
 from __future__ import annotations
 
+import math
+import os
 import shlex
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from ..converter import choices_of, hints_of, structure, unstructure
+from ..converter import choices_of, hints_of, is_text, shown, structure, unstructure
 from ..errors import ConfigError
 from . import paths
 from .paths import PathKind
@@ -65,14 +67,15 @@ def option(
     path: PathKind | None = None,
     aliases: Mapping[str, str] | None = None,
     comma_separated: bool = False,
+    may_be_infinite: bool = False,
 ) -> Any:
     """Declare a config field with its section of the help and its help text; without a default it is required.
 
     On the command line, `aliases` are other spellings of choices, and the values of a repeatable option that is
-    `comma_separated` may also be given at once.
+    `comma_separated` may also be given at once. Numbers must be finite unless they `may_be_infinite`.
     """
     metadata = {"section": section, "help": text, "affects_result": affects_result, "chosen": chosen, "path": path}
-    metadata |= {"aliases": aliases or {}, "comma_separated": comma_separated}
+    metadata |= {"aliases": aliases or {}, "comma_separated": comma_separated, "may_be_infinite": may_be_infinite}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
@@ -95,6 +98,7 @@ class Config:
     """
 
     kind: ClassVar[str]  # the command
+    added_later: ClassVar[frozenset[str] | None] = None  # not in files of version 0.1.0; None: no field has to be
 
     def __post_init__(self) -> None:
         for name in self.repeatable_fields():  # a string would be a sequence of letters
@@ -104,7 +108,10 @@ class Config:
         for item in fields(self):
             choices, value = choices_of(hints[item.name]), getattr(self, item.name)
             if choices and value is not None and value not in choices:
-                raise ConfigError(f"{flag(item.name)} is {value!r}: expected one of {', '.join(choices)}")
+                raise ConfigError(f"{flag(item.name)} is {shown(value)}: expected one of {', '.join(choices)}")
+            for each in value if isinstance(value, tuple) else (value,):
+                problem = _why_unusable(each, item.metadata)
+                self.require(problem is None, item.name, str(problem))
         self.validate()
 
     def _rewrite_paths(self, rewrite: Callable[[str, PathKind], str]) -> None:
@@ -127,7 +134,7 @@ class Config:
     def require(self, holds: bool, name: str, expected: str) -> None:
         """Raise ConfigError about the field `name` unless `holds`."""
         if not holds:
-            raise ConfigError(f"{flag(name)} is {getattr(self, name)!r}: {expected}")
+            raise ConfigError(f"{flag(name)} is {shown(getattr(self, name))}: {expected}")
 
     def require_at_least_1(self, *names: str) -> None:
         """Raise ConfigError for a field that is set and below 1."""
@@ -157,8 +164,17 @@ class Config:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "config") -> Self:
-        """Build a config from the values of `as_json`; raise ConfigError, naming `where`, for anything else."""
-        return structure(values, cls, where)
+        """Build a config from the values of `as_json`; raise ConfigError, naming `where`, for anything else.
+
+        Of the fields that affect the result, a file may lack only `added_later`: with a default for another one, the
+        result would differ.
+        """
+        config = structure(values, cls, where)
+        required = () if cls.added_later is None else cls.result_fields()
+        missing = [name for name in required if name not in values and name not in (cls.added_later or ())]
+        if missing:
+            raise ConfigError(f"{where}: required key {missing[0]!r} is missing")
+        return config
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], where: str) -> Self:
@@ -208,7 +224,7 @@ class Config:
         compared = [item for item in fields(self) if item.metadata["affects_result"]]
         pairs = [(item, getattr(self, item.name), getattr(other, item.name)) for item in compared]
         return [
-            f"{flag(item.name)}: recorded {mine!r}, requested {theirs!r}"
+            f"{flag(item.name)}: recorded {shown(mine)}, requested {shown(theirs)}"
             for item, mine, theirs in pairs
             if not _same(item.metadata["path"], mine, theirs) and not (item.metadata["chosen"] and theirs is None)
         ]
@@ -244,6 +260,24 @@ def _same(kind: PathKind | None, mine: Any, theirs: Any) -> bool:
     return paths.same(mine, theirs, kind)
 
 
+def _why_unusable(value: object, metadata: Mapping[str, Any]) -> str | None:
+    """Return what is expected instead of a value that no field can have; None if it may be one."""
+    if isinstance(value, str) and ("\0" in value or not is_text(value)):
+        return "expected text without NUL characters and halves of characters"
+    if isinstance(value, str) and metadata["path"] and max(len(os.fsencode(part)) for part in value.split("/")) > 255:
+        return "expected a path, whose parts have at most 255 bytes"
+    if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not metadata["may_be_infinite"])):
+        return "expected a finite number"
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        return "expected an integer of at most 64 bits"
+    return None
+
+
+def is_count(text: str) -> bool:
+    """Return whether text is a decimal number of at most 64 bits, without a sign."""
+    return text.isdecimal() and len(text) < 19
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | int | float) else value
 
@@ -260,6 +294,6 @@ def weights_by_name(entries: Sequence[str], names: Collection[str]) -> dict[str,
         name, separator, path = entry.partition("=")
         if not separator or name not in names:
             known = ", ".join(names) or "(none given)"
-            raise ConfigError(f"--encoder-weights is {entry!r}: expected NAME=PATH with NAME one of {known}")
+            raise ConfigError(f"--encoder-weights is {shown(entry)}: expected NAME=PATH with NAME one of {known}")
         found[name] = path
     return found

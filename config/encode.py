@@ -117,6 +117,7 @@ class EncodeConfig(SourceConfig):
         )
         self.require_resolution("resolution")
         self.require_at_least_1("shard_size", "batch_size", "actors")
+        self.require(self.decode_threads is None or self.decode_threads >= 0, "decode_threads", "must be 0 or more")
         self.require(self.shard_timeout is None or self.shard_timeout > 0, "shard_timeout", "must be above 0 seconds")
         self.require(
             9 <= self.max_image_pixels <= 178_956_970,

@@ -11,9 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..converter import structure
+from ..converter import read_toml, structure
 from ..errors import ConfigError
-from .settings_file import check_settings, read_toml
+from .settings_file import check_settings
 from .train import TrainConfig
 
 SUFFIX = ".toml"

@@ -19,6 +19,7 @@ from .base import (
     SAMPLING,
     Config,
     Precision,
+    is_count,
     option,
     uses_ray,
 )
@@ -96,7 +97,7 @@ class SampleConfig(Config):
         self.require(not (self.heun and self.mode == "sde"), "heun", "requires --mode ode")
         words = () if self.labels in LABEL_RULES else self.labels.split(",")
         self.require(
-            all(word.strip().isdecimal() for word in words),
+            all(is_count(word.strip()) for word in words),
             "labels",
             f"expected {', '.join(LABEL_RULES)}, or class numbers such as 207,360",
         )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from ..converter import require_known_keys, structure, unstructure
+from ..converter import read_toml, require_known_keys, structure, unstructure
 from ..errors import ConfigError
 from .base import Config
 from .source import names_plug_in
@@ -30,14 +28,6 @@ def read_settings(path: str, configs: Sequence[type[Config]], without: Collectio
             "pass --source-kind on the command line"
         )
     return settings
-
-
-def read_toml(file: Traversable, where: str) -> dict[str, Any]:
-    """Return the contents of a TOML file; raise ConfigError, naming `where`, when it cannot be read."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{where} cannot be read ({error})") from error
 
 
 def check_settings(

@@ -17,6 +17,7 @@ from .base import (
     RAY_HELP,
     Config,
     Precision,
+    is_count,
     option,
     uses_ray,
 )
@@ -28,6 +29,9 @@ class TrainConfig(Config):
     """Settings of `repa-pipe train`. Names and defaults are those of the published trainer where it has the option."""
 
     kind: ClassVar[str] = "train"
+    added_later: ClassVar[frozenset[str] | None] = frozenset(
+        ("warmup_steps", "lr_schedule", "lr_decay_steps", "projector_kernel_size", "classes", "indices", "val_fraction")
+    )
 
     store: str = option(DATA, "Store to train from.", affects_result=False, path=PathKind.PATH)
     output_dir: str = option(OUTPUT, "Parent of all run folders.", "exps", affects_result=False, path=PathKind.PATH)
@@ -125,7 +129,7 @@ class TrainConfig(Config):
     adam_beta2: float = option(OPTIMIZATION, "AdamW beta2.", 0.999)
     adam_weight_decay: float = option(OPTIMIZATION, "AdamW weight decay.", 0.0)
     adam_epsilon: float = option(OPTIMIZATION, "AdamW epsilon.", 1e-8)
-    max_grad_norm: float = option(OPTIMIZATION, "Maximum gradient norm (gradient clipping).", 1.0)
+    max_grad_norm: float = option(OPTIMIZATION, "Maximum gradient norm (gradient clipping).", 1.0, may_be_infinite=True)
     ema_decay: float = option(OPTIMIZATION, "Decay of the exponential moving average (EMA) of the weights.", 0.9999)
     mixed_precision: Precision | None = option(
         HARDWARE,
@@ -243,6 +247,7 @@ class TrainConfig(Config):
         self.require_at_least_1("batch_size", "microbatches", "max_train_steps", "checkpointing_steps", "log_steps")
         self.require_seed("seed")
         self.require_at_least_1("ray_workers", "val_steps", "lr_decay_steps", "num_classes")
+        self.require_at_least_1("encoder_depth", "projector_embed_dims", "shuffle_window")
         for name in (
             "keep_checkpoints",
             "milestone_steps",
@@ -250,6 +255,7 @@ class TrainConfig(Config):
             "proj_coeff",
             "cls_coeff",
             "warmup_steps",
+            "adam_weight_decay",
         ):
             self.require(getattr(self, name) >= 0, name, "must be 0 or more")
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
@@ -296,7 +302,7 @@ class TrainConfig(Config):
     def profiled(self) -> range:
         """The steps of `profile_steps`, counted from 0; empty for none, and for text that is not FIRST:LAST."""
         first, _, last = (self.profile_steps or "").partition(":")
-        return range(int(first), int(last)) if first.isdecimal() and last.isdecimal() else range(0)
+        return range(int(first), int(last)) if is_count(first) and is_count(last) else range(0)
 
     @property
     def uses_ray(self) -> bool:

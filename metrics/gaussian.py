@@ -119,7 +119,7 @@ def load_statistics(path: str | Path) -> tuple[Gaussian, Gaussian | None]:
             arrays = {name: archive[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "count") if name in names}
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; expected an .npz file with the arrays mu and sigma") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} is not an .npz file, or is damaged ({error}). Download or create it again") from None
     if "mu" not in arrays or "sigma" not in arrays:
         found = ", ".join(names) if is_archive else "a single array"
@@ -142,5 +142,13 @@ def _gaussian(path: str | Path, arrays: dict[str, Any], suffix: str, count: int 
         raise ConfigError(
             f"{path}: mu{suffix} has shape {list(mean.shape)} and sigma{suffix} {list(covariance.shape)}; "
             "expected [D] and [D, D]"
+        )
+    for name, array in ((f"mu{suffix}", mean), (f"sigma{suffix}", covariance)):
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise ConfigError(f"{path}: {name} is {array.dtype}, or not finite; expected finite numbers")
+    asymmetry = np.abs(covariance - covariance.T).max(initial=0)
+    if (np.diagonal(covariance) < 0).any() or asymmetry > 1e-3 * np.abs(covariance).max(initial=0):
+        raise ConfigError(
+            f"{path}: sigma{suffix} is not a covariance: expected a symmetric matrix, variances of 0 or more"
         )
     return Gaussian(torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64)), count)

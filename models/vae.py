@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, NonFiniteError, WeightsError
+from ..errors import ConfigError, NonFiniteError, WeightsError, first_line
 from .precision import autocast_dtype, precision_name, retry_in_float32, rows_not_finite
 from .vae_files import (
     PUBLISHED,
@@ -228,7 +228,9 @@ def _build(config: Mapping[str, Any], path: Path) -> Any:
         return model_class(**config).eval().requires_grad_(False)
     # The constructor validates nothing, so an invalid value can raise anything, wherever it is first used.
     except Exception as error:
-        raise WeightsError(f"VAE config {path} does not build an AutoencoderKL ({error}). Download it again") from error
+        raise WeightsError(
+            f"VAE config {path} does not build an AutoencoderKL ({first_line(error)}). Download it again"
+        ) from error
 
 
 def _load_weights(model: Any, path: Path) -> None:

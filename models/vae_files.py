@@ -3,12 +3,14 @@
 Imports no torch, so names can be checked before the work starts.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+from msgspec import Meta
+
+from ..converter import read_json, shown, structure
 from ..errors import ConfigError, WeightsError
 from .weight_files import WeightsSource, download_weights, find_cached
 
@@ -20,6 +22,7 @@ PUBLISHED = {
 }
 _PUBLISHED_SHAPE = (4, 8)  # latent channels and downsampling of both
 _DEFAULT_SCALE = 0.18215  # that of Stable Diffusion; of both published VAEs, and of configs that do not state one
+_DEFAULT_CHANNELS = 4
 _CONFIG_FILE = "config.json"
 _WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
@@ -162,43 +165,63 @@ def _hub_name(name: str) -> str:
     found = PUBLISHED.get(name, name)
     if not _HUB_NAME.fullmatch(found):
         raise ConfigError(
-            f"unknown VAE {name!r}; expected one of {', '.join(vae_names())}, a folder, or the owner/name of an "
+            f"unknown VAE {shown(name)}; expected one of {', '.join(vae_names())}, a folder, or the owner/name of an "
             "AutoencoderKL on Hugging Face"
         )
     return found
 
 
+_Number = Annotated[float, Meta(ge=-1e6, le=1e6)]
+_Positive = Annotated[float, Meta(gt=0, le=1e6)]
+
+
+class _Latents(TypedDict, total=False):
+    """What a config says about the latents; diffusers reads the rest."""
+
+    latent_channels: Annotated[int, Meta(ge=1, le=4096)]
+    block_out_channels: Annotated[list[int], Meta(min_length=1, max_length=16)]
+    scaling_factor: _Positive
+    shift_factor: _Number | None
+    latents_mean: list[_Number] | None
+    latents_std: list[_Positive] | None
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read the config of an AutoencoderKL, without private entries; WeightsError for anything else."""
     try:
-        config = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise WeightsError(f"VAE config {path} cannot be read as JSON ({error}). Download it again") from error
-    found = config.get("_class_name", "AutoencoderKL") if isinstance(config, dict) else type(config).__name__
-    if found != "AutoencoderKL":
-        raise WeightsError(f"VAE config {path}: expected a diffusers AutoencoderKL, found {found}")
+        config = read_json(path, WeightsError)
+        found = config.get("_class_name", "AutoencoderKL")
+        if found != "AutoencoderKL":
+            raise WeightsError(f"{path}: expected a diffusers AutoencoderKL, found {shown(found)}")
+        _latents(config, path)
+    except WeightsError as error:
+        raise WeightsError(f"VAE config {error}. Download it again") from error
     return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _latents(config: Mapping[str, Any], path: Path) -> _Latents:
+    """Return the entries about the latents; WeightsError if they have other types, or are out of their ranges."""
+    stated = {name: config[name] for name in _Latents.__annotations__ if name in config}
+    latents = structure(stated, _Latents, str(path), WeightsError)
+    channels = latents.get("latent_channels", _DEFAULT_CHANNELS)
+    for values in (latents.get("latents_mean"), latents.get("latents_std")):
+        if values and len(values) != channels:
+            raise WeightsError(f"{path}: expected {channels} numbers per channel of the latents, found {len(values)}")
+    return latents
 
 
 def shape_of(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
     """Return a diffusers config's latent channels and downsampling: every block but the last halves the sides."""
-    channels, blocks = config.get("latent_channels", 4), config.get("block_out_channels", [64])
-    if not isinstance(channels, int) or not isinstance(blocks, list):
-        raise WeightsError(
-            f"VAE config {path}: expected an integer latent_channels and a list block_out_channels, found "
-            f"{channels!r} and {blocks!r}. Download it again"
-        )
-    return channels, 2 ** (len(blocks) - 1)
+    latents = _latents(config, path)
+    blocks = latents.get("block_out_channels", [64])
+    return latents.get("latent_channels", _DEFAULT_CHANNELS), 2 ** (len(blocks) - 1)
 
 
 def scale_and_bias(config: Mapping[str, Any], path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return scale and bias per channel, combined from a config's four numbers as diffusers' pipelines apply them."""
-    channels, factor = config.get("latent_channels", 4), config.get("scaling_factor", _DEFAULT_SCALE)
-    try:
-        mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * channels
-        std = config.get("latents_std") or [1.0] * channels
-        scale = tuple(factor / deviation for deviation in std)
-        bias = tuple(0.0 - center * gain for center, gain in zip(mean, scale, strict=True))  # 0.0 - x is never -0.0
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise WeightsError(f"VAE config {path} has no usable latents scale ({error})") from error
+    latents = _latents(config, path)
+    channels, factor = latents.get("latent_channels", _DEFAULT_CHANNELS), latents.get("scaling_factor", _DEFAULT_SCALE)
+    mean = latents.get("latents_mean") or [latents.get("shift_factor") or 0.0] * channels
+    scale = tuple(factor / deviation for deviation in latents.get("latents_std") or [1.0] * channels)
+    bias = tuple(0.0 - center * gain for center, gain in zip(mean, scale, strict=True))  # 0.0 - x is never -0.0
     return scale, bias

@@ -192,7 +192,8 @@ def _read_safetensors(path: Path) -> dict[str, object]:
         return dict(load_file(path))
     except SafetensorError as error:
         raise WeightsError(
-            f"weights file {path} is not a complete safetensors file ({error}); it may be truncated. Download it again"
+            f"weights file {path} is not a complete safetensors file ({first_line(error)}); it may be truncated. "
+            "Download it again"
         ) from error
 
 

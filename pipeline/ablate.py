@@ -22,7 +22,7 @@ from .ablation import results
 from .ablation.fork_server import fork_server
 from .ablation.job import STAGES, Job, Outcome, run_job
 from .ablation.on_ray import run_jobs_on_ray
-from .ablation.results import Row, read_results, require_results, write_results
+from .ablation.results import Row, read_finished, require_results, write_results
 from .ablation.sweep import Sweep, read_sweep
 from .artifacts.damaged import read_or_set_aside
 from .artifacts.run_folder import RunFolder
@@ -113,10 +113,11 @@ def out_folder(config: AblateConfig) -> Path:
 
 def _finished(out: Path, jobs: Sequence[Job]) -> AblateResult | None:
     """Return the result of a sweep if its report is complete and newer than everything that it shows."""
-    page, written = out / PAGE, read_results(out)
-    if written is None or [row["run"] for row in written.runs] != [job.name for job in jobs] or written.failed:
-        return None
+    page = out / PAGE
     if not page.exists() or not all(job.is_done for job in jobs):
+        return None
+    written = read_finished(out, _started(jobs))
+    if written is None:
         return None
     if page.stat().st_mtime_ns < max(last_change(job.run_folder.path) for job in jobs):
         return None

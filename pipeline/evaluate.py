@@ -11,7 +11,6 @@ import glob
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from ..config import EvaluateConfig
 from ..errors import ConfigError
@@ -21,6 +20,7 @@ from .artifacts.damaged import read_or_set_aside
 from .artifacts.images import open_images, open_reference
 from .artifacts.metric_files import (
     INCEPTION,
+    DetectorValues,
     MetricRecord,
     finished_metrics,
     input_digests,
@@ -44,7 +44,7 @@ class EvaluateResult:
     metrics: dict[str, float]
     num_samples: int | None
     num_reference: int | None  # of the first Fréchet distance; None when a statistics file does not record it
-    detectors: dict[str, dict[str, Any]]
+    detectors: dict[str, DetectorValues]
     warnings: list[str]
     out: str
     reference: str = ""  # what the samples were compared with, as printed

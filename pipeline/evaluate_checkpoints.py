@@ -15,13 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from ..config import EvaluateConfig, SampleConfig
-from ..converter import read_json
 from ..errors import CheckpointError, DamagedCheckpointError
 from ..stores.files import remove_leftovers, write_json
 from . import evaluate, sample
 from .artifacts.damaged import read_or_set_aside
 from .artifacts.digests import file_digest
-from .artifacts.metric_files import MetricRecord, curve_file, finished_metrics, metrics_file, read_metrics_file
+from .artifacts.metric_files import (
+    MetricRecord,
+    curve_file,
+    finished_metrics,
+    metrics_file,
+    read_curve,
+    read_metrics_file,
+)
 from .artifacts.run_folder import RunFolder
 from .reporting.plots import Line, line_figure, write_page
 from .runtime.lease import lease
@@ -67,7 +73,8 @@ def _evaluate_all(
     page = out.with_suffix(".html")
     result = CurveResult([], str(out), str(page))
     rows = result.rows
-    recorded = (read_or_set_aside(out, lambda: read_json(out), "the curve is written again") or {}).get("rows", [])
+    curve = read_or_set_aside(out, lambda: read_curve(out), "the curve is written again")
+    recorded = curve.rows if curve else []
     for number, checkpoint in enumerate(checkpoints, start=1):
         logger.info("checkpoint %d of %d: %s", number, len(checkpoints), checkpoint.name)
         try:

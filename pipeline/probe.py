@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ProbeConfig
-from ..converter import read_json
 from ..errors import DamagedCheckpointError, StoreError
 from ..stores import Store, open_store
 from ..stores.files import atomic_write, remove_leftovers, write_json
@@ -23,7 +22,7 @@ from ..stores.layout import features_group, latents_group
 from .artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
 from .artifacts.damaged import read_or_set_aside
 from .artifacts.digests import file_digest
-from .artifacts.probe_files import probe_file, same_probe_settings
+from .artifacts.probe_files import Row, probe_file, read_probes, same_probe_settings
 from .artifacts.run_folder import RunFolder, run_of
 from .reporting.plots import Line, line_figure, write_page
 from .runtime.lease import lease
@@ -32,8 +31,6 @@ from .runtime.seeds import STREAMS_VERSION
 logger = logging.getLogger(__name__)
 
 MAX_LINES = 8  # checkpoints per figure
-
-Row = dict[str, Any]  # checkpoint, step, time, block, accuracy, cknna_<encoder> …
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +141,9 @@ def _settings(config: ProbeConfig, store: Store, latents: str, encoders: Sequenc
 
 def _finished(out: Path, settings: dict[str, Any]) -> ProbeResult:
     """Return the result that was written with the same settings, else an empty one."""
-    values = read_or_set_aside(out, lambda: read_json(out), "all checkpoints are probed again") or {}
-    same = same_probe_settings(values.get("settings"), settings)
-    rows, encoders = (values["rows"], values["encoder_accuracy"]) if same else ([], {})
+    recorded = read_or_set_aside(out, lambda: read_probes(out), "all checkpoints are probed again")
+    same = recorded is not None and same_probe_settings(recorded.settings, settings)
+    rows, encoders = (recorded.rows, recorded.encoder_accuracy) if recorded and same else ([], {})
     return ProbeResult(rows, encoders, str(out), *(str(out.with_suffix(end)) for end in (".parquet", ".html")))
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from ..config import RankConfig
 from ..config.paths import same_settings
-from ..converter import read_json
+from ..converter import read_record, structure
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
 from ..stores.files import write_json
@@ -43,6 +44,32 @@ PREDICTION = (
 )
 
 Row = dict[str, Any]  # encoder, codec, lds, lds_error, …; None where a metric is not defined
+
+
+@dataclass(frozen=True, slots=True)
+class RankRecord:
+    """The contents of `rank.json`."""
+
+    rows: Annotated[list[Row], Meta(min_length=1)]
+    num_samples: Annotated[int, Meta(ge=1)]
+    note: str
+    config: RankConfig
+    settings: dict[str, Any] | None = None  # None in files of version 0.1.0
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            structure(row, _RankRow, f"rows[{number}]")
+
+
+class _RankRow(TypedDict):
+    encoder: str
+    codec: str
+    lds: float | None
+    lds_error: float | None
+    cds: float | None
+    cds_error: float | None
+    rmsc: float | None
+    rmsc_error: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +138,10 @@ def _settings(config: RankConfig, store: Store, groups: list[str]) -> dict[str, 
 
 def _finished_rows(config: RankConfig, settings: dict[str, Any]) -> list[Row]:
     """Return the rows that were written with the same settings, if any."""
-    values = read_json(Path(config.out)) if Path(config.out).exists() else {}
-    return list(values["rows"]) if same_settings(values.get("settings"), settings) else []
+    if not Path(config.out).exists():
+        return []
+    recorded = read_record(Path(config.out), RankRecord, "delete it, or choose another --out")
+    return recorded.rows if same_settings(recorded.settings, settings) else []
 
 
 def _measure(store: Store, group: str, samples: npt.NDArray[np.int64], batch_size: int) -> Row:

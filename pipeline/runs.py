@@ -87,7 +87,7 @@ def _read_row(run_folder: RunFolder) -> RunRow:
     saved = [int(path.stem) for path in run_folder.checkpoints()]
     step = max([*saved, *(row["step"] for row in log[-1:])], default=0)
     state = _state(record, config, step)
-    rate = log[-1]["images_per_s"] if log else None
+    rate = log[-1].get("images_per_s") if log else None
     left = (config.max_train_steps - step) * config.batch_size / rate if rate and state == "running" else None
     return RunRow(
         run=str(run_folder.path),

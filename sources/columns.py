@@ -70,6 +70,10 @@ def choose_columns(path: str, schema: pa.Schema, options: SourceOptions) -> Colu
     kind = table.type_of(image)
     labels_are_text = label is not None and is_text(table.type_of(label))
     names = None if label is None or labels_are_text else table.features.get(label, {}).get("names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise SourceError(
+            f"{path}: the class names of {label} in its metadata are no list of text: write the file again"
+        )
     return Columns(
         image, bool(pa.types.is_struct(kind)), has_path(kind), label, labels_are_text, tuple(names) if names else None
     )

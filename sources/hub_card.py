@@ -4,6 +4,7 @@ import glob
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..converter import shown
 from ..errors import SourceError, first_line
 
 CARD_FILE = "README.md"
@@ -38,8 +39,9 @@ def files_by_split(folder: str, suffix: str) -> dict[str | None, list[str]]:
     if not configs:
         return {}
     if len(configs) > 1:
-        names = ", ".join(str(config.get("config_name")) for config in configs)
-        example = next(iter(_patterns(folder, configs[0]).values()))[0].removesuffix(suffix) + suffix
+        names = shown(", ".join(str(config.get("config_name")) for config in configs), 200)[1:-1]
+        each = (pattern for found in _patterns(folder, configs[0]).values() for pattern in found)
+        example = shown(next(each, "*").removesuffix(suffix) + suffix, 200)[1:-1]
         raise SourceError(
             f"{folder} contains several datasets ({names}; configs in {CARD_FILE}): specify the files of one with a "
             f"glob, such as '{folder}/{example}'"
@@ -49,8 +51,8 @@ def files_by_split(folder: str, suffix: str) -> dict[str | None, list[str]]:
     if not any(files.values()):
         stated = ", ".join(pattern for found in patterns.values() for pattern in found)
         raise SourceError(
-            f"{folder} contains no {suffix} files that its {CARD_FILE} states ({stated}): download them, or specify "
-            f"files with a glob, such as '{folder}/*{suffix}'"
+            f"{folder} contains no {suffix} files that its {CARD_FILE} states ({shown(stated, 200)[1:-1]}): download "
+            f"them, or specify files with a glob, such as '{folder}/*{suffix}'"
         )
     return {split: found for split, found in files.items() if found}  # others have not been downloaded
 
@@ -80,7 +82,7 @@ def _patterns(folder: str, config: Any) -> dict[str | None, list[str]]:
         split = str(stated.get("split", "train"))
         patterns.setdefault(split, []).extend(path if isinstance(path, list) else [path])
     if not all(_is_inside(pattern) for found in patterns.values() for pattern in found):
-        raise SourceError(f"{folder}/{CARD_FILE} has invalid data_files ({str(data_files)[:80]}): fix or remove it")
+        raise SourceError(f"{folder}/{CARD_FILE} has invalid data_files ({shown(data_files)}): fix or remove it")
     return patterns
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..converter import structure, unstructure
+from ..converter import shown, structure, unstructure
 from ..errors import SourceError
 from .names import LISTING, listing_versions
 
@@ -52,7 +52,7 @@ class SourceOptions:
         if self.unlabeled and self.class_order != BY_NAME:
             raise SourceError(f"--class-order {self.class_order} has no effect with --unlabeled: omit one of them")
         if self.split is not None and (self.split in ("", ".", "..") or "/" in self.split):
-            raise SourceError(f"--split {self.split!r} is not the name of a split: expected a name such as train")
+            raise SourceError(f"--split {shown(self.split)} is not the name of a split: expected a name such as train")
         if self.unlabeled and self.label_column is not None:
             raise SourceError(
                 f"--unlabeled ignores labels, and --label-column {self.label_column} reads them: pass one"

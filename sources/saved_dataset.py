@@ -31,7 +31,7 @@ def find_saved_files(path: str, split: str | None) -> Files:
     """
     if Path(path, _DICT_FILE).is_file():
         found = _read(path, _DICT_FILE).get("splits")
-        if not isinstance(found, list) or not all(isinstance(name, str) for name in found) or not found:
+        if not isinstance(found, list) or not all(map(_is_name, found)) or not found:
             raise SourceError(f"{path}/{_DICT_FILE} states no splits: save the dataset again")
         chosen = select_split(path, {name: [name] for name in found}, split, f"specify {path}/{{split}}")[0]
         names = tuple(f"{chosen}/{name}" for name in _data_files(f"{path}/{chosen}"))
@@ -59,12 +59,17 @@ def _data_files(folder: str) -> list[str]:
         names = [file["filename"] for file in state["_data_files"]]
     except (KeyError, TypeError):
         names = []
-    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+    if not names or not all(map(_is_name, names)):
         raise SourceError(f"{folder}/{_STATE_FILE} states no data files: save the dataset again")
     missing = [name for name in names if not Path(folder, name).is_file()]
     if missing:
         raise SourceError(f"{folder}/{missing[0]} is missing, which {_STATE_FILE} states: copy the folder again")
     return names
+
+
+def _is_name(name: object) -> bool:
+    """Return whether a value may be the name of a file in the folder."""
+    return isinstance(name, str) and name == Path(name).name and len(name) < 200 and name.isprintable()
 
 
 def _read(folder: str, name: str) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import os
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,26 @@ def samples_of(num_samples: int) -> pa.Table:
             "where": [f"{i:04d}.png" for i in range(num_samples)],
         }
     )
+
+
+def unpack_old_artifacts(folder: Path) -> None:
+    """Unpack the artifacts of version 0.1.0 as if they had been written in a folder, metrics a minute after images."""
+    with tarfile.open(Path(__file__).parent / "data/made-by-0.1.0.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    written = 1_700_000_000
+    for path in folder.rglob("*"):
+        os.utime(path, (written, written + 60 * path.name.endswith(".metrics.json")))
+    for path in folder.rglob("samples/*[0-9].json"):
+        values = json.loads(path.read_text())
+        checkpoint = path.parents[1] / "checkpoints" / f"{values['step']:07d}.pt"
+        values["settings"]["checkpoint"] |= {"path": str(checkpoint), "written": checkpoint.stat().st_mtime_ns}
+        path.write_text(json.dumps(values))
+    run = folder / "exps/run"
+    probes = json.loads((run / "probe.json").read_text())
+    for row in probes["rows"]:
+        name = row["checkpoint"].split()[0]
+        row["checkpoint"] = f"{name} {(run / 'checkpoints' / name).stat().st_mtime_ns}"
+    (run / "probe.json").write_text(json.dumps(probes))
 
 
 @pytest.fixture(autouse=True, scope="session")

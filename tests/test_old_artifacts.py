@@ -5,9 +5,7 @@ tests/data/README.md describes how they were made.
 
 import importlib.metadata
 import json
-import os
 import sys
-import tarfile
 from functools import partial
 from pathlib import Path
 
@@ -31,31 +29,15 @@ from repa_pipe.stores import open_store
 from repa_pipe.stores.verify import verify_store
 from repa_pipe.stores.writer import ShardWriter
 
-ARCHIVE = Path(__file__).parent / "data/made-by-0.1.0.tar.xz"
 RUN = Path("exps/run")
-WRITTEN_S = 1_700_000_000  # time of all files; metrics are a minute newer than the images that they describe
 
 
 @pytest.fixture(autouse=True)
-def _artifacts(tmp_path, monkeypatch):
-    """Unpack the artifacts as if they had been written here, and change to their folder."""
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+def _artifacts(tmp_path, monkeypatch, helpers):
+    helpers.unpack_old_artifacts(tmp_path)
     monkeypatch.chdir(tmp_path)
     preset = partial(SiTConfig, patch_size=2, hidden_size=8, depth=2, num_heads=2, encoder_depth=1)
     monkeypatch.setitem(SIT_PRESETS, "SiT-test/2", preset)
-    for path in tmp_path.rglob("*"):
-        os.utime(path, (WRITTEN_S, WRITTEN_S + 60 * path.name.endswith(".metrics.json")))
-    for path in tmp_path.rglob("samples/*[0-9].json"):
-        values = json.loads(path.read_text())
-        checkpoint = path.parents[1] / "checkpoints" / f"{values['step']:07d}.pt"
-        values["settings"]["checkpoint"] |= {"path": str(checkpoint), "written": checkpoint.stat().st_mtime_ns}
-        path.write_text(json.dumps(values))
-    probes = json.loads((RUN / "probe.json").read_text())
-    for row in probes["rows"]:
-        name = row["checkpoint"].split()[0]
-        row["checkpoint"] = f"{name} {(RUN / 'checkpoints' / name).stat().st_mtime_ns}"
-    (RUN / "probe.json").write_text(json.dumps(probes))
 
 
 def train_config(**changes):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import SIT_PRESETS, SiTConfig, sit_config
     from .entangled import EntangledSiT, make_sit
-    from .infer_config import infer_sit_config
+    from .infer_config import infer_sit_config, require_sizes
     from .model import SiT, drop_labels, load_sit_state
     from .tensor_names import current_names
 
@@ -23,6 +23,7 @@ _MODULE_OF = {
     "EntangledSiT": "entangled",
     "make_sit": "entangled",
     "infer_sit_config": "infer_config",
+    "require_sizes": "infer_config",
     "SiT": "model",
     "drop_labels": "model",
     "load_sit_state": "model",
@@ -38,6 +39,7 @@ __all__ = [
     "infer_sit_config",
     "load_sit_state",
     "make_sit",
+    "require_sizes",
     "sit_config",
 ]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from ...converter import structure, unstructure
+from ...converter import shown, structure, unstructure
 from ...errors import ConfigError
 
 _PROJECTORS = ("mlp", "conv")
@@ -57,23 +57,25 @@ class SiTConfig:
 
     def _validate_fields(self) -> None:
         """Check type and range of each field on its own."""
-        _require(isinstance(self.z_dims, tuple), f"z_dims is {self.z_dims!r}; expected a tuple of widths")
+        _require(isinstance(self.z_dims, tuple), f"z_dims is {shown(self.z_dims)}; expected a tuple of widths")
         integers = {field.name: getattr(self, field.name) for field in fields(self) if field.type is int}
         integers |= {"cls_dim": self.cls_dim} if self.cls_dim is not None else {}
         integers |= {f"z_dims[{number}]": width for number, width in enumerate(self.z_dims)}
         for name, value in integers.items():
             _require(
                 isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-                f"{name} is {value!r}; expected an integer of at least 1",
+                f"{name} is {shown(value)}; expected an integer of at least 1",
             )
         for name, low, high in (("mlp_ratio", 0.01, math.inf), ("class_dropout_prob", 0.0, 1.0)):
             value = getattr(self, name)
             _require(
                 isinstance(value, int | float) and low <= value <= high,
-                f"{name} is {value!r}; expected a number from {low} to {high}",
+                f"{name} is {shown(value)}; expected a number from {low} to {high}",
             )
-        _require(isinstance(self.qk_norm, bool), f"qk_norm is {self.qk_norm!r}; expected True or False")
-        _require(self.projector in _PROJECTORS, f"projector is {self.projector!r}; expected {' or '.join(_PROJECTORS)}")
+        _require(isinstance(self.qk_norm, bool), f"qk_norm is {shown(self.qk_norm)}; expected True or False")
+        _require(
+            self.projector in _PROJECTORS, f"projector is {shown(self.projector)}; expected {' or '.join(_PROJECTORS)}"
+        )
         kernel = self.projector_kernel_size
         _require(kernel % 2 == 1, f"projector_kernel_size is {kernel}; expected an odd number, which keeps the grid")
 
@@ -160,7 +162,7 @@ def sit_config(
     Raises:
         ConfigError: the name is unknown, or a field has an invalid value.
     """
-    _require(name in SIT_PRESETS, f"unknown model {name!r}; expected one of {', '.join(SIT_PRESETS)}")
+    _require(name in SIT_PRESETS, f"unknown model {shown(name)}; expected one of {', '.join(SIT_PRESETS)}")
     preset = SIT_PRESETS[name]
     if encoder_depth is not None:
         preset = partial(preset, encoder_depth=encoder_depth)

@@ -49,6 +49,31 @@ def infer_sit_config(
         raise CheckpointError(f"the checkpoint holds no valid SiT: {error}") from None
 
 
+def require_sizes(config: SiTConfig, state_dict: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless the weights are those of a SiT of these sizes, and its heads those of a preset.
+
+    A model of other sizes would need any amount of memory before its weights turn out not to fit.
+    """
+    names = current_names(state_dict, config.encoder_depth)
+    shapes = {name: tuple(value.shape) for name, value in names.items()}
+    try:
+        found = _trunk(shapes, config.num_classes) | _projectors(shapes) | {"depth": _count(shapes, "blocks")}
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(f"the weights are not those of a SiT ({error} is missing or malformed)") from None
+    with_null_label = found.pop("class_dropout_prob") > 0
+    heads = _heads_by_width().get(config.hidden_size, config.num_heads)
+    pairs = {name: (value, getattr(config, name)) for name, value in found.items()}
+    pairs |= {"num_heads": (heads, config.num_heads)}
+    pairs |= {"null label": (with_null_label, config.class_dropout_prob > 0)}
+    hidden, recorded = (config.hidden_size * ratio // 1 for ratio in pairs["mlp_ratio"])
+    pairs["mlp_ratio"] = hidden, recorded
+    different = [
+        f"{name}: {mine} in the weights, {theirs} recorded" for name, (mine, theirs) in pairs.items() if mine != theirs
+    ]
+    if different:
+        raise CheckpointError(f"its weights are not those of the recorded model ({'; '.join(different[:3])})")
+
+
 def _trunk(shapes: Shapes, num_classes: int | None) -> dict[str, Any]:
     """Return the sizes of everything but the projectors."""
     hidden_size, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"]
@@ -93,9 +118,13 @@ def _require_velocity_alone(shapes: Shapes, sizes: Mapping[str, Any]) -> None:
         )
 
 
-def _num_heads(hidden_size: int) -> int:
+def _heads_by_width() -> dict[int, int]:
     presets = [preset(input_size=8, in_channels=4) for preset in SIT_PRESETS.values()]
-    heads = {preset.hidden_size: preset.num_heads for preset in presets}
+    return {preset.hidden_size: preset.num_heads for preset in presets}
+
+
+def _num_heads(hidden_size: int) -> int:
+    heads = _heads_by_width()
     if hidden_size not in heads:
         known = ", ".join(map(str, sorted(heads)))
         raise CheckpointError(f"the checkpoint holds a SiT of width {hidden_size}; expected one of {known}")

@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 from ...config import EvaluateConfig, SampleConfig, TrainConfig
 from ...errors import RepaPipeError
-from ...stores.files import write_json
+from ..artifacts.machine_file import Machine, write_machine
 from ..artifacts.metric_files import curve_file, finished_metrics
 from ..artifacts.run_folder import RunFolder
 from ..artifacts.sample_files import files_of, finished_samples
@@ -161,7 +161,7 @@ def run_job(
             if args is None or job.is_finished(stage):
                 continue
             if stage == "train":
-                write_json(run_folder.machine_file, {"gpus": _gpus_here(job)})
+                write_machine(run_folder, Machine(_gpus_here(job)))
             logger.info("%s: %s, log in %s", job.name, stage, run_folder.log)
             forks = server if stage != "train" or job.processes == 1 else None
             start = functools.partial(_start, forks, _launcher(job, stage), args)

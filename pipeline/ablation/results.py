@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...converter import read_json, structure
+from ...converter import read_json, structure, unstructure
 from ...errors import ConfigError
 from ...stores.files import atomic_write, write_json
 from ..artifacts.run_folder import RunFolder
@@ -34,10 +34,12 @@ class Results:
     failed: list[Row]
 
 
-def read_results(out: Path) -> Results | None:
-    """Read `results.json`, or return None if it does not exist or is damaged."""
+def read_finished(out: Path, run_folders: Sequence[RunFolder]) -> Results | None:
+    """Return the contents of `results.json` if they are what the run folders hold now and no run failed; else None."""
     try:
-        return require_results(out)
+        found = _results(run_folders, ())
+        # compared as text, in which NaN equals itself
+        return found if repr(read_json(out / FILE)) == repr(unstructure(found)) else None
     except ConfigError:
         return None
 
@@ -54,15 +56,19 @@ def write_results(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    runs = read_runs([str(run_folder.path) for run_folder in run_folders]) if run_folders else []
-    rows = _rows(runs)
-    means = _means(runs, rows)
-    failed = [{"run": one.name, "stage": one.stage, "error": one.error} for one in outcomes if one.error]
-    write_json(out / FILE, {"runs": rows, "over_seeds": means, "failed": failed})
+    found = _results(run_folders, outcomes)
+    write_json(out / FILE, unstructure(found))
     parquet = (out / FILE).with_suffix(".parquet")
     with atomic_write(parquet) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
-    return rows, means
+        pq.write_table(pa.Table.from_pylist(found.runs), temporary)
+    return found.runs, found.over_seeds
+
+
+def _results(run_folders: Sequence[RunFolder], outcomes: Sequence[Outcome]) -> Results:
+    runs = read_runs([str(run_folder.path) for run_folder in run_folders]) if run_folders else []
+    rows = _rows(runs)
+    failed = [{"run": one.name, "stage": one.stage, "error": one.error} for one in outcomes if one.error]
+    return Results(rows, _means(runs, rows), failed)
 
 
 def table(means: Sequence[Row]) -> str:

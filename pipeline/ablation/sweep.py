@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...config import Config, EvaluateConfig, SampleConfig, TrainConfig
-from ...converter import structure
+from ...converter import read_toml, shown, structure
 from ...errors import ConfigError
 
 # Settings that cannot be in the file, since `ablate` determines them. Ray is an option of the command, not of a run.
@@ -65,17 +64,13 @@ class Sweep:
 
 def read_sweep(path: Path, store: str, out: Path) -> Sweep:
     """Read a sweep; raise a ConfigError that names the table and the key for anything invalid."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as a sweep ({error}); docs/ablations.md shows one") from error
-    tables = structure(values, _Tables, str(path))
+    tables = structure(read_toml(path, f"sweep {path}", "; docs/ablations.md shows one"), _Tables, str(path))
     if tables.evaluate is not None and tables.sample is None:
         raise ConfigError(f"{path} has [evaluate] without [sample]: add a table [sample], which may be empty")
     evaluation: Values = dict(tables.evaluate or {})
     every_checkpoint = evaluation.pop("every_checkpoint", False)
     if type(every_checkpoint) is not bool:
-        raise ConfigError(f"{path} [evaluate] every_checkpoint is {every_checkpoint!r}: expected true or false")
+        raise ConfigError(f"{path} [evaluate] every_checkpoint is {shown(every_checkpoint)}: expected true or false")
     sampling = _config(SampleConfig, tables.sample or {}, f"{path} [sample]", _NOT_SAMPLING, checkpoint="")
     evaluation = {"reference": store, "device": sampling.device} | evaluation
     evaluated = _config(EvaluateConfig, evaluation, f"{path} [evaluate]", _NOT_EVALUATION, samples="")
@@ -92,7 +87,7 @@ def _runs(path: Path, tables: _Tables, store: str, out: Path) -> list[TrainConfi
     """Return every entry of [[runs]] with every combination of [grid]."""
     for key, choices in tables.grid.items():
         if not isinstance(choices, list) or not choices:
-            raise ConfigError(f"{path} [grid] {key} is {choices!r}: expected a list of values")
+            raise ConfigError(f"{path} [grid] {shown(key)[1:-1]} is {shown(choices)}: expected a list of values")
     entries = ({},) if tables.runs is None else tables.runs
     if not entries or not (tables.grid or tables.runs):
         raise ConfigError(f"{path} has no runs: add a table [grid], or tables [[runs]]")
@@ -100,7 +95,7 @@ def _runs(path: Path, tables: _Tables, store: str, out: Path) -> list[TrainConfi
     for entry, combination in itertools.product(entries, itertools.product(*tables.grid.values())):
         chosen = dict(zip(tables.grid, combination, strict=True))
         name = run_name(entry, chosen)
-        where = f"{path}, run {name}"
+        where = f"{path}, run {shown(name, 200)[1:-1]}"
         if name in runs:
             raise ConfigError(f"{where} occurs twice: change its settings, or give it another exp_name")
         values = {"group": path.stem} | tables.train | entry | chosen | {"exp_name": name}

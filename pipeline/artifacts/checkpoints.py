@@ -13,16 +13,20 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from ...config import ProbeConfig, SampleConfig, TrainConfig
-from ...converter import structure, unstructure
+from ...converter import require_plain, shown, structure, unstructure
 from ...errors import CheckpointError, DamagedCheckpointError, DamagedWeightsError, WeightsError, first_line
 from ...models.checked_zip import find_damage
-from ...models.weight_files import read_weights_file
+from ...models.weight_files import read_weights_file, tensors_under
 from ...stores.files import atomic_write
 from ..runtime.lease import require_held
+from ..runtime.seeds import STREAMS_VERSION
 from .published import PUBLISHED, Unrecorded, find_published, published_model
 from .run_folder import RunFolder
 from .state_dicts import find_initial_weights
@@ -30,7 +34,7 @@ from .state_dicts import find_initial_weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...models.sit import SiT
+    from ...models.sit import SiT, SiTConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +68,11 @@ class StoreMetadata:
         for group, fingerprint in other.fingerprints.items():
             recorded = self.fingerprints.get(group, {})
             pairs |= {f"{group} {name}": (recorded.get(name), fingerprint[name]) for name in fingerprint}
-        different = [f"{name}: recorded {old!r}, found {new!r}" for name, (old, new) in pairs.items() if old != new]
+        different = [
+            f"{name}: recorded {shown(old)}, found {shown(new)}" for name, (old, new) in pairs.items() if old != new
+        ]
         if different:
-            raise CheckpointError(f"{path} was trained from another store ({'; '.join(different)}): use that store")
+            raise CheckpointError(f"{path} was trained from another store ({'; '.join(different[:4])}): use that store")
         if self.samples != other.samples:
             raise CheckpointError(
                 f"{path} was trained on other samples than --classes and --indices now select (digest: recorded "
@@ -124,6 +130,51 @@ def is_intact(path: Path) -> bool:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a checkpoint records besides its tensors."""
+
+    steps: int
+    config: TrainConfig
+    sit: SiTConfig
+    store: StoreMetadata
+    random_streams: int
+
+
+class _Counts(TypedDict):
+    steps: Annotated[int, Meta(ge=0)]
+    random_streams: Annotated[int, Meta(ge=1, le=STREAMS_VERSION)]
+
+
+def read_header(values: Mapping[str, Any], path: Path) -> Header:
+    """Return the header of the contents of a checkpoint.
+
+    Raises:
+        CheckpointError, ConfigError: a value has another type or is out of its range, or the header contradicts the
+            weights.
+    """
+    from ...models.sit import SiTConfig, require_sizes
+
+    names = ("steps", "config", "sit", "store")
+    plain = {"random_streams": 1} | {name: values[name] for name in (*names, "random_streams") if name in values}
+    require_plain(plain, str(path), CheckpointError)
+    counts = {name: plain[name] for name in ("steps", "random_streams")}
+    structure(counts, _Counts, str(path), CheckpointError)
+    sit = structure(plain["sit"], SiTConfig, f"{path}: sit", CheckpointError)
+    store = StoreMetadata.from_json(plain["store"], f"{path}: store")
+    try:
+        require_sizes(sit, tensors_under(values, "ema", path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    numbers = (*store.latents_scale, *store.latents_bias)
+    if not len(store.latents_scale) == len(store.latents_bias) == sit.in_channels or not all(map(isfinite, numbers)):
+        raise CheckpointError(
+            f"{path}: store: expected a finite scale and bias of each of {sit.in_channels} channels of the latents, "
+            f"found {shown(store.latents_scale)} and {shown(store.latents_bias)}"
+        )
+    return Header(**counts, config=TrainConfig.from_json(plain["config"], f"{path}: config"), sit=sit, store=store)
+
+
 _OWN_KEYS = {"model", "ema", "steps", "config", "sit", "store"}
 
 
@@ -172,7 +223,7 @@ def load_initial_weights(path: str, num_classes: int) -> dict[str, Tensor]:
 def _num_classes(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int | None:
     """Return the recorded number of classes, else that of REPA's table, which ends with the null label."""
     recorded = content.get("sit")
-    if isinstance(recorded, Mapping):
+    if isinstance(recorded, Mapping) and isinstance(recorded.get("num_classes"), int):
         return int(recorded["num_classes"])
     tables = [value for name, value in tensors.items() if name.endswith("y_embedder.embedding_table.weight")]
     return len(tables[0]) - 1 if tables else None
@@ -230,18 +281,20 @@ def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> Train
         CheckpointError: the file is missing or damaged, or its model is not supported.
         ConfigError: `stated` contradicts the file.
     """
-    from ...models.sit import SiTConfig, load_sit_state, make_sit
+    from ...models.sit import load_sit_state, make_sit
 
     values, stated = _read(path), stated or Unrecorded()
-    if "sit" not in values:
+    if not values.keys() & {"sit", "store"}:
         return _published(values, ema, path, stated)
     _require_own(values, path)
-    config = TrainConfig.from_json(values["config"], f"{path}: config")
-    stated.require_none(path, config.path_type)
-    model = make_sit(SiTConfig.from_dict(values["sit"]))
-    load_sit_state(model, values["ema" if ema else "model"])
-    metadata = StoreMetadata.from_json(values["store"], f"{path}: store")
-    return TrainedModel(model.eval(), metadata, config, values["steps"])
+    header = read_header(values, path)
+    stated.require_none(path, header.config.path_type)
+    model = make_sit(header.sit)
+    try:
+        load_sit_state(model, tensors_under(values, "ema" if ema else "model", path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return TrainedModel(model.eval(), header.store, header.config, header.steps)
 
 
 def _published(values: dict[str, Any], ema: bool, path: Path, stated: Unrecorded) -> TrainedModel:

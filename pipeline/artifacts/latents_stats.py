@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...converter import shown
 from ...errors import WeightsError
 from ...models.weight_files import read_checkpoint
 
@@ -41,10 +43,14 @@ def irepa_latents(path: str, channels: int) -> Latents:
 
 
 def _numbers(tensors: dict[str, Tensor], key: str, path: str, channels: int) -> tuple[float, ...]:
-    values = tensors[key].flatten().tolist() if key in tensors else []
-    if len(values) != channels:
-        raise WeightsError(
-            f"latents statistics {path}: expected {' and '.join(_KEYS)} with {channels} values each, found "
-            f"{len(values)} for {key}"
-        )
-    return tuple(map(float, values))
+    import torch
+
+    expected = f"latents statistics {path}: expected {' and '.join(_KEYS)} with {channels} values each"
+    if key not in tensors or tensors[key].numel() != channels:
+        raise WeightsError(f"{expected}, found {tensors[key].numel() if key in tensors else 0} for {key}")
+    if not tensors[key].is_floating_point() or tensors[key].layout != torch.strided or tensors[key].is_meta:
+        raise WeightsError(f"{expected}, found {tensors[key].dtype} for {key}")
+    values = tuple(map(float, tensors[key].flatten().tolist()))
+    if not all(map(math.isfinite, values)) or (key == _KEYS[0] and 0 in values):
+        raise WeightsError(f"{expected}, finite and with a scale other than 0, found {shown(values)} for {key}")
+    return values

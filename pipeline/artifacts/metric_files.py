@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypeAlias, TypedDict
+
+from msgspec import Meta
 
 from ...config import EvaluateConfig, SampleConfig
 from ...config.paths import place
 from ...config.paths import same as same_path
-from ...converter import read_json, structure, unstructure
+from ...converter import read_record, unstructure
 from ...errors import ConfigError, RepaPipeError
 from ...models.checked_zip import zip_digest
 from ...stores.files import last_change, write_json
@@ -24,18 +26,36 @@ from .sample_files import IMAGES_ENDING, METRICS_ENDING, SampleFiles, sample_set
 
 INCEPTION = "inception"  # the detector whose metrics are named without it
 DISTANCES = ("fid", "sfid", "fd")  # metrics that are computed from statistics
-REFERENCE = "reference"  # key of what a detector compared with
+REFERENCE = "reference"  # role of what samples are compared with
 SAMPLES = "samples"
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
+
+
+class Inputs(TypedDict):
+    """What a detector compared with. `path`: as `config.paths.place` spells it."""
+
+    path: NotRequired[str]
+    statistics: Literal["file", "images"]
+    statistics_images: Count | None  # None when a statistics file does not record them
+    images: Count | None  # None for statistics alone
+
+
+class DetectorValues(TypedDict, total=False):
+    """A detector, and what it compared with: since version 0.2."""
+
+    name: str
+    width: Count
+    reference: Inputs
 
 
 @dataclass(frozen=True, slots=True)
 class MetricRecord:
     """The contents of `<name>.metrics.json`."""
 
-    metrics: dict[str, float]
-    num_samples: int | None
-    num_reference: int | None  # images of the first Fréchet distance; None when a statistics file does not record them
-    detectors: dict[str, dict[str, Any]]
+    metrics: dict[str, Annotated[float, Meta(ge=-1e300, le=1e300)]]  # finite: no metric is computed of others
+    num_samples: Count | None
+    num_reference: Count | None  # images of the first Fréchet distance; None as in `Inputs.statistics_images`
+    detectors: dict[str, DetectorValues]
     warnings: tuple[str, ...]
     config: EvaluateConfig
     seconds: float = 0.0
@@ -54,20 +74,19 @@ class MetricRecord:
     @property
     def has_inputs(self) -> bool:
         """Whether it is recorded which images and statistics of the reference were used, as since version 0.2."""
-        return all(REFERENCE in detector for detector in self.detectors.values())
+        return all("reference" in detector for detector in self.detectors.values())
 
     def num_reference_of(self, name: str) -> int | None:
         """Return the number of reference images behind a metric; None when a statistics file does not record it."""
         kind, detector = self.split(name)
-        inputs = self.detectors.get(detector, {}).get(REFERENCE)
+        inputs = self.detectors.get(detector, DetectorValues()).get("reference")
         if inputs is None:
             return self.num_reference
-        count: int | None = inputs["statistics_images" if kind in DISTANCES else "images"]
-        return count
+        return inputs["statistics_images" if kind in DISTANCES else "images"]
 
     def reference_text(self) -> str:
         """Describe what the samples were compared with, for each kind of metric."""
-        texts = {name: _reference_text(values.get(REFERENCE)) for name, values in self.detectors.items()}
+        texts = {name: _reference_text(values.get("reference")) for name, values in self.detectors.items()}
         if not self.has_inputs:
             return f"{self.num_reference:,} reference images" if self.num_reference else "reference statistics"
         if len(set(texts.values())) == 1:
@@ -75,7 +94,7 @@ class MetricRecord:
         return "; ".join(f"{name}: {text}" for name, text in texts.items())
 
 
-def _reference_text(inputs: dict[str, Any] | None) -> str:
+def _reference_text(inputs: Inputs | None) -> str:
     if inputs is None:
         return ""
     images = f"{inputs['images'] or 0:,} reference images"
@@ -148,14 +167,27 @@ def _may_take(curve: Path, sampling: SampleConfig, evaluation: EvaluateConfig) -
     if not curve.exists():
         return True
     try:
-        values = read_json(curve)
-        sampled = SampleConfig.from_json(values["sampling"], str(curve))
-        evaluated = EvaluateConfig.from_json(values["evaluation"], str(curve))
-    except (RepaPipeError, KeyError):
+        recorded = read_curve(curve)
+    except RepaPipeError:
         return True
-    sampled = dataclasses.replace(sampled, checkpoint=sampling.checkpoint)
-    evaluated = dataclasses.replace(evaluated, samples=evaluation.samples)
+    sampled = dataclasses.replace(recorded.sampling, checkpoint=sampling.checkpoint)
+    evaluated = dataclasses.replace(recorded.evaluation, samples=evaluation.samples)
     return sampled.same_result_as(sampling) and evaluated.same_result_as(evaluation)
+
+
+@dataclass(frozen=True, slots=True)
+class CurveRecord:
+    """The contents of `by-step/<settings>.json`: metrics of every checkpoint, in the order of their steps."""
+
+    rows: list[dict[str, Any]]  # step, samples, metrics by name, warnings
+    sampling: SampleConfig
+    evaluation: EvaluateConfig
+    reference: str = ""  # what the samples were compared with, as printed
+
+
+def read_curve(path: Path) -> CurveRecord:
+    """Read a file of metrics of every checkpoint; raise ConfigError when it is damaged or not from this version."""
+    return read_record(path, CurveRecord, "delete it, and run 'repa-pipe evaluate-checkpoints' again")
 
 
 def write_metrics_file(path: Path, record: MetricRecord) -> None:
@@ -165,7 +197,7 @@ def write_metrics_file(path: Path, record: MetricRecord) -> None:
 
 def read_metrics_file(path: Path) -> MetricRecord:
     """Read a file of metrics; raise ConfigError when it is damaged or not from this version."""
-    return structure(read_json(path), MetricRecord, str(path))
+    return read_record(path, MetricRecord, "run 'repa-pipe evaluate' again on these images, or delete the file")
 
 
 def finished_metrics(config: EvaluateConfig) -> MetricRecord | None:
@@ -225,7 +257,7 @@ def _recorded(path: Path, config: EvaluateConfig) -> MetricRecord | None:
     reference = place(config.reference)
     here = str(path.parent / Path(record.config.samples).name)  # wherever the folder of both was moved
     known = any(same_path(spelling, config.samples) for spelling in (here, record.config.samples))
-    inputs = (detector.get(REFERENCE, {}) for detector in record.detectors.values())
+    inputs = (detector["reference"] for detector in record.detectors.values() if "reference" in detector)
     known &= all(each.get("path", reference) == reference for each in inputs)  # a relative path depends on the folder
     recorded = dataclasses.replace(record.config, samples=config.samples)
     return record if known and recorded.same_result_as(config) else None

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...errors import ConfigError, first_line
+from ...errors import ConfigError
+from ...parquet import Column, read_parquet
 from ...stores.files import atomic_write_bytes
 from ..runtime.lease import require_held
 from .damaged import set_aside
@@ -23,6 +24,16 @@ logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 10.0
 _DIGEST = b"repa_pipe.sha256_of_rows"
+
+_LOSS = Column(kind="numbers", nullable=True, required=False)
+_MEASURED = Column(kind="numbers", required=False, at_least=0)
+COLUMNS = {
+    "step": Column(kind="integers", at_least=0, increasing=True),
+    "loss": Column(kind="numbers", nullable=True),
+    **dict.fromkeys(("denoising_loss", "alignment_loss", "val_denoising_loss"), _LOSS),
+    **dict.fromkeys(("images_per_s", "data_wait", "seconds"), _MEASURED),
+}
+"""The columns of a log that other modules read; it may have more."""
 
 
 class MetricsLog:
@@ -78,7 +89,7 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
     """Read the rows of a run, an empty list if there is no file yet.
 
     Raises:
-        ConfigError: the file is damaged, or another program's: a log has integers `step` and numbers `loss`.
+        ConfigError: the file is damaged, or another program's: columns of `COLUMNS` are missing or hold something else.
     """
     return _read(run.metrics_log)
 
@@ -86,33 +97,16 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    try:
-        table = pq.read_table(path)
-        is_log, rows = _is_log(table), table.to_pylist()
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as a run's log ({first_line(error)}): restore it from a copy"
-        ) from error
-    if not is_log:
-        raise ConfigError(
-            f"{path} is not a run's log: expected integers step and numbers loss, found "
-            f"{', '.join(f'{field.name} ({field.type})' for field in table.schema) or 'no columns'}"
-        )
+    table = read_parquet(path, "a run's log", COLUMNS, "restore it from a copy")
+    rows: list[dict[str, Any]] = table.to_pylist()
     recorded = (table.schema.metadata or {}).get(_DIGEST)
     if recorded not in (None, _digest(rows)):  # None: an earlier version wrote it
         raise ConfigError(f"{path} cannot be read as a run's log (checksum mismatch): restore it from a copy")
-    return list(rows)
+    return rows
 
 
 def _digest(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest().encode()
-
-
-def _is_log(table: pa.Table) -> bool:
-    if not {"step", "loss"} <= set(table.column_names) or table.column("step").null_count:
-        return False
-    step, loss = (table.schema.field(name).type for name in ("step", "loss"))
-    return bool(pa.types.is_integer(step) and pa.types.is_floating(loss))
 
 
 def _type_of(name: str, values: list[Any]) -> pa.DataType:

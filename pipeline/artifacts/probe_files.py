@@ -1,19 +1,55 @@
-"""Files of probes: their names."""
+"""Files of probes: their names and contents."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from ...config import ProbeConfig
 from ...config.paths import same_settings
-from ...converter import read_json
+from ...converter import read_record, structure
 from ...errors import ConfigError
 from .names import digest_of, with_ending
 from .run_folder import RunFolder, run_of
 
 STREAMS = "random_streams"
+
+Row = dict[str, Any]  # checkpoint, step, time, block, accuracy, cknna_<encoder> …
+
+
+class _Position(TypedDict):
+    """What a row is about."""
+
+    checkpoint: str  # name and time of the file
+    step: Annotated[int, Meta(ge=0)]
+    time: Annotated[float, Meta(ge=0, le=1)]
+    block: Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRecord:
+    """The contents of a file of probes."""
+
+    rows: list[Row]
+    encoder_accuracy: dict[str, float]
+    settings: dict[str, Any] = field(default_factory=dict)
+    cknna_topk: Annotated[int, Meta(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        measures = {"accuracy", *(f"cknna_{encoder}" for encoder in self.encoder_accuracy)}
+        for number, row in enumerate(self.rows):
+            where = f"rows[{number}]"
+            structure({name: value for name, value in row.items() if name not in measures}, _Position, where)
+            structure({name: row.get(name) for name in measures}, dict[str, float], where)
+
+
+def read_probes(path: Path) -> ProbeRecord:
+    """Read a file of probes; raise ConfigError when it is damaged or not from this version."""
+    return read_record(path, ProbeRecord, "delete it, and probe again")
 
 
 def probe_file(out: str | None, settings: Mapping[str, Any], checkpoints: Sequence[Path]) -> Path:
@@ -36,19 +72,19 @@ def probe_file(out: str | None, settings: Mapping[str, Any], checkpoints: Sequen
 
 def _may_take(plain: Path, settings: Mapping[str, Any], names: set[str] | None) -> bool:
     try:
-        return _holds(read_json(plain), settings, names)
+        return _holds(read_probes(plain), settings, names)
     except ConfigError:
         return True  # damaged: it will be set aside
 
 
-def _holds(values: Mapping[str, Any], settings: Mapping[str, Any], names: set[str] | None) -> bool:
+def _holds(recorded: ProbeRecord, settings: Mapping[str, Any], names: set[str] | None) -> bool:
     """Return whether probes have the same settings, and are of the files `names` alone; None: whatever the files.
 
     Probes with the random streams of an earlier version are replaced, since those of a run can be computed again.
     """
-    files = {row["checkpoint"].rpartition(" ")[0] for row in values.get("rows", ())}
-    recorded = dict(values.get("settings") or {}) | {STREAMS: settings.get(STREAMS)}
-    return same_probe_settings(recorded, dict(settings) | {STREAMS: settings.get(STREAMS)}) and (
+    files = {row["checkpoint"].rpartition(" ")[0] for row in recorded.rows}
+    streams = {STREAMS: settings.get(STREAMS)}
+    return same_probe_settings(recorded.settings | streams, dict(settings) | streams) and (
         names is None or files <= names
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...converter import shown
 from ...errors import CheckpointError, ConfigError, WeightsError
 from ...stores.files import atomic_write, remove_abandoned
 from ..runtime.cache import VARIABLE, cache_folder
@@ -162,7 +163,7 @@ def _path_type(args: Mapping[str, Any], path: Path, stated: str | None) -> str:
             extra=NOTICE,
         )
     if recorded is not None and recorded not in PATH_TYPES:
-        raise CheckpointError(f"{path} records path_type {recorded!r}; expected {' or '.join(PATH_TYPES)}")
+        raise CheckpointError(f"{path} records path_type {shown(recorded)}; expected {' or '.join(PATH_TYPES)}")
     if recorded is not None:
         require_same_path_type(stated, recorded, path)
     return str(recorded or stated or "linear")

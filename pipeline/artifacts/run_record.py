@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
-from ...converter import read_json, structure, unstructure
+from ...converter import read_json, shown, structure, unstructure
 from ...errors import ConfigError
 from ...stores.files import write_json
 from ..runtime.machine import process_start
@@ -46,7 +46,7 @@ class Session:
     def __post_init__(self) -> None:
         for text in (self.started, self.updated, self.ended):
             if text is not None and not _is_time(text):
-                raise ConfigError(f"{text!r} is not a time: expected a form such as {time_text(0)}")
+                raise ConfigError(f"{shown(text)} is not a time: expected a form such as {time_text(0)}")
 
     def shown_state(self) -> ShownState:
         """Return the state, but `killed` or `unknown` for a session that cannot be running any more.

@@ -10,12 +10,13 @@ import glob
 import itertools
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ...config import SampleConfig
-from ...converter import read_json, structure
+from ...converter import read_json, require_known_keys, structure
 from ...errors import ConfigError
 from ...stores.files import remove_leftovers, write_json
 from ...stores.model_names import canonical_name
@@ -28,6 +29,7 @@ IMAGES_ENDING = ".npz"
 METRICS_ENDING = ".metrics.json"
 GRID_IMAGES = 64
 GRID_COLUMNS = 8
+_REMEDY = "delete it and sample again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class SampleFiles:
     def recorded_settings(self) -> dict[str, Any] | None:
         """Return the settings of the finished or unfinished images under this name; None if there are none."""
         if self.npz.exists() and self.record.exists():
-            return dict(read_json(self.record).get("settings") or {})
+            return _settings_in(read_json(self.record), self.record)
         if self.settings_of_blocks.exists():
             settings = dict(read_json(self.settings_of_blocks))
             settings.pop("per_proc_batch_size", None)
@@ -121,10 +123,24 @@ class SampleFiles:
         """Read the recorded settings; raise ConfigError when the file does not describe generated images."""
         try:
             values = read_json(self.record)
-            recorded = {item.name: values[item.name] for item in fields(SampleRecord) if item.name in values}
+            names = [item.name for item in fields(SampleRecord)]
+            written = [*names, "settings", *(item.name for item in fields(SampleResult))]
+            require_known_keys(values, written, str(self.record))
+            recorded = {name: values[name] for name in names if name in values}
             return structure(recorded, SampleRecord, self.record.name)
         except ConfigError as error:
-            raise ConfigError(f"{self.record} does not describe generated images ({error}): sample again") from error
+            raise ConfigError(f"{self.record} does not describe generated images ({error}): {_REMEDY}") from error
+
+
+def _settings_in(values: Mapping[str, Any], record: Path) -> dict[str, Any]:
+    """Return the settings in the contents of `<name>.json`; ConfigError if they are no mapping."""
+    settings = values.get("settings") or {}
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"{record} does not describe generated images (settings: expected a mapping, found "
+            f"{type(settings).__name__}): {_REMEDY}"
+        )
+    return settings
 
 
 def files_of(config: SampleConfig, checkpoint: Path) -> SampleFiles:
@@ -182,7 +198,9 @@ def canonical_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
     did not have are their defaults.
     """
     vae = recorded.get("vae")
-    return SampleConfig.with_defaults(recorded) | ({"vae": canonical_name(vae)} if vae else {})
+    with suppress(OSError, RuntimeError, TypeError):  # a damaged record: what is no name differs from all names
+        vae = canonical_name(vae) if vae else vae
+    return SampleConfig.with_defaults(recorded) | ({"vae": vae} if vae else {})
 
 
 def sample_sets(run: RunFolder) -> list[SampleFiles]:
@@ -235,7 +253,8 @@ def finished_samples(config: SampleConfig) -> SampleResult | None:
     if not (files.npz.exists() and files.record.exists()):
         return None
     values = read_json(files.record)
-    if not are_same_settings(values.get("settings") or {}, sample_settings(config, checkpoint), checkpoint):
+    settings = sample_settings(config, checkpoint)
+    if not are_same_settings(_settings_in(values, files.record), settings, checkpoint):
         return None
     recorded = {item.name: values.get(item.name) for item in fields(SampleResult)}
     return structure(recorded, SampleResult, str(files.record))

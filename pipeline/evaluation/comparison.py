@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from ...config import EvaluateConfig
 from ...config.paths import place
 from ...metrics import Detector, Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
 from ..artifacts.images import holds_statistics, open_images
-from ..artifacts.metric_files import INCEPTION, MetricRecord
+from ..artifacts.metric_files import INCEPTION, DetectorValues, Inputs, MetricRecord
 from ..runtime.device import choose_device, float64_device
 from .features import DetectorFeatures, extract, load_detector
 from .reference_cache import load_reference
@@ -23,7 +22,7 @@ def compare(config: EvaluateConfig) -> MetricRecord:
     device = choose_device(config.device)
     metrics: dict[str, float] = {}
     warnings: list[str] = []
-    detectors: dict[str, dict[str, Any]] = {}
+    detectors: dict[str, DetectorValues] = {}
     counts: list[tuple[int | None, int | None]] = []
     if holds_statistics(Path(config.samples)):
         warnings.append(f"statistics in {config.samples} are not used: metrics of samples are those of their images")
@@ -41,8 +40,8 @@ def compare(config: EvaluateConfig) -> MetricRecord:
     return MetricRecord(metrics, *counts[0], detectors, tuple(warnings), config)
 
 
-def _inputs(config: EvaluateConfig, reference: DetectorFeatures) -> dict[str, Any]:
-    """Return what was compared with: JSON values."""
+def _inputs(config: EvaluateConfig, reference: DetectorFeatures) -> Inputs:
+    """Return what was compared with."""
     return {
         "path": place(config.reference),
         "statistics": "file" if reference.has_own_statistics else "images",

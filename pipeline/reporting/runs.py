@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...config import SampleConfig, TrainConfig
-from ...converter import read_json
 from ...errors import ConfigError
+from ..artifacts.machine_file import read_machine
 from ..artifacts.metric_files import MetricRecord, read_metrics_file
 from ..artifacts.metrics_log import read_metrics
 from ..artifacts.run_folder import RunFolder
@@ -116,7 +116,7 @@ def _read_run(run: RunFolder, name: str) -> Run:
         config = run.read_config()
     except ConfigError as error:
         raise ConfigError(f"{error}: report this run with the version of repa-pipe that wrote it") from error
-    checkpoints = run.checkpoints()
+    checkpoints, machine = run.checkpoints(), read_machine(run)
     return Run(
         name=name,
         folder=run.path,
@@ -124,7 +124,7 @@ def _read_run(run: RunFolder, name: str) -> Run:
         columns=_read_columns(run),
         samples=tuple(_read_sample_set(files) for files in sample_sets(run)),
         last_checkpoint=checkpoints[-1].name if checkpoints else "",
-        gpus=float(read_json(run.machine_file).get("gpus", 0)) if run.machine_file.exists() else None,
+        gpus=machine.gpus if machine else None,
     )
 
 
@@ -151,12 +151,5 @@ def _read_sample_set(files: SampleFiles) -> SampleSet:
         num_images=record.num_images,
         seconds=record.seconds,
         grid=files.grid if files.grid.exists() else None,
-        metrics=_read_metrics(files.all_metrics()[-1]) if files.all_metrics() else None,
+        metrics=read_metrics_file(files.all_metrics()[-1]) if files.all_metrics() else None,
     )
-
-
-def _read_metrics(path: Path) -> MetricRecord:
-    try:
-        return read_metrics_file(path)
-    except ConfigError as error:
-        raise ConfigError(f"{error}: run 'repa-pipe evaluate' again on these images, or delete the file") from error

@@ -89,7 +89,8 @@ def _claim(out: Path, content: dict[str, Any]) -> None:
     record = out / RECORD
     found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if found != [RECORD] and record.exists():  # with the record alone, an export failed before its first file
-        different = [name for name, value in content.items() if read_json(record).get(name) != value]
+        recorded = read_json(record, StoreError)
+        different = [name for name, value in content.items() if recorded.get(name) != value]
         if different:
             raise StoreError(
                 f"{out} holds another export (different: {', '.join(different)}): delete it or specify another folder"

@@ -7,15 +7,15 @@ afterwards.
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...converter import read_json, structure
 from ...errors import BadImageError, ConfigError, SourceError, StoreError, WeightsError
 from ...models.vae_files import describe_vae, is_known_vae, latents_scale_and_bias
 from ...sources import DEFAULTS, Index, Record, Source, index_digest, open_source, records_of
@@ -30,6 +30,14 @@ from ..encoding.latents_scale import warn_of_unusual_scale
 from ..runtime.progress import progress
 
 IMAGES, MOMENTS, LABELS = "images", "vae-sd", "dataset.json"
+MAX_LABELS_BYTES = 2 << 30  # 45 bytes per image
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """The contents of `dataset.json`."""
+
+    labels: list[tuple[str, int]]
 
 
 def import_repa(folder: str, store_path: str, vae: str, latents_scale: float | None = None) -> str:
@@ -157,11 +165,16 @@ def _require_pairs(index: Index, files: list[Path], root: Path) -> None:
     if keys != sorted(keys):
         raise SourceError(f"{root / IMAGES}: images are not in the order of their paths, as REPA's tools write them")
     path = root / MOMENTS / LABELS
+    stated = read_json(path, SourceError, MAX_LABELS_BYTES).get("labels")  # other programs may write more
+    names = [str(file.relative_to(root / MOMENTS)) for file in files]
     try:
-        labels = dict(json.loads(path.read_bytes())["labels"])
-        wanted = [labels[str(file.relative_to(root / MOMENTS))] for file in files]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path} does not have a label for every .npy file ({error!r})") from error
+        labels = dict(structure({"labels": stated}, _Labels, str(path), SourceError).labels)
+        unlabeled = next((name for name in names if name not in labels), None)
+        if unlabeled is not None:
+            raise SourceError(f"{unlabeled} has none")
+    except SourceError as error:
+        raise SourceError(f"{path} does not have a label for every .npy file ({error})") from error
+    wanted = [labels[name] for name in names]
     different = [
         key for key, mine, theirs in zip(keys, index["label"].to_pylist(), wanted, strict=True) if mine != theirs
     ]

@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +15,16 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from ...config import TrainConfig
-from ...errors import RankError, first_line
+from ...errors import CheckpointError, RankError, first_line
 from ...models.ema import Ema
 from ...models.sit import current_names, load_sit_state
+from ...models.weight_files import tensors_under
 from ...stores import Batch, Store
 from ..artifacts.checkpoints import (
-    StoreMetadata,
+    Header,
     TrainedModel,
     load_initial_weights,
+    read_header,
     save_checkpoint,
 )
 from ..artifacts.run_folder import RunFolder
@@ -32,6 +36,7 @@ from .agreement import Agreement
 from .monitor import TrainingMonitor
 from .nonfinite import NonFiniteGuard, stop_run
 from .objective import Inputs, make_objective
+from .optimizer_state import load_optimizer, load_scaler
 from .parallel import (
     data_parallel,
     full_tensor,
@@ -39,7 +44,6 @@ from .parallel import (
     gradient_sync,
     is_sharded,
     shard_model,
-    shard_optimizer_state_dict,
     shard_state_dict,
 )
 from .prefetch import prefetch_to_device
@@ -112,15 +116,32 @@ class Trainer:
                 self._load(weights, weights)
             return
         path, values = found
-        StoreMetadata.from_json(values["store"], f"{path}: store").require_same(self.metadata, path)
-        self._load(values["model"], values["ema"])
-        self.optimizer.load_state_dict(shard_optimizer_state_dict(values["opt"], self.optimizer))
-        self.scaler.load_state_dict(values["scaler"])
-        self.step = values["steps"]
-        self.streams.version = values.get("random_streams", 1)
+        header = read_header(values, path)
+        header.store.require_same(self.metadata, path)
+        self._require_own_step(header, path)
+        self._load(*(tensors_under(values, name, path) for name in ("model", "ema")))
+        load_optimizer(self.optimizer, values.get("opt"), header.steps, path)
+        load_scaler(self.scaler, values.get("scaler"), path)
+        self.step = header.steps
+        self.streams.version = header.random_streams
         if self.config.aligned_steps is not None and self.step > self.config.aligned_steps:
             self._freeze_projectors()
         logger.info("resuming from %s", path)
+
+    def _require_own_step(self, header: Header, path: Path) -> None:
+        """Raise CheckpointError if a checkpoint is of another step than its name, or of other settings."""
+        if header.steps != int(path.stem):
+            raise CheckpointError(
+                f"{path} holds step {header.steps:,}: name it {self.run_folder.checkpoint(header.steps).name}, or "
+                "restore it from a copy"
+            )
+        config = replace(self.config, vae=header.config.vae)  # the store was compared
+        different = header.config.differences(config)
+        if different:
+            raise CheckpointError(
+                f"{path} was trained with other settings than the run ({'; '.join(different)}): restore "
+                f"{self.run_folder.config_file} from a copy, or use another --exp-name"
+            )
 
     def _load(self, weights: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
         for model, values in ((self.model, weights), (self.ema.model, averaged)):

@@ -956,7 +956,8 @@ def test_damaged_files_of_a_run_are_stated_with_a_remedy(tmp_path: Path) -> None
     for text, problem in (("{", "cannot be read"), ('{"config": {}}', "required key 'checkpoint' is missing")):
         path.with_suffix(".json").write_text(text)
         with pytest.raises(
-            ConfigError, match=rf"cfg1\.5\.json does not describe generated images \(.*{problem}.*\): sample again"
+            ConfigError,
+            match=rf"cfg1\.5\.json does not describe generated images \(.*{problem}.*\): delete it and sample again",
         ):
             report.run([str(run)], out)
     for text in ("[]", '{"store": "x", "of_another_version": 1}', "{"):

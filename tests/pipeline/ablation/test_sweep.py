@@ -60,7 +60,7 @@ def test_all_runs_are_sampled_and_evaluated_alike(read):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[grid", "cannot be read as a sweep"),
+        ("[grid", "sweep .* cannot be read"),
         ("[trian]\n[grid]\nseed = [0]", "unknown key 'trian'; expected train"),
         ("[train]\nseed = 1", "has no runs"),
         ("train = 3", "train: expected object, found int"),

@@ -18,8 +18,9 @@ def _folder(tmp_path, monkeypatch):
 def write(checkpoints, settings=SETTINGS):
     path = probe_file(None, settings, checkpoints)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"checkpoint": f"{checkpoint.name} 17"} for checkpoint in checkpoints]
-    path.write_text(json.dumps({"settings": settings, "rows": rows}))
+    measured = {"step": 1, "time": 0.5, "block": 1, "accuracy": 0.25}
+    rows = [{"checkpoint": f"{checkpoint.name} 17", **measured} for checkpoint in checkpoints]
+    path.write_text(json.dumps({"settings": settings, "rows": rows, "encoder_accuracy": {}}))
     return path
 
 
