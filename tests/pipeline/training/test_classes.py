@@ -9,11 +9,16 @@ import torch
 from repa_pipe.errors import CheckpointError, ConfigError, StoreError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, load_model
+from repa_pipe.stores.metadata_writer import record_digests
 
 
-def label_file(config):
+def set_label(config, value):
+    """Change the label of sample 17, and record the checksum of the labels as they are then."""
     (path,) = (Path(config.store) / "label" / "c").iterdir()
-    return path
+    labels = np.fromfile(path, "<i4")
+    labels[17] = value
+    labels.tofile(path)
+    record_digests(Path(config.store))
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -34,17 +39,13 @@ def test_the_labels_that_count_are_those_of_the_selected_samples(config_of):
 @pytest.mark.parametrize("val_fraction", [0.0, 0.4])
 def test_labels_beyond_the_classes_of_the_store_are_refused(config_of, val_fraction):
     config = config_of(val_fraction=val_fraction)
-    labels = np.fromfile(label_file(config), "<i4")
-    labels[17] = 7
-    labels.tofile(label_file(config))
+    set_label(config, 7)
     with pytest.raises(ConfigError, match=r"--num-classes is 3: the largest label .* is 7, so at least 8"):
         train.run(config)
 
 
 def test_negative_labels_are_refused(config_of):
-    labels = np.fromfile(label_file(config_of()), "<i4")
-    labels[17] = -1
-    labels.tofile(label_file(config_of()))
+    set_label(config_of(), -1)
     with pytest.raises(StoreError, match="has the label -1"):
         train.run(config_of())
 
