@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from repa_pipe.errors import SourceError
-from repa_pipe.sources import Source, SourceOptions, open_recorded, open_source
+from repa_pipe.sources import SourceOptions, open_recorded, open_source
 from repa_pipe.sources.opening import KINDS
 from repa_pipe.sources.options import FLAGS
 
@@ -23,12 +23,16 @@ VALUES = {
 }
 
 
+PLUG_IN = """
+from repa_pipe.sources import Source
+
 class PlugIn(Source):
     def list_records(self, progress):
         raise NotImplementedError
 
     def read_bytes(self, record):
         raise NotImplementedError
+"""
 
 
 @pytest.fixture
@@ -72,13 +76,11 @@ def test_an_option_is_applied_or_refused_with_its_flag(sources, kind, name):
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_plug_ins_refuse_all_options(monkeypatch, name):
-    monkeypatch.setattr("builtins.PlugIn", PlugIn, raising=False)
-    assert open_source("x", "builtins:PlugIn").path == "x"
-    with pytest.raises(
-        SourceError, match=r"does not apply to x, a source of kind builtins:PlugIn, whose options are: n"
-    ):
-        open_source("x", "builtins:PlugIn", SourceOptions(**{name: VALUES[name]}))
+def test_plug_ins_refuse_all_options(install_plug_in, name):
+    install_plug_in(PLUG_IN, own="PlugIn")
+    assert open_source("x", "own").path == "x"
+    with pytest.raises(SourceError, match=r"does not apply to x, a source of kind own, whose options are: n"):
+        open_source("x", "own", SourceOptions(**{name: VALUES[name]}))
 
 
 @pytest.mark.parametrize("split", ["", ".", "..", "../other", "a/b"])

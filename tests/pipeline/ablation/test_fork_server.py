@@ -7,6 +7,7 @@ import time
 import pytest
 
 from repa_pipe.pipeline.ablation.fork_server import ForkServer
+from repa_pipe.pipeline.runtime.signals import INTERRUPTED
 
 SLEEP = ["encode", "--source", "images", "--source-kind", "sleeping", "--store", "none"]
 
@@ -53,7 +54,7 @@ def test_a_command_that_is_terminated_does_not_affect_the_next_one(start):
     wait_until_it_sleeps(start)
     assert command.poll() is None
     command.terminate()
-    assert command.wait() == -signal.SIGTERM
+    assert command.wait() == INTERRUPTED
     command.terminate()  # has no effect
     assert start(["--version"]).wait() == 0
 

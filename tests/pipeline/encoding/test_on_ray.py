@@ -57,6 +57,7 @@ class LocalActor:
     def __init__(self, instance):
         for name in ("ready", "run"):
             setattr(self, name, SimpleNamespace(remote=self._call(getattr(instance, name))))
+        self.__ray_ready__ = SimpleNamespace(remote=lambda: lambda: True)  # Ray's own sign that an actor has a place
 
     def _call(self, method):
         return lambda *arguments: lambda: method(*arguments)
@@ -113,6 +114,7 @@ def encode_on(monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", ray)
         monkeypatch.setattr(on_ray, "ShardEncoder", FakeEncoder)
         monkeypatch.setattr(on_ray, "use_recorded_threads", lambda *_: None)
+        monkeypatch.setattr(on_ray, "warn_of_little_space", lambda *_: None)
         monkeypatch.setattr(on_ray, "prepare_groups", lambda store, specs: prepared.extend(specs))
         config = EncodeConfig(source="s", store="t", **options)
         assert on_ray.run_on_actors(config, None, TASKS, monitor) == []
