@@ -36,7 +36,9 @@ class StepProfiler:
             self.close()
         elif self._profile is None:
             gpu = [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
-            self._profile = profile(activities=[ProfilerActivity.CPU, *gpu])
+            self._profile = profile(
+                activities=[ProfilerActivity.CPU, *gpu], acc_events=True
+            )  # torch 2.10 warns without
             self._profile.start()
         else:
             self._profile.step()
