@@ -101,7 +101,8 @@ def test_streams_of_version_1_are_drawn_as_then(seed, step):
     ],
 )
 def test_a_seed_that_is_negative_or_too_large_is_refused(config, name, seed):
-    with pytest.raises(ConfigError, match=rf"{name.replace('_', '-')} is {seed}: expected 0 to 2\^63 - 1"):
+    expected = r"0 to 2\^63 - 1" if seed < 0 else "an integer of at most 64 bits"
+    with pytest.raises(ConfigError, match=rf"{name.replace('_', '-')} is {seed}: expected {expected}"):
         config(**{name: seed})
     config(**{name: (1 << 63) - 1})
 
