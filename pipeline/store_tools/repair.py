@@ -14,6 +14,7 @@ from ...config import EncodeConfig
 from ...config.base import Precision
 from ...config.source import names_plug_in
 from ...errors import StoreError
+from ...models.vae_files import require_trusted
 from ...sources import SourceOptions
 from ...stores import Group, Store, open_store
 from ...stores.files import remove_abandoned
@@ -138,14 +139,14 @@ def _config_of(store: Store, group: Group, options: RepairOptions) -> EncodeConf
         if names_plug_in(kind):
             raise StoreError(f"{store.location} was made by the source plug-in {kind}: pass it as --source-kind")
     read = SourceOptions.from_json(recorded.get("options", {}), f"source options of {store.location}")
-    encoder = attributes.get("encoder")
+    encoder, vae = attributes.get("encoder"), attributes.get("vae")
     return EncodeConfig(
         source=options.source or recorded["path"],
         source_kind=kind,
         split=read.split,
         image_column=read.image_column,
         store=store.location,
-        vae=attributes.get("vae", "sd-vae-ft-mse"),
+        vae=require_trusted(vae) if vae else "sd-vae-ft-mse",  # unused without latents
         encoder=() if encoder is None else (encoder,),
         encoder_weights=tuple(entry for entry in options.encoder_weights if entry.startswith(f"{encoder}=")),
         resolution=store.manifest.resolution,

@@ -127,6 +127,12 @@ def test_missing_weights_are_refused(copy, run_cli, tmp_path):
     assert "missing.pt" in message
 
 
+def test_a_vae_that_only_the_store_names_is_not_downloaded(copy, run_cli):
+    set_attributes(copy, LATENTS, {"vae": "owner/model"})
+    flip_byte(copy / LATENTS / "moments/c/0/0/0/0")
+    assert "names the VAE owner/model, which is neither one of" in refused(run_cli, copy)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
