@@ -360,7 +360,7 @@ def test_a_vae_that_only_a_checkpoint_names_has_to_be_on_this_machine(
     assert "\n" not in str(raised.value)
     assert require_trusted("sd-vae-ft-mse") == "sd-vae-ft-mse"  # downloaded when it is loaded
     with pytest.raises(ConfigError, match="unknown VAE"):
-        require_trusted("../../etc")
+        require_trusted("../../no-such-folder")
 
 
 def test_broken_folders_are_reported_in_one_line(tmp_path: Path) -> None:
