@@ -301,15 +301,17 @@ def test_a_mutated_file_is_read_as_it_states_or_refused(name, work, mutations):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_two_thousand_mutations_are_read_as_they_state_or_refused(name, work, mutations):
-    refused = check(KINDS[name], 2_000, mutations, seed=1)
-    assert refused > 500 or name == "results.json"
+def test_thousands_of_mutations_are_read_as_they_state_or_refused(name, work, mutations):
+    """2,000 of a sweep, and as many of a run folder, of whose files these are most."""
+    count = 2_000 if name == "sweep" else 300
+    refused = check(KINDS[name], count, mutations, seed=1)
+    assert refused > count / 4 or name == "results.json"
 
 
 CARD = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "*.parquet"}]}]}
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.slow)])
 def test_mutated_cards_of_data_sets_and_metadata_of_parquet_files_are_read_or_refused(count, work, mutations):
     import pyarrow as pa
 
