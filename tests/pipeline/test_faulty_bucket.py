@@ -103,6 +103,7 @@ def config_in_bucket(config_of, faulty_bucket, tmp_path):
     return lambda **changes: config_of(store=URL, exp_name="remote", **changes)
 
 
+@pytest.mark.slow
 def test_training_rides_out_random_errors(config_of, config_in_bucket, faulty_bucket, weights_of, assert_same_weights):
     faulty_bucket.fail_randomly(0.3)
     assert_same_weights(weights_of(train.run(config_in_bucket())), weights_of(train.run(config_of())))
@@ -123,6 +124,7 @@ def test_training_from_a_server_that_fails_for_good_ends_in_a_remote_error(
         train.run(config_in_bucket())
 
 
+@pytest.mark.slow
 def test_commands_describe_a_store_behind_a_url_as_one_in_a_folder(
     config_in_bucket, faulty_bucket, run_cli, tmp_path, images
 ):

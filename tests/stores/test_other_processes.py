@@ -206,6 +206,7 @@ def test_a_reading_process_that_hangs_is_named_after_the_limit_and_ended(dataset
         dataset.read(np.arange(8))
 
 
+@pytest.mark.slow
 def test_waiting_for_a_reading_process_that_hangs_can_be_interrupted(dataset_of):
     dataset = dataset_of(process=True)
     start = time.monotonic()
@@ -221,6 +222,7 @@ def test_waiting_for_a_reading_process_that_hangs_can_be_interrupted(dataset_of)
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.slow
 def test_a_program_that_closes_nothing_ends_although_its_reading_process_ignores_signals(dataset_of):
     lines = (
         "import numpy as np",

@@ -28,6 +28,7 @@ def run(*words, home=None, tmp_path):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", [None, "/proc/none"])
 def test_a_report_needs_no_home_folder(tmp_path, make_store, home):
     path, _ = make_store()

@@ -136,6 +136,7 @@ def test_a_reading_process_that_hangs_costs_no_step(config_of, in_step, monkeypa
     assert len(saved_steps(config)) == 1
 
 
+@pytest.mark.slow
 def test_a_wait_for_a_batch_is_reported_once_and_ends_with_a_signal(config_of, in_step, monkeypatch, caplog):
     config = config_of(reader_process=True, max_train_steps=40, **NEVER)
 
