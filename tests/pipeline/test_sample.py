@@ -455,7 +455,7 @@ def test_the_error_names_a_run_without_checkpoints(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_a_sampler_refuses_a_second_one_and_resumes_at_once_after_a_kill(checkpoint, caplog):
     caplog.set_level("INFO", "repa_pipe")
-    config = SampleConfig(checkpoint=checkpoint, num_fid_samples=4, num_steps=100, per_proc_batch_size=1, device="cpu")
+    config = SampleConfig(checkpoint=checkpoint, num_fid_samples=8, num_steps=200, per_proc_batch_size=1, device="cpu")
     command = [sys.executable, "-m", "repa_pipe.cli", "sample", *config.flags()]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = Path(checkpoint) / "samples"
@@ -468,10 +468,10 @@ def test_a_sampler_refuses_a_second_one_and_resumes_at_once_after_a_kill(checkpo
     process.kill()
     process.wait()
     assert refused.returncode == 2
-    assert f"0000004-ode100-cfg1.5-seed0-4 is in use by process {process.pid} on " in refused.stderr
+    assert f"0000004-ode200-cfg1.5-seed0-8 is in use by process {process.pid} on " in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
     assert list(folder.glob(".*.lease-1"))
-    assert sample.run(config).num_images == 4
+    assert sample.run(config).num_images == 8
     assert "resuming: " in caplog.text
     assert "waiting up to" not in caplog.text
     assert not list(folder.glob(".*.lease-*"))
