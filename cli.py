@@ -471,7 +471,7 @@ def store_verify(store: str, repair: bool, accept_metadata: bool) -> None:
 @click.option(
     "--source", default=None, type=PATH_TEXT, help="Location of the images. Default: where they were encoded from."
 )
-@click.option("--source-kind", default=None, help="Kind of source; required for a plug-in, MODULE:CALLABLE.")
+@_plug_in_option
 @click.option(
     "--encoder-weights",
     multiple=True,

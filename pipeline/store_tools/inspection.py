@@ -13,7 +13,7 @@ from ...stores import Group, Store, open_store
 from ...stores.layout import latents_group, num_shards
 from ...stores.metadata_writer import consolidate, copy_is_current, record_digests, set_attributes
 from ...stores.remote import is_url, local_folder
-from ...stores.verify import drop_bad_shards, verify_store
+from ...stores.verify import VerifyReport, drop_bad_shards, verify_store
 from ..artifacts.image_counts import count_images
 from ..reporting.tables import count_text
 from ..runtime.printable import one_line
@@ -153,8 +153,7 @@ def verify(path: str, repair: bool, accept_metadata: bool = False) -> tuple[str,
         if is_url(path):
             raise StoreError(f"{path} is a URL: run --accept-metadata on the disk that holds the store")
         record_digests(local_folder(path))
-    with progress("verify", 0, "bytes") as bar:
-        report = verify_store(path, progress=bar.reach)
+    report = verified(path)
     lines = [str(problem) for problem in report.problems]
     with open_store(path) as store:
         lines += _index_problems(path, store)
@@ -181,6 +180,13 @@ def verify(path: str, repair: bool, accept_metadata: bool = False) -> tuple[str,
             if missing := len(store.group(name).missing_shards()):
                 lines.append(f"{name} is incomplete: {missing:,} of {total:,} shards are missing")
     return "\n".join(map(one_line, lines)), healthy
+
+
+def verified(path: str) -> VerifyReport:
+    """Verify a store with a progress line, which a store that cannot be opened does not get; see `verify_store`."""
+    open_store(path).close()
+    with progress("verify", 0, "bytes") as bar:
+        return verify_store(path, progress=bar.reach)
 
 
 def _index_problems(path: str, store: Store) -> list[str]:

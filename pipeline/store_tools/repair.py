@@ -20,11 +20,12 @@ from ...stores import Group, Store, open_store
 from ...stores.files import remove_abandoned
 from ...stores.layout import commit_file
 from ...stores.manifest import read_commit
-from ...stores.verify import VerifyReport, verify_store
+from ...stores.verify import VerifyReport
 from ...stores.verify_shard import ShardVerifier
 from ..encoding.monitor import EncodeMonitor
 from ..encoding.work import FailedShard, ShardTask, images_of, require_models
 from ..runtime.progress import progress
+from .inspection import verified
 
 _PRECISIONS: dict[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -53,8 +54,7 @@ def repair(path: str, options: RepairOptions) -> tuple[str, bool]:
         StoreError: there is no store, an image has changed, or a model differs from the fingerprint of its group.
         ConfigError, SourceError, WeightsError: the source or a model is unavailable.
     """
-    with progress("verify", 0, "bytes") as bar:
-        report = verify_store(path, progress=bar.reach)
+    report = verified(path)
     lines, damaged = [str(problem) for problem in report.problems], _damaged(report)
     with open_store(path) as store:
         for name, shards in damaged.items():

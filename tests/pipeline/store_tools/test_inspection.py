@@ -1,6 +1,7 @@
-"""`store info` and `store stats` on a real store."""
+"""`store info` and `store stats` on a real store, and errors of commands that open one."""
 
 import numpy as np
+import pytest
 
 from repa_pipe.pipeline.store_tools import inspection
 from repa_pipe.stores import open_store
@@ -32,3 +33,10 @@ def test_info_shows_images_groups_and_arrays(make_store):
     assert "50 images of 3 classes at 32 px" in text
     assert "latents/tiny: 4 of 4 shards" in text
     assert "per sample: tokens [16, 24] float16" in text
+
+
+@pytest.mark.parametrize("command", ["info", "ls", "verify", "repair"])
+def test_a_store_that_is_missing_is_one_line(run_cli, tmp_path, command):
+    code, out, errors = run_cli("store", command, tmp_path / "nowhere")
+    assert (code, out, errors.count("\n")) == (2, "", 1)
+    assert "no store at" in errors
