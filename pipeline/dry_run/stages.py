@@ -21,7 +21,8 @@ from ...sources import open_source
 from ...stores import open_store
 from ...stores.layout import GroupSpec, features_group, latents_group
 from ..artifacts.image_counts import listed_as_store
-from ..reporting.tables import bytes_text, count_text, list_text
+from ..reporting.tables import count_text, list_text
+from ..runtime.sizes import bytes_text
 from .preview import Preview
 
 BYTES_PER_WEIGHT = 16  # in a checkpoint: float32 weights, EMA, and two moments of AdamW

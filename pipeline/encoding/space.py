@@ -11,7 +11,8 @@ from ...errors import StoreError
 from ...stores import Store
 from ...stores.layout import shard_range
 from ...stores.remote import is_url
-from ..runtime.full_disk import free_bytes, is_disk_full, size_text
+from ..runtime.full_disk import free_bytes, is_disk_full
+from ..runtime.sizes import bytes_text
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def warn_of_little_space(store: Store, wanted: Sequence[str]) -> None:
         logger.warning(
             "%s needs %s more, and %s are free: encoding will end when the disk is full",
             store.location,
-            size_text(needed),
-            size_text(free),
+            bytes_text(needed),
+            bytes_text(free),
         )
 
 
@@ -60,7 +61,7 @@ def _describe(store: Store, wanted: Sequence[str]) -> str:
             f"the temporary folder {tempfile.gettempdir()}, from which shards are uploaded, is full on this machine or "
             "another one: free some space, or set TMPDIR to a folder on a larger disk"
         )
-    needed, free = size_text(missing_bytes(store, wanted)), size_text(free_bytes(store.path))
+    needed, free = bytes_text(missing_bytes(store, wanted)), bytes_text(free_bytes(store.path))
     return (
         f"the disk of {store.location} is full: {needed} are needed for the missing shards, {free} are free: free some "
         "space"

@@ -16,9 +16,10 @@ from ...stores.layout import features_group, latents_group
 from ...stores.tokens import read_tokens
 from ..artifacts.metrics_log import read_metrics
 from ..artifacts.run_folder import RunFolder
+from ..runtime.sizes import bytes_text
 from .plots import Line, line_figure
 from .sections import Section, embed
-from .tables import Cell, Table, bytes_text, minus
+from .tables import Cell, Table, minus
 
 LARGE_ENCODER = "dinov2-vit-b"
 CHECKED_IMAGES = 16

@@ -10,7 +10,8 @@ from ...config.paths import place
 from ...stores import Group, Store
 from ...stores.layout import num_shards
 from ..artifacts.image_counts import count_images
-from .tables import Cell, Table, bytes_text
+from ..runtime.sizes import bytes_text
+from .tables import Cell, Table
 
 _SHOWN_OF_DIGEST = 12
 _DIGEST_LENGTH = 64

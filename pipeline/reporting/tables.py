@@ -53,15 +53,6 @@ def count_text(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
 
 
-def bytes_text(count: float) -> str:
-    """Return a size in decimal units, with up to three digits: `393 KB`, `1.3 GB`."""
-    for unit in ("bytes", "KB", "MB", "GB", "TB"):
-        if count < 999.5 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 99.5 else f"{count:.1f} {unit}"
-
-
 def seconds_text(seconds: float) -> str:
     """Return a duration: `4.2 s`, `12 min 3 s`, `31 h 5 min`."""
     if seconds < 60:

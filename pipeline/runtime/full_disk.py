@@ -15,11 +15,3 @@ def is_disk_full(error: BaseException) -> bool:
 def free_bytes(folder: Path) -> int:
     """Return the free space of a folder's file system; a quota may allow less."""
     return shutil.disk_usage(folder).free
-
-
-def size_text(count: int) -> str:
-    """Return a number of bytes for people: `393 KB`, `1.2 GB`."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1e3:,.0f} KB"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...errors import CheckpointError
+from ..runtime.full_disk import is_disk_full
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def full_disk_error(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         raise CheckpointError(
             f"{folder} is full ({error}). Everything written before is intact: free some space and re-run the command"

@@ -43,7 +43,8 @@ from repa_pipe.pipeline.reporting.plots import (
     write_page,
 )
 from repa_pipe.pipeline.reporting.runs import train_command
-from repa_pipe.pipeline.reporting.tables import bytes_text, number_text, seconds_text
+from repa_pipe.pipeline.reporting.tables import number_text, seconds_text
+from repa_pipe.pipeline.runtime.sizes import bytes_text
 from repa_pipe.sources import decode_crop, index_digest, open_source, records_of
 from repa_pipe.stores import open_store
 from repa_pipe.stores.checksum import crc32c_bytes

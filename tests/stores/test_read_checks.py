@@ -114,7 +114,7 @@ def dataset_of(path, **options):
 
 def read_epochs(dataset):
     try:
-        for _ in range(2):  # the last samples of an epoch that do not fill a batch are others in the next
+        for _ in range(2):  # those that fill no batch in one epoch are read in the other
             list(dataset)
     finally:
         dataset.close()

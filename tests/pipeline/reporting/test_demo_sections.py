@@ -10,7 +10,7 @@ from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.reporting.demo_sections import alignment_section, codec_section
 from repa_pipe.pipeline.reporting.steps import StepComparison, Steps, StepTimes, step_section
-from repa_pipe.pipeline.reporting.tables import bytes_text
+from repa_pipe.pipeline.runtime.sizes import bytes_text
 from repa_pipe.stores import open_store
 
 
