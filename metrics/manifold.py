@@ -1,5 +1,6 @@
 """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -96,7 +97,12 @@ def _block(features: Tensor, start: int, size: int, center: Tensor) -> Tensor:
 
 
 def _squared_distances(a: Tensor, b: Tensor, same: float) -> Tensor:
-    """Return |a_i - b_j|^2 as [A, B], with one matrix product; 0 where it is below `same` or the rounding error."""
+    """Return |a_i - b_j|^2 as [A, B], with one matrix product; 0 where it is below `same` or the rounding error.
+
+    The error of a sum of D products grows as sqrt(D) times the unit roundoff, in whatever order a processor adds them
+    (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis").
+    """
+    rounding = (4 + math.sqrt(a.shape[1])) * torch.finfo(a.dtype).eps
     sums = b.square().sum(1) + a.square().sum(1, keepdim=True)
     squares = torch.addmm(sums, a, b.T, alpha=-2)
-    return squares.masked_fill_(squares <= sums.mul_(4 * torch.finfo(a.dtype).eps).add_(same), 0)
+    return squares.masked_fill_(squares <= sums.mul_(rounding).add_(same), 0)

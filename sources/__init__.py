@@ -9,7 +9,7 @@ demo. The pipeline and the CLI may import this package. From the rest of the pro
 from .crop import center_crop
 from .decode import decode_crop
 from .index import SCHEMA, UNKNOWN_SIZE, Index, Record, build_index, index_digest, records_of
-from .opening import open_recorded, open_source
+from .opening import kind_of_recorded, open_recorded, open_source
 from .options import DEFAULTS, SourceOptions
 from .skipped import SkipCounter, Skipped, describe_skipped, recorded_skipped
 from .source import Listing, Progress, Source
@@ -31,6 +31,7 @@ __all__ = [
     "decode_crop",
     "describe_skipped",
     "index_digest",
+    "kind_of_recorded",
     "open_recorded",
     "open_source",
     "recorded_skipped",

@@ -67,7 +67,23 @@ def open_source(path: str, kind: str | None = None, options: SourceOptions = DEF
 
 
 def open_recorded(recorded: Mapping[str, Any], path: str | None = None, kind: str | None = None) -> Source:
-    """Open the source that a store was encoded from. A plug-in runs only if `kind` names it, not because a store does.
+    """Open the source that a store was encoded from.
+
+    Args:
+        recorded: the result of `Source.describe`, as recorded in the store.
+        path: where the source is now. None: the recorded path.
+        kind: see `kind_of_recorded`.
+
+    Raises:
+        SourceError: the path does not exist, is not a source, or the source needs a plug-in that `kind` does not name.
+    """
+    options = SourceOptions.from_json(recorded.get("options", {}), "source options recorded in the store")
+    kind = kind_of_recorded(recorded, path, kind)
+    return open_source(recorded["path"] if path is None else path, kind, options)
+
+
+def kind_of_recorded(recorded: Mapping[str, Any], path: str | None, kind: str | None) -> str | None:
+    """Return the kind with which to open a recorded source. A plug-in is code, so only `kind` starts one, not a store.
 
     Args:
         recorded: the result of `Source.describe`, as recorded in the store.
@@ -75,17 +91,17 @@ def open_recorded(recorded: Mapping[str, Any], path: str | None = None, kind: st
         kind: see `open_source`. None: the recorded kind if it is a built-in one; with `path`, inferred from the path.
 
     Raises:
-        SourceError: the path does not exist, is not a source, or the source needs a plug-in that `kind` does not name.
+        SourceError: the source needs a plug-in that `kind` does not name.
     """
-    options = SourceOptions.from_json(recorded.get("options", {}), "source options recorded in the store")
-    if kind is None and path is None:
-        kind = recorded["kind"]
-        if kind not in KINDS:
-            raise SourceError(
-                f"{recorded['path']} was read with the source plug-in {kind!r}, and a store cannot start a plug-in: "
-                "pass --source-kind with the name of the installed plug-in (docs/sources.md#plug-ins)"
-            )
-    return open_source(recorded["path"] if path is None else path, kind, options)
+    if kind is not None or path is not None:
+        return kind
+    found: str = recorded["kind"]
+    if found not in KINDS:
+        raise SourceError(
+            f"{recorded['path']} was read with the source plug-in {found!r}, and a store cannot start a plug-in: "
+            "pass --source-kind with the name of the installed plug-in (docs/sources.md#plug-ins)"
+        )
+    return found
 
 
 def _require_installed(kind: str) -> None:

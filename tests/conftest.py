@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,10 @@ from repa_pipe.stores.layout import ArraySpec, GroupSpec, num_shards
 from repa_pipe.stores.manifest import Manifest, Quarantined
 from repa_pipe.stores.metadata_writer import consolidate
 from repa_pipe.stores.writer import ShardWriter, create_group, create_store
+
+# As in a terminal, for this process and its children: `nohup`, and shells that start a background job, ignore these.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 LATENTS = GroupSpec(
     path="latents/tiny",

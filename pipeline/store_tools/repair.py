@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 from ...config import EncodeConfig
 from ...config.base import Precision
-from ...config.source import names_plug_in
 from ...errors import StoreError
 from ...models.vae_files import require_trusted
-from ...sources import SourceOptions
+from ...sources import SourceOptions, kind_of_recorded
 from ...stores import Group, Store, open_store
 from ...stores.files import remove_abandoned
 from ...stores.layout import commit_file
@@ -118,8 +117,8 @@ def _config_of(store: Store, group: Group, options: RepairOptions) -> EncodeConf
     """Return the settings with which a group was encoded.
 
     Raises:
-        StoreError: the group was imported or made by another program, or its source needs a plug-in that is not
-            specified.
+        StoreError: the group was imported or made by another program.
+        SourceError: the source needs a plug-in that is not specified.
     """
     attributes, fingerprint, recorded = group.attributes, group.fingerprint, store.manifest.source
     if "imported_from" in fingerprint:
@@ -133,16 +132,11 @@ def _config_of(store: Store, group: Group, options: RepairOptions) -> EncodeConf
             f"{store.location}: {group.path} has no recorded precision, so it was not encoded by repa-pipe: restore "
             "the damaged files from a copy"
         )
-    kind = options.source_kind
-    if kind is None and options.source is None:
-        kind = recorded["kind"]
-        if names_plug_in(kind):
-            raise StoreError(f"{store.location} was made by the source plug-in {kind}: pass it as --source-kind")
     read = SourceOptions.from_json(recorded.get("options", {}), f"source options of {store.location}")
     encoder, vae = attributes.get("encoder"), attributes.get("vae")
     return EncodeConfig(
         source=options.source or recorded["path"],
-        source_kind=kind,
+        source_kind=kind_of_recorded(recorded, options.source, options.source_kind),
         split=read.split,
         image_column=read.image_column,
         store=store.location,

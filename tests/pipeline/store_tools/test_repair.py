@@ -138,7 +138,7 @@ def test_a_vae_that_only_the_store_names_is_not_downloaded(copy, run_cli):
     [
         ({"imported_from": "REPA's vae-sd folder"}, f"{LATENTS} was imported: run 'repa-pipe store verify"),
         ({"name": "another program"}, f"{LATENTS} has no recorded precision, so it was not encoded by repa-pipe"),
-        (None, "was made by the source plug-in images: pass it as --source-kind"),
+        (None, "was read with the source plug-in 'images', and a store cannot start a plug-in: pass --source-kind"),
     ],
 )
 def test_groups_that_cannot_be_encoded_again_are_refused(copy, run_cli, change, message):
