@@ -199,22 +199,30 @@ def install_plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     sys.modules.pop("plug_in_module", None)
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty bucket s3://stores on a local S3 server, for this process and its child processes."""
-    boto3 = pytest.importorskip("boto3")
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of a local S3 server."""
+    pytest.importorskip("boto3")
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    use_endpoint(monkeypatch, f"http://{host}:{port}")
-    resource = boto3.resource("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty bucket s3://stores on a local S3 server, for this process and its child processes."""
+    import boto3
+
+    use_endpoint(monkeypatch, s3_server)
+    resource = boto3.resource("s3", endpoint_url=s3_server, region_name="us-east-1")
     stores = resource.create_bucket(Bucket="stores")
     yield stores
     stores.objects.delete()  # the server keeps them in the memory of this process
     stores.delete()
-    server.stop()
 
 
 @pytest.fixture

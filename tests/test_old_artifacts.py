@@ -206,6 +206,7 @@ def test_probes_with_the_old_random_streams_are_computed_again():
     assert again["settings"]["random_streams"] == 2
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_not_trained_again(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     root = Path("store/zarr.json")  # where the images are now

@@ -112,7 +112,7 @@ def test_non_finite_features_are_rejected():
 
 
 @pytest.mark.parametrize("noise", [0, 2e-7])
-@pytest.mark.parametrize("copies", [1, 2, 5, 200])
+@pytest.mark.parametrize("copies", [1, 2, 5, 50])
 def test_equal_images_are_on_each_others_manifold_whatever_the_rounding(noise, copies):
     generator = torch.Generator().manual_seed(copies)
     features = torch.rand((40, 256), generator=generator).repeat(copies, 1)

@@ -46,7 +46,7 @@ def site(tmp_path, make_store):
     cache.mkdir(parents=True)
     handler = functools.partial(Quiet, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield path, f"http://127.0.0.1:{server.server_port}/store", cache
         server.shutdown()
 

@@ -59,7 +59,7 @@ def served(make_store):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.requests = []
         server.block_on_close = False  # connections that clients keep open
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield path, f"http://127.0.0.1:{server.server_port}/store", server.requests
         server.shutdown()
