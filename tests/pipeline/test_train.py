@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from repa_pipe.errors import CheckpointError, ConfigError, StoreError, WeightsError
+from repa_pipe.errors import BusyError, CheckpointError, ConfigError, StoreError, WeightsError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts import metrics_log
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, save_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
+from repa_pipe.pipeline.runtime.lease import lease
 from repa_pipe.pipeline.runtime.seeds import RandomStreams
 from repa_pipe.pipeline.training.objective import Objective
 from repa_pipe.pipeline.training.setup import resolve
@@ -205,11 +206,14 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_again(config_of):
 
 @pytest.mark.parametrize("content", ["{", None])
 def test_settings_that_cannot_be_read_are_restored_from_the_last_checkpoint(config_of, caplog, content):
-    run = RunFolder(Path(train.run(config_of(max_train_steps=3)).run))
+    run = RunFolder(Path(train.run(config_of(max_train_steps=3, checkpointing_steps=1)).run))
     settings = run.config_file.read_bytes()
     run.config_file.unlink()
     if content:
         run.config_file.write_text(content)
+    with lease(run.path), pytest.raises(BusyError, match="is in use by process"):
+        train.run(config_of(seed=1))
+    assert not run.has_config()
     with pytest.raises(ConfigError, match="--seed: recorded 0, requested 1"):
         train.run(config_of(seed=1))
     assert run.config_file.read_bytes() == settings
