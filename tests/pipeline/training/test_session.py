@@ -1,5 +1,6 @@
 """The sessions that training records in `run.json`."""
 
+import errno
 import json
 import os
 import signal
@@ -109,6 +110,19 @@ def test_a_failed_session_records_its_error(config_of, monkeypatch):
     last = record_of(config_of()).sessions[-1]
     assert (last.state, last.error, last.start_step, last.end_step) == ("failed", "some", 2, 2)
     assert last.ended
+
+
+def test_an_error_is_raised_although_its_record_cannot_be_written(config_of, monkeypatch):
+    def no_space(run, record):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def forward(self, inputs):
+        monkeypatch.setattr(session_module, "write_run_record", no_space)
+        raise ValueError("the error")
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    with pytest.raises(ValueError, match="the error"):
+        train.run(config_of())
 
 
 def test_a_running_session_is_updated_with_the_rows_of_the_log(config_of, monkeypatch):
