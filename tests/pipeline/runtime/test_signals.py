@@ -1,9 +1,11 @@
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,8 @@ from repa_pipe.pipeline.runtime.signals import (
     stop_requests,
 )
 
+CLI_PAGE = Path(__file__).parents[3] / "docs/cli.md"
+
 
 def handlers():
     return [signal.getsignal(number) for number in STOP_SIGNALS]
@@ -23,6 +27,11 @@ def handlers():
 
 def send(number):
     os.kill(os.getpid(), number)  # Python runs the handler before kill returns, in the main thread
+
+
+def test_the_documented_signals_stop_a_command():
+    (sentence,) = re.findall(r"^(SIG.*) stop every command with code 130", CLI_PAGE.read_text(), re.MULTILINE)
+    assert [number.name for number in STOP_SIGNALS] == re.findall(r"SIG\w+", sentence)
 
 
 def test_signals_are_collected_in_order():
