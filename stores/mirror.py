@@ -101,7 +101,7 @@ class Mirror:
         copied = copied_metadata(root, f"{url}/zarr.json")
         found = {METADATA_FILE: root} | {f"{name}/{METADATA_FILE}": meta for name, meta in copied.items()}
         for name, value in found.items():
-            path = confined(self.folder, name)
+            path = self.folder / name
             if path.exists() and not _same_store(read_json(path, StoreError), value):
                 raise StoreError(f"{self.folder} holds samples of a previous store at {url}: delete that folder")
         for name, value in found.items():

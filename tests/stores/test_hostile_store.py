@@ -142,6 +142,18 @@ def test_a_symbolic_link_in_a_store_leads_no_writer_out_of_it(helpers, tmp_path,
     assert {file: file.stat().st_mtime_ns for file in outside.rglob("*") if file.is_file()} == before
 
 
+def test_a_symbolic_link_in_a_cache_leads_no_writer_out_of_it(site, tmp_path):
+    _, url, cache = site
+    open_store(url, cache).close()
+    (group,) = cache.rglob(GROUP)
+    outside = group.rename(tmp_path / "outside")
+    group.symlink_to(outside)
+    before = {file: file.stat().st_ino for file in outside.rglob("*")}
+    with pytest.raises(StoreError, match=r"is not written, since it leads out of .*: replace symbolic links"):
+        open_store(url, cache)
+    assert {file: file.stat().st_ino for file in outside.rglob("*")} == before
+
+
 def test_repairing_and_changing_attributes_follow_no_symbolic_link(make_store, tmp_path):
     path, _ = make_store()
     for shard in range(4):
