@@ -17,7 +17,7 @@ const valueRange = (values, log) => {
   const sorted = [...values].sort((a, b) => a - b);
   const low = sorted[0], top = sorted.at(-1), high = sorted[Math.floor(0.98 * (sorted.length - 1))];
   if (log) return { start: low / 1.1, end: top * 1.1, clipped: false };
-  const clipped = top - low > 2 * (high - low) && high > low;
+  const clipped = values.length > plots.few_points && top - low > 2 * (high - low) && high > low;
   const end = clipped ? high : top;
   const margin = 0.05 * (end - low) || 0.05 * Math.abs(end) || 0.5;
   return { start: low - margin, end: end + margin, clipped };
