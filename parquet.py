@@ -38,8 +38,11 @@ def read_parquet(
     path: Path,
     what: str,
     columns: Mapping[str, Column],
+    *,
     remedy: str,
     error: type[RepaPipeError] = ConfigError,
+    data: bytes | None = None,
+    num_rows: int | None = None,
 ) -> pa.Table:
     """Read a parquet file.
 
@@ -49,17 +52,19 @@ def read_parquet(
         columns: what it must hold; other columns may hold anything.
         remedy: what to do about a file that cannot be read, an imperative that ends the message.
         error: the class of the errors raised.
+        data: contents of the file. None: read it.
+        num_rows: rows that it must have. None: up to `MAX_ROWS`.
 
     Raises:
-        error: the file is missing or damaged, has more than `MAX_ROWS` rows, or a column is missing, occurs twice, or
+        error: the file is missing or damaged, has another number of rows, or a column is missing, occurs twice, or
             holds something else.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            problem = None if file.metadata.num_rows <= MAX_ROWS else f"it has {file.metadata.num_rows:,} rows"
+        with pq.ParquetFile(path if data is None else pa.BufferReader(data)) as file:
+            problem = _why_not_rows(file.metadata.num_rows, num_rows)
             table = None if problem else file.read()
         if table is not None:
             table.validate(full=True)  # such as that text is UTF-8
@@ -71,6 +76,13 @@ def read_parquet(
     if problem:
         raise error(f"{path} is not {what}: {problem}; {remedy}")
     return table
+
+
+def _why_not_rows(found: int, expected: int | None) -> str | None:
+    """Return what is wrong with the number of rows, before they are read; None: nothing."""
+    if expected is not None:
+        return None if found == expected else f"it has {found:,} rows, expected {expected:,}"
+    return None if found <= MAX_ROWS else f"it has {found:,} rows, expected at most {MAX_ROWS:,}"
 
 
 def _why_not(table: pa.Table, name: str, column: Column) -> str | None:

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..converter import read_json, structure, unstructure
-from ..errors import StoreError, first_line
+from ..errors import StoreError
+from ..parquet import Column, read_parquet
 from ..version import __version__
 from .checksum import crc32c_bytes
 from .files import atomic_write_bytes, confined, write_json
@@ -30,7 +31,12 @@ from .latent_statistics import LatentsSummary
 from .layout import FORMAT_VERSION, MAX_SHARDS, QUARANTINE_FILE, ROOT_ATTRIBUTE, SAMPLES_FILE, commit_file, num_shards
 from .names import is_shard_file
 
-SAMPLES_COLUMNS = {"key": pa.string(), "label": pa.int32(), "num_bytes": pa.int64(), "where": pa.string()}
+_SAMPLES_COLUMNS = {
+    "key": Column(kind="text"),
+    "label": Column(kind="integers"),
+    "num_bytes": Column(kind="integers"),
+    "where": Column(kind="text"),
+}
 LARGEST = 3.4e38  # of float32
 RESTORE = "restore it from a copy of the store"
 _REMEDY = "delete it and re-run 'repa-pipe encode' to encode the shard again"
@@ -283,19 +289,17 @@ def parse_samples(data: bytes, manifest: Manifest, path: Path) -> pa.Table:
     Raises:
         StoreError: the file is damaged, or does not have these columns with one row per sample.
     """
-    try:
-        table = pq.read_table(pa.BufferReader(data)).select(list(SAMPLES_COLUMNS))
-        table.validate(full=True)  # that text is UTF-8, too
-    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
-        raise StoreError(f"{path} cannot be read ({first_line(error)}): {RESTORE}") from error
-    if table.num_rows != manifest.num_samples:
-        raise StoreError(f"{path} has {table.num_rows:,} rows, expected {manifest.num_samples:,}: {RESTORE}")
-    for name, kind in SAMPLES_COLUMNS.items():
-        if table.schema.field(name).type != kind or table[name].null_count:
-            found = table.schema.field(name).type
-            raise StoreError(f"{path}: column {name}: expected {kind} without nulls, found {found}: {RESTORE}")
+    table = read_parquet(
+        path,
+        "a sample index",
+        _SAMPLES_COLUMNS,
+        remedy=RESTORE,
+        error=StoreError,
+        data=data,
+        num_rows=manifest.num_samples,
+    )
     require_labels(table["label"].to_numpy(), manifest, path)
-    return table
+    return table.select(list(_SAMPLES_COLUMNS))
 
 
 def require_labels(labels: npt.NDArray[np.int32], manifest: Manifest, path: Path) -> None:

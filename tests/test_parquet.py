@@ -15,8 +15,8 @@ COLUMNS = {
 }
 
 
-def read(path):
-    return read_parquet(path, "a run's log", COLUMNS, "restore it from a copy", StoreError)
+def read(path, **options):
+    return read_parquet(path, "a run's log", COLUMNS, remedy="restore it from a copy", error=StoreError, **options)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,20 @@ def test_columns_with_one_name_text_that_is_not_utf_8_and_too_many_rows_are_refu
         read(path)
     monkeypatch.setattr(parquet, "MAX_ROWS", 1)
     pq.write_table(pa.table({"step": [1, 2], "loss": [1.0, 2.0]}), path)
-    with pytest.raises(StoreError, match="is not a run's log: it has 2 rows"):
+    with pytest.raises(StoreError, match="is not a run's log: it has 2 rows, expected at most 1;"):
         read(path)
+
+
+def test_contents_and_their_number_of_rows_may_be_given(tmp_path, monkeypatch):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"step": [1, 2], "loss": [1.0, 2.0]}), sink)
+    data, path = sink.getvalue().to_pybytes(), tmp_path / "missing"
+    assert len(read(path, data=data, num_rows=2)) == 2
+    monkeypatch.setattr(parquet, "MAX_ROWS", 1)
+    assert len(read(path, data=data, num_rows=2)) == 2
+    monkeypatch.setattr(pq.ParquetFile, "read", None)  # refused before it is read
+    with pytest.raises(StoreError, match=f"{path} is not a run's log: it has 2 rows, expected 3; restore"):
+        read(path, data=data, num_rows=3)
 
 
 def test_mutated_files_are_read_or_refused(tmp_path, mutations):

@@ -97,7 +97,7 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    table = read_parquet(path, "a run's log", COLUMNS, "restore it from a copy")
+    table = read_parquet(path, "a run's log", COLUMNS, remedy="restore it from a copy")
     rows: list[dict[str, Any]] = table.to_pylist()
     recorded = (table.schema.metadata or {}).get(_DIGEST)
     if recorded not in (None, _digest(rows)):  # None: an earlier version wrote it

@@ -335,7 +335,9 @@ def test_a_sample_index_with_too_few_rows_is_reported(store, helpers):
     pq.write_table(pa.Table.from_batches(table.slice(0, 49).to_batches()), store / "samples.parquet")
     assert "samples.parquet fails its checksum" in str(only_problem(verify_store(store)))
     helpers.without_digests(store)
-    assert "samples.parquet has 49 rows, expected 50" in str(only_problem(verify_store(store)))
+    assert "samples.parquet is not a sample index: it has 49 rows, expected 50; restore" in str(
+        only_problem(verify_store(store))
+    )
 
 
 def test_dropped_shards_can_be_written_again(helpers, store):
