@@ -1,10 +1,13 @@
 """Small stores, written by the real writer, a bucket, and the command line."""
 
+import copy
 import dataclasses
+import functools
 import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tarfile
@@ -22,6 +25,8 @@ from repa_pipe.stores.layout import ArraySpec, GroupSpec, num_shards
 from repa_pipe.stores.manifest import Manifest, Quarantined
 from repa_pipe.stores.metadata_writer import consolidate
 from repa_pipe.stores.writer import ShardWriter, create_group, create_store
+
+Contents = dict[str, np.ndarray[Any, Any]]
 
 # As in a terminal, for this process and its children: `nohup`, and shells that start a background job, ignore these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -150,20 +155,33 @@ def helpers() -> Any:
     return sys.modules[__name__]
 
 
-@pytest.fixture
-def make_store(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, np.ndarray[Any, Any]]]]:
-    """Write a store of 50 samples in shards of 16; return its path and `{array path: contents}`."""
+@pytest.fixture(scope="session")
+def written_stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Contents]]:
+    """Write a store at most once; to be copied, since what takes the time is that the writer waits for the disk."""
 
-    def make(
-        num_samples: int = 50, shard_size: int = 16, quarantined: tuple[Quarantined, ...] = ()
-    ) -> tuple[Path, dict[str, np.ndarray[Any, Any]]]:
-        path = tmp_path / "store"
+    @functools.cache
+    def write(*key: Any) -> tuple[Path, Contents]:
+        num_samples, shard_size, quarantined = key
+        path = tmp_path_factory.mktemp("written") / "store"
         manifest = new_store(path, num_samples, shard_size)
         contents = {}
         for spec in (LATENTS, FEATURES):
             arrays = write_group(path, manifest, spec, quarantined=quarantined)
             contents |= {f"{spec.path}/{name}": array for name, array in arrays.items()}
         return path, contents
+
+    return write
+
+
+@pytest.fixture
+def make_store(tmp_path: Path, written_stores: Callable[..., tuple[Path, Contents]]) -> Callable[..., Any]:
+    """Make a store of 50 samples in shards of 16; return its path and `{array path: contents}`."""
+
+    def make(
+        num_samples: int = 50, shard_size: int = 16, quarantined: tuple[Quarantined, ...] = ()
+    ) -> tuple[Path, Contents]:
+        written, contents = written_stores(num_samples, shard_size, quarantined)
+        return shutil.copytree(written, tmp_path / "store"), copy.deepcopy(contents)
 
     return make
 
