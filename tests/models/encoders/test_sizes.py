@@ -13,6 +13,7 @@ from repa_pipe.models.encoders.sizes import require_encoder_resolution
 WINDOWS = "timm:maxvit_tiny_tf_224"  # its windows must divide its feature maps
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(name=st.sampled_from(sorted(REGISTRY)), tokens=st.integers(1, 40))
 def test_published_encoders_accept_every_multiple_of_16(name, tokens):

@@ -109,6 +109,7 @@ def test_a_shard_that_could_not_be_uploaded_is_retried(images, expected, bucket,
     assert_same_store(in_bucket(bucket), expected)
 
 
+@pytest.mark.slow
 def test_a_run_that_the_network_ended_resumes_to_the_same_objects(images, expected, bucket, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(RemoteFiles, "put", failing_put(4, math.inf))

@@ -44,6 +44,7 @@ def training(vae, **options):
     return TrainConfig(store="store", vae=vae, device="cpu", **defaults | options)
 
 
+@pytest.mark.slow
 def test_every_spelling_encodes_one_group_and_resumes_one_run(spellings, tmp_path):
     first, *others = [encode.run(encoding(spelling)) for spelling in spellings]
     assert (first.encoded, [result.encoded for result in others]) == (8, [0] * 4)

@@ -199,6 +199,7 @@ def test_a_stopped_repair_is_finished_by_the_next(originals, copy, run_cli, mome
     assert array_bytes(copy) == array_bytes(originals / "store")  # no temporary files either
 
 
+@pytest.mark.slow
 def test_a_run_stops_at_a_damaged_sample_and_resumes_bit_identically_after_the_repair(
     copy, run_cli, tmp_path, weights_of, assert_same_weights
 ):
