@@ -3,6 +3,8 @@
 Whether a network file system shows one client what another one has just written cannot be tested here.
 """
 
+import errno
+import io
 import json
 import os
 import signal
@@ -180,6 +182,50 @@ def test_a_holder_checks_its_lease_before_it_writes(hold, tmp_path):
     assert process.returncode == lease_module.EXIT_CODE
     assert "or its files were moved or deleted" in errors
     assert not (tmp_path / "written").exists()
+
+
+def test_a_lease_that_others_had_since_it_was_listed_is_not_taken(tmp_path, monkeypatch, quick):
+    """Another command takes the lease after a dead holder and releases it, and a third one takes it with number 1."""
+    dead, alive = tmp_path / ".lease-1", []
+    dead.write_text("damaged")
+    monkeypatch.setattr(lease_module, "SILENT_POLLS", 1)
+    create = lease_module._create
+
+    def create_after_others(held):
+        if not alive:
+            alive.append(held.content.replace(b'"token":"', b'"token":"x').replace(b'"token": "', b'"token": "x'))
+            dead.write_bytes(alive[0])
+        return create(held)
+
+    monkeypatch.setattr(lease_module, "_create", create_after_others)
+    with pytest.raises(BusyError, match=f"process {os.getpid()}"), lease(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".lease-1"]
+    assert dead.read_bytes() == alive[0]
+
+
+def test_the_lease_of_another_process_is_not_released(tmp_path):
+    with lease(tmp_path):
+        (tmp_path / ".lease-1").write_text("of another process")
+    assert (tmp_path / ".lease-1").read_text() == "of another process"
+
+
+def test_a_full_disk_leaves_no_lease(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_full(path, mode="r", *args, **options):
+        if mode != "xb":
+            return original(path, mode, *args, **options)
+        path.touch(exist_ok=False)
+        return Full()
+
+    original = Path.open
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(OSError, match="No space left on device"), lease(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_of_many_contenders_for_a_dead_lease_one_at_a_time_succeeds(hold, tmp_path):
