@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from obstore.exceptions import GenericError
 
 from repa_pipe.errors import RemoteError, StoreError
 from repa_pipe.stores import open_store, remote_options, retries
@@ -212,6 +213,19 @@ def test_an_interrupted_read_ends_at_once(uploaded, faulty_bucket):
         with pytest.raises(KeyboardInterrupt):
             store.read(["features/enc"], [3])
     assert time.monotonic() - start < 3
+
+
+def test_requests_that_are_given_up_are_not_repeated():
+    given_up, requests = threading.Event(), []
+
+    def request():
+        requests.append(1)
+        given_up.set()
+        raise GenericError("Server returned non-2xx status code: 503 Service Unavailable: SlowDown")
+
+    with pytest.raises(RemoteError, match="503 Service Unavailable"):
+        retries.Retries(URL).call(request, lambda: None, given_up)
+    assert len(requests) == 1
 
 
 def test_the_documentation_states_these_times():
