@@ -20,6 +20,7 @@ from repa_pipe.models.ema import Ema
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.artifacts.run_record import read_run_record
+from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.runtime.signals import INTERRUPTED, STOP_SIGNALS
 from repa_pipe.pipeline.training import agreement
 from repa_pipe.pipeline.training.objective import Objective
@@ -134,6 +135,20 @@ def test_a_reading_process_that_hangs_costs_no_step(config_of, in_step, monkeypa
     with pytest.raises(StoreError, match=r"T \(stopped\)\) has not answered for 1 s"):
         train.run(config)
     assert len(saved_steps(config)) == 1
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_batch_that_cannot_be_read_after_a_signal_is_not_needed(is_stopped):
+    def read():
+        raise StoreError("the server is gone")
+
+    decisions = agreement.Agreement(DistributedContext(0, 1), lambda: is_stopped)
+    if is_stopped:
+        assert decisions.fetch(read) is None
+    else:
+        with pytest.raises(StoreError, match="the server is gone"):
+            decisions.fetch(read)
+    assert decisions.failed != is_stopped
 
 
 @pytest.mark.slow
