@@ -1,6 +1,7 @@
 """Digests of zip files, and changed bytes in them."""
 
 import os
+import struct
 import zipfile
 
 import numpy as np
@@ -47,6 +48,18 @@ def test_a_changed_byte_of_compressed_data_is_found(tmp_path):
     assert find_damage(path) is None
     flip(path, path.stat().st_size // 2)
     assert find_damage(path) == "checksum mismatch in images.npy"
+
+
+@pytest.mark.parametrize("offset", [None, 0x7FFFFFFF])
+def test_a_tensor_whose_header_is_elsewhere_is_damaged(path, offset):
+    data = bytearray(path.read_bytes())
+    if offset is None:  # where the directory says that it begins, there is no header
+        with zipfile.ZipFile(path) as archive:
+            data[archive.getinfo("weights/data/0").header_offset] ^= 1
+    else:  # the directory says that it begins behind the end of the file
+        struct.pack_into("<I", data, data.rindex(b"weights/data/0") - 46 + 42, offset)
+    path.write_bytes(data)
+    assert find_damage(path) == "checksum mismatch in weights/data/0"
 
 
 def test_a_truncated_file_is_damaged(path):

@@ -252,6 +252,8 @@ def test_a_sample_that_is_right_when_it_is_read_again_is_a_warning(path, monkeyp
 
     with open_store(path) as store:
         expected = store.read("features/enc/tokens", [21])
+    dropped = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *args: dropped.append(args[1:]))
     monkeypatch.setattr(reader_module, "os", _Os(torn))
     with caplog.at_level(logging.WARNING), open_store(path) as store:
         np.testing.assert_array_equal(
@@ -259,6 +261,7 @@ def test_a_sample_that_is_right_when_it_is_read_again_is_a_warning(path, monkeyp
         )
     assert "was wrong when it was read, and right when it was read again" in caplog.text
     assert len(calls) == 2
+    assert dropped[-1:] == [(calls[0], expected["features/enc/tokens"].nbytes, os.POSIX_FADV_DONTNEED)]
 
 
 class _Os:
