@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
+import ray
 
 from repa_pipe.errors import ConfigError
 from repa_pipe.pipeline import train
@@ -68,9 +69,14 @@ def test_a_server_that_speaks_grpc_is_accepted(server, form):
     require_cluster(form.format(server(SETTINGS)), "--ray-address")
 
 
+needs_tokens = pytest.mark.skipif(
+    not hasattr(ray._raylet, "AuthenticationTokenLoader"), reason="Ray has tokens since 2.52"
+)
+
 REFUSAL = SETTINGS + b"\0\0\x7d\x01\x05\0\0\0\x01\x88@\x0ccontent-type\x10application/grpc\0\x0bgrpc-status\x0216"
 
 
+@needs_tokens
 def test_a_cluster_that_refuses_the_token_is_one_line(server):
     address = f"127.0.0.1:{server(REFUSAL)}"
     with pytest.raises(ConfigError, match=rf"^--ray-address is '{address}': the cluster refuses the token of [^\n]+$"):
@@ -94,6 +100,7 @@ def start_head(port, **variables):
     )
 
 
+@needs_tokens
 @pytest.mark.slow
 def test_a_real_cluster_accepts_its_own_token_and_no_other(monkeypatch, tmp_path):
     """In one process per token, since Ray reads it once."""
