@@ -24,7 +24,7 @@ demo: install  ## encode, train and sample on real images, then write an HTML re
 test: install lint  ## run lint and all tests but the slow ones (minutes)
 	$(BIN)/python -m pytest
 
-test-slow: install  ## run only the slow tests (20 minutes, up to 10 GB of memory)
+test-slow: install  ## run only the slow tests (35 minutes, up to 10 GB of memory)
 	$(BIN)/python -m pytest -m slow
 
 # Dependencies that users get at their declared lowest versions; test tools, and what dependencies need, at the newest.
