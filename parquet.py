@@ -20,14 +20,14 @@ class Column:
     """What a column must hold.
 
     Attributes:
-        kind: integers, numbers (integers or floats), or text.
+        kind: integers, numbers (integers or floats), text, or exactly one type of Arrow.
         nullable: whether rows may lack a value.
         required: whether the file must have the column.
         at_least: lowest value, of numbers; those with a lowest value must be finite.
         increasing: whether every value must exceed the one before.
     """
 
-    kind: Literal["integers", "numbers", "text"]
+    kind: Literal["integers", "numbers", "text", "int32", "int64", "string"]
     nullable: bool = False
     required: bool = True
     at_least: float | None = None
@@ -121,4 +121,6 @@ def _is(kind: str, found: pa.DataType) -> bool:
 
     if kind == "text":
         return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
-    return bool(pa.types.is_integer(found) or (kind == "numbers" and pa.types.is_floating(found)))
+    if kind in ("integers", "numbers"):
+        return bool(pa.types.is_integer(found) or (kind == "numbers" and pa.types.is_floating(found)))
+    return str(found) == kind

@@ -32,10 +32,10 @@ from .layout import FORMAT_VERSION, MAX_SHARDS, QUARANTINE_FILE, ROOT_ATTRIBUTE,
 from .names import is_shard_file
 
 _SAMPLES_COLUMNS = {
-    "key": Column(kind="text"),
-    "label": Column(kind="integers"),
-    "num_bytes": Column(kind="integers"),
-    "where": Column(kind="text"),
+    "key": Column(kind="string"),
+    "label": Column(kind="int32"),
+    "num_bytes": Column(kind="int64"),
+    "where": Column(kind="string"),
 }
 LARGEST = 3.4e38  # of float32
 RESTORE = "restore it from a copy of the store"

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from repa_pipe import parquet
-from repa_pipe.errors import StoreError
+from repa_pipe.errors import ConfigError, StoreError
 from repa_pipe.parquet import Column, read_parquet
 
 COLUMNS = {
@@ -77,6 +77,16 @@ def test_contents_and_their_number_of_rows_may_be_given(tmp_path, monkeypatch):
     monkeypatch.setattr(pq.ParquetFile, "read", None)  # refused before it is read
     with pytest.raises(StoreError, match=f"{path} is not a run's log: it has 2 rows, expected 3; restore"):
         read(path, data=data, num_rows=3)
+
+
+def test_a_column_may_have_to_be_of_one_type(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"label": pa.array([1], pa.int64()), "key": ["a"]}), path)
+    for name, kind, expected in (("label", "int64", "int32"), ("key", "string", "int64")):
+        columns = {name: Column(kind=kind)}
+        assert len(read_parquet(path, "a sample index", columns, remedy="restore it")) == 1
+        with pytest.raises(ConfigError, match=f"column {name} is {kind}, expected {expected}"):
+            read_parquet(path, "a sample index", {name: Column(kind=expected)}, remedy="restore it")
 
 
 def test_mutated_files_are_read_or_refused(tmp_path, mutations):

@@ -19,7 +19,7 @@ from .tables import Cell, Table, count_text, number_text
 
 MAX_POINTS = 500
 MAX_VALUES = 100_000  # of all curves together, which keeps a report of twenty runs small enough to send by email
-FEW_POINTS = 30  # a curve of so few points has a marker at each and is not smoothed
+FEW_POINTS = 30  # a curve of so few points has a marker at each, is not smoothed and not cut off
 DESCRIBED_RUNS = 4
 
 _TITLES = {

@@ -13,11 +13,11 @@ const smooth = (values, weight) => {
 };
 
 // A range that high values of the first steps do not dominate, and whether it clips them.
-const valueRange = (values, log) => {
+const valueRange = (values, log, mayClip) => {
   const sorted = [...values].sort((a, b) => a - b);
   const low = sorted[0], top = sorted.at(-1), high = sorted[Math.floor(0.98 * (sorted.length - 1))];
   if (log) return { start: low / 1.1, end: top * 1.1, clipped: false };
-  const clipped = values.length > plots.few_points && top - low > 2 * (high - low) && high > low;
+  const clipped = mayClip && top - low > 2 * (high - low) && high > low;
   const end = clipped ? high : top;
   const margin = 0.05 * (end - low) || 0.05 * Math.abs(end) || 0.5;
   return { start: low - margin, end: end + margin, clipped };
@@ -32,7 +32,8 @@ const makePlot = (figure, width) => {
   });
   const values = curves.flatMap((one) => one.y);
   const isLog = state.log && values.every((value) => value > 0);
-  const range = values.length ? valueRange(values, isLog) : { start: 0, end: 1, clipped: false };
+  const mayClip = curves.some((one) => one.y.length > plots.few_points);
+  const range = values.length ? valueRange(values, isLog, mayClip) : { start: 0, end: 1, clipped: false };
   const end = Math.max(0, ...curves.map((one) => one.x.at(-1))) || 1;
   const plot = Bokeh.Plotting.figure({
     frame_height: 240, sizing_mode: "stretch_width", toolbar_location: "above", tools: "pan,box_zoom,reset,save",
