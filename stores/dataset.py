@@ -6,12 +6,10 @@ for batch in dataset: ...
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ConfigError, SampleIndexError, StoreError
+from ..errors import ConfigError, SampleIndexError
 from .batch import Batch
-from .buffers import BufferPool, shared_tensor
+from .buffers import BufferPool
 from .indexing import Indices, as_names, as_rows, as_single
 from .layout import features_group, latents_group
+from .lent_buffers import worker_buffers
 from .order import epoch_flips, epoch_order
+from .read_ahead import read_ahead
 from .reading_process import ReadingProcess
 from .selection import digest_of_rows
 from .store import Selection, Store, open_store
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     Base = torch.utils.data.IterableDataset[Batch]
 else:
     Base = torch.utils.data.IterableDataset
-
-
-POLL_S = 0.2
-END_LIMIT_S = 2.0  # for the last read of the thread that reads ahead
 
 
 class AlignmentDataset(Base):
@@ -65,15 +61,16 @@ class AlignmentDataset(Base):
         alignment_steps: from this step on, do not read patch tokens. None: always read them.
         direct: bypass the page cache. None: if the groups are larger than this machine's memory allows.
         process: read in a separate process, for training loops that keep Python itself busy (Linux).
-        prefetch: number of batches to read ahead.
+        prefetch: number of batches to keep ready, besides the two that are being read.
 
     Attributes:
         indices: the samples that batches are drawn from, ascending int64 `[n]`: those of the store or the selection,
             without quarantined ones.
 
     Raises:
-        ConfigError: the seed is not from 0 to 2^63 - 1, the batch size is not divisible by the number of ranks, or is
-            larger than the store, or `latents` is not given and the store does not have exactly one VAE.
+        ConfigError: the seed is not from 0 to 2^63 - 1, `prefetch` is below 1, the batch size is not divisible by the
+            number of ranks, or is larger than the store, or `latents` is not given and the store does not have exactly
+            one VAE.
         StoreError: a group is missing or incomplete, or has no flipped views although `flip` is set.
     """
 
@@ -98,6 +95,8 @@ class AlignmentDataset(Base):
     ) -> None:
         if not 0 <= seed < 1 << 63:
             raise ConfigError(f"seed is {seed}: expected 0 to 2^63 - 1")
+        if prefetch < 1:
+            raise ConfigError(f"prefetch is {prefetch}: expected at least 1 batch")
         self._owns_store = isinstance(store, str | Path)
         chosen = open_store(store) if isinstance(store, str | Path) else store
         self.store = chosen.store if isinstance(chosen, Selection) else chosen
@@ -172,11 +171,12 @@ class AlignmentDataset(Base):
                 f"dataset[{step!r}]: expected a step, an integer from 0 on; the {self.steps_per_epoch} steps of an "
                 "epoch are followed by those of the next. For samples, use MapStyleDataset(dataset) or the store"
             )
-        return self._read_step(single)
+        return self.read(*self._plan(single))
 
-    def _read_step(self, step: int) -> Batch:
+    def _plan(self, step: int) -> tuple[npt.NDArray[np.int64], bool, npt.NDArray[np.bool_] | None]:
+        """Return what this rank reads in a step: the arguments of `read`."""
         tokens = self.alignment_steps is None or step < self.alignment_steps
-        return self.read(self.indices_of_step(step), tokens, self.flipped_of_step(step))
+        return self.indices_of_step(step), tokens, self.flipped_of_step(step)
 
     def read(self, indices: Indices, tokens: bool = True, flipped: npt.NDArray[np.bool_] | None = None) -> Batch:
         """Read a batch in the calling thread.
@@ -233,7 +233,7 @@ class AlignmentDataset(Base):
         layout = self.store.group(group).shard_indexes[array].layout
         shape = (count, *layout.spec.sample_shape)
         if torch.utils.data.get_worker_info() is not None:  # in a DataLoader worker
-            return shared_tensor(shape, layout.dtype)
+            return worker_buffers().take(shape, layout.dtype)
         return torch.from_numpy(self._pool.take(shape, layout.dtype))
 
     def batches(
@@ -244,36 +244,16 @@ class AlignmentDataset(Base):
         Args:
             start_step: the first step. None: the step after the last batch that was yielded, or the step of the state
                 that was loaded; 0 for a new dataset.
-            waiting: called every POLL_S while the next batch is not ready. What it raises ends the generator.
+            waiting: called every 0.2 s while the next batch is not ready. What it raises ends the generator.
 
         Raises:
             StoreError: a batch cannot be read.
         """
         first = self._position if start_step is None else start_step
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=self.prefetch)
-        stop = threading.Event()
-
-        def produce() -> None:
-            try:
-                for step in count(first):
-                    if stop.is_set():
-                        return
-                    _put(ready, self._read_step(step), stop)
-            except BaseException as error:
-                _put(ready, error, stop)
-
-        thread = threading.Thread(target=produce, name="read-ahead", daemon=True)
-        thread.start()
-        try:
-            for step in count(first):
-                item = _take(ready, thread, waiting)
-                if isinstance(item, BaseException):
-                    raise item
+        with closing(read_ahead(self._plan, self.read, first, self.prefetch, waiting)) as batches:
+            for step, batch in enumerate(batches, first):
                 self._position = step + 1
-                yield item
-        finally:
-            stop.set()
-            thread.join(END_LIMIT_S)  # a read that hangs must not keep the caller
+                yield batch
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of one epoch, or of its rest after `load_state_dict`. The next iteration is the next epoch.
@@ -345,28 +325,3 @@ def _only_vae(store: Store) -> str:
         found = f"has {', '.join(store.vaes)}: pass one of them" if store.vaes else "has no latents: encode some first"
         raise ConfigError(f"latents is not given and {store.location} {found}")
     return store.vaes[0]
-
-
-def _take(
-    ready: queue.Queue[Batch | BaseException], thread: threading.Thread, waiting: Callable[[], None] | None
-) -> Batch | BaseException:
-    while True:
-        alive = thread.is_alive()  # before the queue is looked at: the thread ends after its last item
-        try:
-            return ready.get(timeout=POLL_S)
-        except queue.Empty:
-            if not alive:  # in a fork of the process, which has no other threads
-                raise StoreError(
-                    "the thread that reads the store has ended: create the dataset in this process"
-                ) from None
-        if waiting is not None:
-            waiting()
-
-
-def _put(ready: queue.Queue[Batch | BaseException], item: Batch | BaseException, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-            return
-        except queue.Full:
-            continue
