@@ -153,7 +153,7 @@ class TrainConfig(Config):
     )
     direct: bool | None = option(
         DATA,
-        "Bypass the page cache (O_DIRECT). Default: when the store is larger than this machine's memory.",
+        "Bypass the page cache (O_DIRECT). Default: for samples that do not fit into the memory of the machine or job.",
         None,
         affects_result=False,
     )

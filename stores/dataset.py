@@ -23,6 +23,7 @@ from .buffers import BufferPool
 from .indexing import Indices, as_names, as_rows, as_single
 from .layout import features_group, latents_group
 from .lent_buffers import worker_buffers
+from .memory import shards_in_memory
 from .order import epoch_flips, epoch_order
 from .read_ahead import read_ahead
 from .reading_process import ReadingProcess
@@ -59,7 +60,7 @@ class AlignmentDataset(Base):
         cls_tokens: read class tokens.
         flip: take half of the samples, drawn again in every epoch, from the flipped views.
         alignment_steps: from this step on, do not read patch tokens. None: always read them.
-        direct: bypass the page cache. None: if the groups are larger than this machine's memory allows.
+        direct: bypass the page cache. None: for the shards that do not fit into memory (`memory.shards_in_memory`).
         process: read in a separate process, for training loops that keep Python itself busy (Linux).
         prefetch: number of batches to keep ready, besides the two that are being read.
 
@@ -108,7 +109,7 @@ class AlignmentDataset(Base):
         self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
         groups = [self.latents, *self.features]
         self.indices = trainable_indices(chosen, groups, batch_size=batch_size, world_size=world_size, flip=flip)
-        self.direct = self.store.outgrows_memory(groups) if direct is None else direct
+        self._page_cache = self._past_the_page_cache(groups) if direct is None else {"direct": direct}
         self._pool = BufferPool(pin_memory=torch.cuda.is_available(), shared=process)
         self._process = ReadingProcess(self.store) if process else None
         self._next_start = 0  # first step of the next iteration
@@ -193,10 +194,10 @@ class AlignmentDataset(Base):
         buffers = {name: self._take(name, len(rows)) for name in names}
         arrays = {name: buffer.numpy() for name, buffer in buffers.items()}
         if self._process is None:
-            self.store.read(names, rows, out=arrays, direct=self.direct, flipped=flipped)
+            self.store.read(names, rows, out=arrays, flipped=flipped, **self._page_cache)
         else:
             out = {name: self._pool.shared_buffer(array) for name, array in arrays.items()}
-            self._process.read(names, rows, out, self.direct, flipped)
+            self._process.read(names, rows, out, flipped=flipped, **self._page_cache)
 
         def tensors(array: str) -> list[Any]:
             return [buffers.get(f"{group}/{array}") for group in features]
@@ -209,6 +210,12 @@ class AlignmentDataset(Base):
             token_scales=tensors("token_scale") if tokens else [],
             cls_tokens=tensors("cls_token"),
         )
+
+    def _past_the_page_cache(self, groups: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments of `Store.read` that decide which shards bypass the page cache."""
+        sample_bytes = sum(self.store.group(name).spec.sample_bytes for name in groups)
+        cached = shards_in_memory(self.indices, sample_bytes, self.store.manifest.shard_size)
+        return {} if cached is None else {"direct": True, "cached_shards": cached}
 
     def close(self) -> None:
         """End the reading process, if any. Close the store if the dataset has opened it."""

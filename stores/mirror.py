@@ -140,7 +140,9 @@ class RemoteReader:
         self._cached: dict[Path, CachedSampleMap] = {}
         self._lock = threading.Lock()
 
-    def read(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool) -> list[Damage]:
+    def read(
+        self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool, cached_shards: int
+    ) -> list[Damage]:
         """Fill each request's buffer with the samples at `indices`. See `BatchReader.read`.
 
         Every sample is compared with its checksum before it is cached. Damaged ones in the cache are fetched again.
@@ -150,7 +152,9 @@ class RemoteReader:
             return [each for request in requests for each in self._fetch_batch(request, indices)]
         damage = [each for request in requests for each in self._cache(request, indices)]
         return damage or [
-            each for local in self._local.read(requests, indices, direct) for each in self._replace(local, indices)
+            each
+            for local in self._local.read(requests, indices, direct, cached_shards)
+            for each in self._replace(local, indices)
         ]
 
     def close(self) -> None:

@@ -4,8 +4,8 @@ The format is plain zarr. This reader is specialized for its uncompressed sharde
 and kept, and every sample is one `preadv` directly into the batch, issued by a thread pool in order of file and offset.
 `preadv` and the checksum of the sample, computed right after it, release the GIL.
 
-Reads use the page cache, or bypass it (O_DIRECT) for stores that do not fit into memory. For those, the cache would
-only add a copy and evict the pages of other programs.
+Reads use the page cache, or bypass it (O_DIRECT) for shards that do not fit into memory. For those, the cache would
+only add a copy and evict pages that are still needed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import os
 import resource
 import struct
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from .read_checks import ArrayChecks
 from .zarr_metadata import ArrayLayout
 
 READ_THREADS = 32  # reads in flight; with 16, a fast disk loses a tenth of its throughput
+PARTS = 4  # of a batch, per thread
 SPARE_FILES = 512  # file descriptors left for the rest of the process, or 5/8 of a limit below 820
 ALIGNMENT = 4096  # bytes; O_DIRECT requires multiples of it for offsets, sizes and buffers
 
@@ -228,23 +230,29 @@ class BatchReader:
         self._pool: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
 
-    def read(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool) -> list[Damage]:
+    def read(
+        self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool, cached_shards: int
+    ) -> list[Damage]:
         """Fill the places of each request's buffer `[len(indices), *sample_shape]` with the samples at `indices`.
 
         Args:
             requests: one per array and view.
             indices: samples of the batch, `[B]`.
             direct: bypass the page cache where samples and buffers have the required alignment.
+            cached_shards: shards, from the first on, that `direct` does not apply to.
 
         Returns:
             Samples that cannot be read, or do not match their checksums.
         """
         self._after_fork()
+        # large samples first: whatever arrives last, the batch waits for
+        requests = sorted(requests, key=lambda request: -request.array.layout.spec.sample_bytes)
         checked = [expected_checksums(request, indices) for request in requests]
+        direct_from = cached_shards if direct else sys.maxsize
         reads = [
             read
             for request, expected in zip(requests, checked, strict=True)
-            for read in self._shard_reads(request, indices, expected, direct)
+            for read in self._shard_reads(request, indices, expected, direct_from)
         ]
         damage = []
         for start in range(0, len(reads), self._descriptors.at_once):
@@ -262,10 +270,10 @@ class BatchReader:
             return _read_failed_again(reads, jobs, failed) if failed else []
 
     def _shard_reads(
-        self, request: ReadRequest, indices: npt.NDArray[np.int64], expected: npt.NDArray[np.int64], direct: bool
+        self, request: ReadRequest, indices: npt.NDArray[np.int64], expected: npt.NDArray[np.int64], direct_from: int
     ) -> Iterator[ShardRead]:
         array, commits, buffer = request.array, request.commits, request.buffer
-        direct = direct and not (buffer.ctypes.data % ALIGNMENT or array.layout.spec.sample_bytes % ALIGNMENT)
+        aligned = not (buffer.ctypes.data % ALIGNMENT or array.layout.spec.sample_bytes % ALIGNMENT)
         places = np.flatnonzero(request.places)
         places = places[np.argsort(indices[places], kind="stable")]
         shards, rows = np.divmod(indices[places], array.layout.shard_size)
@@ -274,16 +282,17 @@ class BatchReader:
         for start, stop in pairwise([*starts.tolist(), len(places)]):
             shard = int(shards[start])
             offsets = array.offsets(shard, commits[shard])[rows[start:stop]]
-            file = array.shard_name(shard), direct and array.is_aligned(shard)
+            file = array.shard_name(shard), aligned and shard >= direct_from and array.is_aligned(shard)
             yield ShardRead(request, file, every_place[start:stop], offsets.tolist(), every_expected[start:stop])
 
     def _run(self, jobs: list[Job]) -> list[int]:
         """Run all jobs; return the positions of those that failed."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="store-read")
-        step = max(1, len(jobs) // (4 * READ_THREADS))  # small parts, so that all threads finish together
-        starts = range(0, len(jobs), step)
-        failed = self._pool.map(_read_jobs, [jobs[start : start + step] for start in starts])
+        ends = np.cumsum([len(target) for _, _, target, _ in jobs])
+        parts = ends * (PARTS * READ_THREADS) // (ends[-1] + 1)  # small, so that all threads finish together
+        starts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist()]
+        failed = self._pool.map(_read_jobs, [jobs[start:stop] for start, stop in pairwise([*starts, len(jobs)])])
         return [start + position for start, part in zip(starts, failed, strict=True) for position in part]
 
     def _after_fork(self) -> None:

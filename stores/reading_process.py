@@ -61,17 +61,16 @@ class ReadingProcess:
         names: Sequence[str],
         indices: npt.NDArray[np.int64],
         out: Mapping[str, SharedBuffer],
-        direct: bool,
-        flipped: npt.NDArray[np.bool_] | None,
+        **options: Any,
     ) -> None:
-        """Fill the buffers of `out`. Arguments and errors are those of `Store.read`.
+        """Fill the buffers of `out`. Arguments, options and errors are those of `Store.read`.
 
         Raises:
             StoreError: the process has ended, or has not answered for READ_LIMIT_S; then it is ended.
         """
         try:
             with self._lock:
-                self._connection.send((names, indices, out, direct, flipped))
+                self._connection.send((names, indices, out, options))
                 self._wait()
                 error = self._connection.recv()
         except (EOFError, OSError) as gone:
@@ -140,13 +139,13 @@ def _serve(store: Store, connection: Connection) -> None:
     with store:
         while True:
             try:
-                names, indices, out, direct, flipped = connection.recv()
+                names, indices, out, options = connection.recv()
             except EOFError:
                 return
             error = None
             try:
                 buffers = {name: view(buffer) for name, buffer in out.items()}
-                store.read(names, indices, out=buffers, direct=direct, flipped=flipped)
+                store.read(names, indices, out=buffers, **options)
             except Exception as found:
                 error = found
             connection.send(error)

@@ -488,11 +488,6 @@ class Store:
             )
         return np.flatnonzero(valid).astype(np.int64)
 
-    def outgrows_memory(self, group_names: Sequence[str]) -> bool:
-        """Return whether the groups are larger than the page cache can become: 0.7 of this machine's memory."""
-        total = len(self) * sum(self.group(name).spec.sample_bytes for name in group_names)
-        return total > 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
     @_naming_moved_stores
     def read(
         self,
@@ -501,6 +496,8 @@ class Store:
         out: dict[str, npt.NDArray[Any]] | None = None,
         direct: bool = False,
         flipped: npt.NDArray[np.bool_] | None = None,
+        *,
+        cached_shards: int = 0,
     ) -> dict[str, npt.NDArray[Any]]:
         """Read the samples at `indices`, in that order. Duplicates are allowed.
 
@@ -513,6 +510,7 @@ class Store:
             direct: bypass the page cache, for arrays whose samples are multiples of 4,096 bytes and whose buffers in
                 `out` are aligned to 4,096 bytes.
             flipped: `[B]`, samples to take from the flipped view of each array.
+            cached_shards: shards, from the first on, that `direct` does not apply to.
 
         Returns:
             `{path of the array: [B, *sample_shape]}` with the stored dtype.
@@ -544,7 +542,7 @@ class Store:
                     checks = self._checks_of(group, array + suffix)
                     requests.append(ReadRequest(view[array + suffix], arrays[key], group.commits, places, checks))
         plain = [request for request in requests if request.array.layout.plain]
-        damage = self._reader.read(plain, rows, direct) if plain and len(rows) else []
+        damage = self._reader.read(plain, rows, direct, cached_shards) if plain and len(rows) else []
         files = None if self._mirror is None else self._mirror.files
         for request in requests:
             if not request.array.layout.plain:

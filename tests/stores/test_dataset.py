@@ -123,10 +123,21 @@ def test_unaligned_samples_use_the_page_cache(dataset_of):
         np.testing.assert_array_equal(batch.patch_tokens[0], dataset_of.contents["features/enc/tokens"][batch.indices])
 
 
-def test_the_page_cache_is_used_if_the_store_fits_in_memory(dataset_of, monkeypatch):
-    assert not dataset_of().direct
-    monkeypatch.setattr(os, "sysconf", lambda name: 100)
-    assert dataset_of().direct
+@pytest.mark.parametrize(
+    ("memory", "past_it"),
+    [(1 << 30, []), (50 * 4096, [1, 2, 3]), (4 * 16 * 4096, [2, 3]), (8, [0, 1, 2, 3])],
+    ids=["all fit", "one shard and a half fit", "two shards fit", "nothing fits"],
+)
+def test_shards_that_do_not_fit_into_memory_are_read_past_the_page_cache(aligned_store, monkeypatch, memory, past_it):
+    path, moments = aligned_store
+    opened = {}
+    original = os.open
+    monkeypatch.setattr(os, "open", lambda name, flags, *rest: opened.update({name: flags}) or original(name, flags))
+    monkeypatch.setattr("repa_pipe.stores.memory.usable_memory", lambda: memory)
+    for batch in AlignmentDataset(open_store(path), latents="big", batch_size=8):
+        np.testing.assert_array_equal(batch.moments, moments[batch.indices])
+    found = {str(name): bool(flags & os.O_DIRECT) for name, flags in opened.items() if "/c/" in str(name)}
+    assert sorted(int(name.split("/c/")[1].split("/")[0]) for name, direct in found.items() if direct) == past_it
 
 
 def test_tokens_are_not_read_after_alignment_ends(dataset_of):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from repa_pipe import control_groups
 from repa_pipe.pipeline.runtime import cpu_quota, machine
 
 
@@ -15,8 +16,8 @@ def quota_of(tmp_path, monkeypatch):
             path = tmp_path / "sys" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{text}\n")
-        monkeypatch.setattr(cpu_quota, "OWN_CGROUPS", tmp_path / "self")
-        monkeypatch.setattr(cpu_quota, "CGROUPS", tmp_path / "sys")
+        monkeypatch.setattr(control_groups, "OWN_CGROUPS", tmp_path / "self")
+        monkeypatch.setattr(control_groups, "CGROUPS", tmp_path / "sys")
         return cpu_quota.cpu_quota()
 
     return quota
@@ -44,7 +45,7 @@ def test_the_lowest_quota_counts(quota_of, own, files, expected):
 
 
 def test_there_is_no_quota_where_there_are_no_control_groups(monkeypatch, tmp_path):
-    monkeypatch.setattr(cpu_quota, "OWN_CGROUPS", tmp_path / "nowhere")
+    monkeypatch.setattr(control_groups, "OWN_CGROUPS", tmp_path / "nowhere")
     assert cpu_quota.cpu_quota() is None
 
 
