@@ -29,7 +29,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from arguments import at_least
 from peers import BATCH, PEERS, Arrays, Read
 from synthetic import synthetic_store
 
-from repa_pipe.stores import AlignmentDataset, MapStyleDataset, open_store
+from repa_pipe.stores import AlignmentDataset, Batch, MapStyleDataset, open_store
 from repa_pipe.stores.buffers import BufferPool
 from repa_pipe.stores.layout import features_group
 
@@ -66,15 +66,14 @@ class OurStore:
 
         return read
 
-    def data_loader(self) -> Iterator[Arrays]:
+    def dataset(self) -> AlignmentDataset:
+        return AlignmentDataset(str(self.path), latents="sd", encoders=[self.encoder], batch_size=BATCH)
+
+    def data_loader(self) -> Iterable[Batch]:
         from torch.utils.data import DataLoader
 
-        with open_store(self.path) as store:
-            dataset = AlignmentDataset(store, latents="sd", encoders=[self.encoder], batch_size=BATCH)
-            options = {"shuffle": True, "num_workers": peers.WORKERS, "drop_last": True}
-            for batch in DataLoader(MapStyleDataset(dataset), BATCH, collate_fn=MapStyleDataset.collate, **options):
-                tokens, moments = batch.patch_tokens[0].numpy(), batch.moments.numpy()
-                yield {"index": batch.indices, "tokens": tokens, "moments": moments}
+        options = {"shuffle": True, "num_workers": peers.WORKERS, "drop_last": True, "persistent_workers": True}
+        return DataLoader(MapStyleDataset(self.dataset()), BATCH, collate_fn=MapStyleDataset.collate, **options)
 
     def zarr_python(self) -> Read:
         import zarr
@@ -105,6 +104,17 @@ class OurStore:
             return {name: np.stack([future.result() for future in found]) for name, found in futures.items()}
 
         return read
+
+
+def arrays_of(batches: Iterable[Batch]) -> Epoch:
+    """Return a function that iterates over batches of a store again."""
+
+    def epoch() -> Iterator[Arrays]:
+        for batch in batches:
+            tokens, moments = batch.patch_tokens[0].numpy(), batch.moments.numpy()
+            yield {"index": batch.indices, "tokens": tokens, "moments": moments}
+
+    return epoch
 
 
 class Reader:
@@ -142,7 +152,8 @@ def open_readers(folder: Path, args: argparse.Namespace) -> dict[str, Reader]:
     makers: dict[str, tuple[Callable[[], Read] | None, Epoch | None, Path]] = {
         "store, past the cache": (lambda: store.ours(direct=True), None, path),
         "store, page cache": (lambda: store.ours(direct=False), None, path),
-        "store in a DataLoader": (None, store.data_loader, path),
+        "store, AlignmentDataset": (None, arrays_of(store.dataset()), path),
+        "store in a DataLoader": (None, arrays_of(store.data_loader()), path),
         "tensorstore": (store.tensorstore, None, path),
         "zarr-python with zarrs": (store.zarr_python_with_zarrs, None, path),
         "zarr-python": (store.zarr_python, None, path),

@@ -6,10 +6,10 @@ for batch in dataset: ...
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,8 +257,11 @@ class AlignmentDataset(Base):
             StoreError: a batch cannot be read.
         """
         first = self._position if start_step is None else start_step
-        with closing(read_ahead(self._plan, self.read, first, self.prefetch, waiting)) as batches:
-            for step, batch in enumerate(batches, first):
+        return self._batches(range(first, sys.maxsize), waiting)
+
+    def _batches(self, steps: range, waiting: Callable[[], None] | None = None) -> Generator[Batch, None, None]:
+        with closing(read_ahead(self._plan, self.read, steps, self.prefetch, waiting)) as batches:
+            for step, batch in zip(steps, batches, strict=True):
                 self._position = step + 1
                 yield batch
 
@@ -280,8 +283,8 @@ class AlignmentDataset(Base):
     def _epoch(self) -> Generator[Batch, None, None]:
         start = self._next_start
         stop = self._next_start = (start // self.steps_per_epoch + 1) * self.steps_per_epoch
-        with closing(self.batches(start)) as batches:
-            yield from islice(batches, stop - start)
+        with closing(self._batches(range(start, stop))) as batches:
+            yield from batches
 
     def __len__(self) -> int:
         return self.steps_per_epoch

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator
-from itertools import count
+from collections.abc import Callable, Generator, Sequence
+from itertools import cycle
 from typing import Any
 
 from ..errors import StoreError
@@ -22,16 +22,16 @@ END_LIMIT_S = 2.0  # for the last reads of the threads
 def read_ahead(
     plan: Callable[[int], tuple[Any, ...]],
     read: Callable[..., Batch],
-    first: int,
+    steps: Sequence[int],
     ahead: int,
     waiting: Callable[[], None] | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yield `read(*plan(step))` for the steps `first`, `first + 1`, … without end.
+    """Yield `read(*plan(step))` for every step.
 
     Args:
         plan: what to read in a step. Called by one thread at a time.
         read: reads a batch. Called by several threads at a time.
-        first: the first step.
+        steps: a range of steps.
         ahead: number of batches that are kept ready, besides those that are being read; at least 1.
         waiting: called every POLL_S while the next batch is not ready. What it raises ends the generator.
 
@@ -46,10 +46,10 @@ def read_ahead(
         return read(*planned)
 
     readers = min(AT_ONCE, ahead)
-    threads = [_Reader(read_step, first + k, readers, ahead // readers, stop) for k in range(readers)]
+    threads = [_Reader(read_step, steps[k::readers], ahead // readers, stop) for k in range(readers)]
     try:
-        for place in count():
-            item = threads[place % readers].take(waiting)
+        for _, thread in zip(steps, cycle(threads), strict=False):
+            item = thread.take(waiting)
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -60,19 +60,17 @@ def read_ahead(
 
 
 class _Reader(threading.Thread):
-    """Reads every `stride`-th step, and keeps some batches ready."""
+    """Reads the batches of some steps, and keeps a few ready."""
 
-    def __init__(
-        self, read: Callable[[int], Batch], first: int, stride: int, ahead: int, stop: threading.Event
-    ) -> None:
+    def __init__(self, read: Callable[[int], Batch], steps: Sequence[int], ahead: int, stop: threading.Event) -> None:
         super().__init__(name="read-ahead", daemon=True)
-        self._read, self._first, self._stride, self._stop_asked = read, first, stride, stop
+        self._read, self._steps, self._stop_asked = read, steps, stop
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=ahead)
         self.start()
 
     def run(self) -> None:
         try:
-            for step in count(self._first, self._stride):
+            for step in self._steps:
                 if self._stop_asked.is_set():
                     return
                 self._put(self._read(step))

@@ -23,7 +23,7 @@ def test_two_batches_are_read_at_the_same_time_and_yielded_in_order():
         time.sleep(0.01 * (step % 2 == 0))
         return step
 
-    batches = read_ahead(plan, read, 5, 4)
+    batches = read_ahead(plan, read, range(5, 100), 4)
     assert list(islice(batches, 12)) == list(range(5, 17))
     both.abort()
     batches.close()
@@ -32,11 +32,18 @@ def test_two_batches_are_read_at_the_same_time_and_yielded_in_order():
 @pytest.mark.parametrize("ahead", [1, 2, 5])
 def test_no_more_batches_are_read_than_asked_for(ahead):
     read = []
-    batches = read_ahead(plan, lambda step: read.append(step) or step, 0, ahead)
+    batches = read_ahead(plan, lambda step: read.append(step) or step, range(100), ahead)
     next(batches)
     time.sleep(0.1)
     assert len(read) <= 1 + ahead + 2
     batches.close()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 7])
+def test_nothing_is_read_after_the_last_step(number):
+    read = []
+    assert list(read_ahead(plan, lambda step: read.append(step) or step, range(3, 3 + number), 4)) == sorted(read)
+    assert len(read) == number
 
 
 def test_steps_are_planned_one_at_a_time():
@@ -48,7 +55,7 @@ def test_steps_are_planned_one_at_a_time():
         planning.release()
         return (step,)
 
-    batches = read_ahead(slow_plan, lambda step: step, 0, 4)
+    batches = read_ahead(slow_plan, lambda step: step, range(100), 4)
     assert list(islice(batches, 10)) == list(range(10))
     batches.close()
 
@@ -59,7 +66,7 @@ def test_an_error_ends_the_batches_at_its_step():
             raise OSError("gone")
         return step
 
-    batches = read_ahead(plan, read, 0, 4)
+    batches = read_ahead(plan, read, range(100), 4)
     assert list(islice(batches, 3)) == [0, 1, 2]
     with pytest.raises(OSError, match="gone"):
         next(batches)
