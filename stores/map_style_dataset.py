@@ -1,6 +1,6 @@
 """A map-style dataset over a store, for training loops that keep their DataLoader.
 
-Slower than `AlignmentDataset`, because every batch is passed between processes. See docs/own-trainer.md.
+`AlignmentDataset` itself needs no processes, resumes, and divides batches among ranks. See docs/own-trainer.md.
 """
 
 from __future__ import annotations
