@@ -20,7 +20,8 @@ from ...stores import Store
 from ...stores.layout import features_group, latents_group
 from ...stores.order import held_out_samples
 from ...stores.selection import digest_of_rows, read_indices
-from ...stores.trainable import trainable_indices
+from ...stores.store import Selection
+from ...stores.trainable import trainable_rows
 from ..artifacts.checkpoints import StoreMetadata
 from ..artifacts.run_folder import RunFolder
 from ..runtime.distributed import DistributedContext
@@ -88,6 +89,13 @@ def training_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]
     return np.setdiff1d(selected, held_out, assume_unique=True)
 
 
+def _training_samples(config: TrainConfig, store: Store) -> Store | Selection:
+    """Return what `training_indices` does; the store itself if these are all of its samples, to list none of them."""
+    if config.classes or config.indices or config.val_fraction:
+        return store.select(indices=training_indices(config, store))
+    return store
+
+
 def held_out_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]:
     """Return the selected samples that `--val-fraction` holds out from training, ascending int64 `[n]`."""
     drawn = held_out_samples(len(store), config.seed, config.val_fraction)
@@ -122,8 +130,8 @@ def require_trainable(config: TrainConfig, store: Store, run_folder: RunFolder, 
         WeightsError: there is no file at `--init-from`.
     """
     groups = [latents_group(str(config.vae)), *map(features_group, config.enc_type)]
-    chosen = store.select(indices=training_indices(config, store))
-    trainable_indices(chosen, groups, batch_size=config.batch_size, world_size=ranks.world_size, flip=config.flip)
+    chosen = _training_samples(config, store)
+    trainable_rows(chosen, groups, batch_size=config.batch_size, world_size=ranks.world_size, flip=config.flip)
     per_rank = config.batch_size // ranks.world_size
     if per_rank % config.microbatches:
         raise ConfigError(
@@ -172,7 +180,8 @@ def model_config(config: TrainConfig, store: Store) -> SiTConfig:
 
 def _require_classes(config: TrainConfig, store: Store) -> None:
     """Raise ConfigError if a sample has a label that the model does not know: it would be the null label, or none."""
-    highest = int(store.labels[_selected_indices(config, store)].max())
+    selected = _selected_indices(config, store) if config.classes or config.indices else slice(None)
+    highest = int(store.labels[selected].max())
     config.require(
         highest < int(config.num_classes or 0),
         "num_classes",
@@ -197,7 +206,7 @@ def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -
     from ...stores import AlignmentDataset
 
     return AlignmentDataset(
-        store.select(indices=training_indices(config, store)),
+        _training_samples(config, store),
         window=config.shuffle_window,
         alignment_steps=config.aligned_steps,
         flip=config.flip,
