@@ -3,12 +3,18 @@
 import os
 import stat
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from typing import TypeAlias
 
 from ..errors import SourceError
 from .names import RULE, ListingRule
 from .skipped import SkipCounter, count_files_below
+
+LISTING_THREADS = 32  # network file systems take milliseconds per request but serve many at once
+_LARGE = 1024  # files of a folder
 
 _Inode: TypeAlias = tuple[int, int]  # device and inode number
 
@@ -29,7 +35,7 @@ def scan(folder: str) -> list[os.DirEntry[str]]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            return sorted(entries, key=attrgetter("name"))
     except OSError as error:
         raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
 
@@ -72,7 +78,7 @@ def add_entries(files: Files, entries: Iterable[os.DirEntry[str]], rule: Listing
         rule: which files are images.
         prefix: key of the folder with a slash, or an empty string.
     """
-    folders = []
+    folders, images = [], []
     for entry in entries:
         name = entry.name
         if why := rule.why_hidden(name):
@@ -80,11 +86,12 @@ def add_entries(files: Files, entries: Iterable[os.DirEntry[str]], rule: Listing
         elif entry.is_dir():
             folders.append(prefix + name)
         elif rule.is_image(name):
-            files.images.append((prefix + name, _size(entry)))
+            images.append(entry)
         else:
             if rule is RULE and entry.is_symlink():  # may have been meant as a folder, which would shift all labels
                 _stat(entry)
             files.skipped.add(rule.why_not_image(name), prefix + name)
+    files.images.extend(zip((prefix + entry.name for entry in images), _sizes(images), strict=True))
     return folders
 
 
@@ -98,6 +105,15 @@ def _skip_hidden(skipped: SkipCounter, entry: os.DirEntry[str], key: str, why: s
 def _inode(path: str) -> _Inode:
     found = os.stat(path)  # noqa: PTH116 - paths are strings here
     return found.st_dev, found.st_ino
+
+
+def _sizes(entries: list[os.DirEntry[str]]) -> list[int]:
+    """Return the bytes of files. Those of a large folder are asked for in parallel."""
+    if len(entries) <= _LARGE:
+        return list(map(_size, entries))
+    parts = [entries[start : start + _LARGE] for start in range(0, len(entries), _LARGE)]
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        return list(chain.from_iterable(pool.map(lambda part: list(map(_size, part)), parts)))
 
 
 def _size(entry: os.DirEntry[str]) -> int:

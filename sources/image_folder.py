@@ -1,6 +1,5 @@
 """A folder of images: one folder per class, as in torchvision's `ImageFolder`, or a flat folder."""
 
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -8,8 +7,8 @@ from pathlib import Path
 
 from ..errors import SourceError
 from .class_order import ClassOrder, some
-from .folder_scan import Files, add_entries, files_below, scan
-from .index import Record, build_index, names_of_labels
+from .folder_scan import LISTING_THREADS, Files, add_entries, files_below, scan
+from .index import Record, index_of_files, names_of_labels
 from .names import RULE, ListingRule, rule_of
 from .options import DEFAULTS, SourceOptions
 from .skipped import SkipCounter, describe_skipped
@@ -24,8 +23,6 @@ from .tree import (
     left_out_notes,
     require_no_splits,
 )
-
-_LISTING_THREADS = 32  # network file systems take milliseconds per request but serve many at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ class FolderSource(Source):
             raise SourceError(f"{self.path} contains no images: {_explain_no_images(found.skipped)}")
         names, labels = self._label(found, order, keys)
         sizes = [size for part in found.parts for _, size in part.images]
-        index = build_index(map(Record, keys, labels, sizes, keys))
+        index = index_of_files(keys, labels, sizes)
         notes = (*order.notes(self.path, names), *left_out_notes(rule, self.path, names, found.skipped))
         return Listing(index, names or names_of_labels(index), found.skipped.result(), notes)
 
@@ -93,16 +90,17 @@ class FolderSource(Source):
 
     def _list_folders(self, folders: list[str], rule: ListingRule, progress: Progress | None) -> list[Files]:
         found: list[Files] = []
-        with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
             for files in pool.map(partial(files_below, self.path, rule), folders):
                 found.append(files)
                 if progress is not None:
                     progress(len(found), len(folders))
         return found
 
-    def _label(self, found: _Found, order: ClassOrder, keys: list[str]) -> tuple[tuple[str, ...], Iterable[int]]:
+    def _label(self, found: _Found, order: ClassOrder, keys: list[str]) -> tuple[tuple[str, ...], list[int]]:
         """Return class names and labels; no names if the labels come from a file."""
-        names = check_classes(self.path, order, found.classes, keys) if found.classes else (FLAT_CLASS,)
+        with_images = {name for name, part in zip(found.classes, found.parts, strict=False) if part.images}
+        names = check_classes(self.path, order, found.classes, with_images) if found.classes else (FLAT_CLASS,)
         require_no_splits(self.path, names, keys, self.options, CHOOSE_SPLIT)
         labels = self._labels_from_json(keys, found.skipped)
         if labels is not None:

@@ -76,7 +76,7 @@ def arrange_tree(
         if not top_of(key):
             counter.add(OUTSIDE, key)
     keys = [f"{folder}/{name}" for _, folder, _, name in inside]
-    names = check_classes(path, order, arranged, keys)
+    names = check_classes(path, order, arranged, {top_of(key) for key in keys})
     return Tree(keys, [label for label, *_ in inside], names, order.notes(path, names))
 
 
@@ -85,15 +85,14 @@ def _by_folder(key: str) -> tuple[str, str, str]:
     return top_of(key), folder, name
 
 
-def check_classes(path: str, order: ClassOrder, arranged: Sequence[str], keys: Collection[str]) -> tuple[str, ...]:
-    """Return the class names of the arranged folders.
+def check_classes(path: str, order: ClassOrder, arranged: Sequence[str], with_images: set[str]) -> tuple[str, ...]:
+    """Return the class names of the arranged folders, of which some have images.
 
     Raises:
         SourceError: a class folder contains no images, or the class list does not match the folders.
     """
-    if not keys:
+    if not with_images:
         return tuple(arranged)
-    with_images = {top_of(key) for key in keys}
     names = order.used(path, arranged, with_images)
     if empty := sorted(set(names) - with_images):
         raise SourceError(
@@ -117,8 +116,9 @@ def require_no_splits(
     """
     names = sorted({top_of(key) for key in keys}) if options.unlabeled else class_names
     several = len(names) > 1 and options.listing > 1  # version 0.1.0 took splits without class folders for classes
-    hides_classes = not options.unlabeled and any(key.count("/") >= 2 for key in keys)
-    if (several or hides_classes) and _SPLITS.issuperset(names):
+    if not _SPLITS.issuperset(names):
+        return
+    if several or (not options.unlabeled and any(key.count("/") >= 2 for key in keys)):
         raise SourceError(
             f"{path} contains splits ({some(names)}), not classes: {remedy.format(names[0], f'{path}/{names[0]}')}"
         )

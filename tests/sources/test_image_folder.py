@@ -248,3 +248,14 @@ def test_an_unlabeled_folder_is_one_class(archive):
     assert source.index()["label"].to_pylist() == [0] * 5
     assert source.index()["key"].to_pylist()[:2] == ["on top.png", "00000/img00000000.png"]
     assert [(each.reason, each.example) for each in source.skipped] == [("ending .json", "dataset.json")]
+
+
+def test_the_files_of_a_large_folder_are_listed_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("repa_pipe.sources.folder_scan._LARGE", 3)
+    for number in range(20):
+        (tmp_path / f"{number:02d}.png").write_bytes(bytes(number))
+    records = list(records_of(open_source(str(tmp_path)).index()))
+    assert [(record.key, record.num_bytes) for record in records] == [(f"{n:02d}.png", n) for n in range(20)]
+    (tmp_path / "20.png").symlink_to("nowhere")
+    with pytest.raises(SourceError, match=r"20\.png cannot be read: No such file"):
+        open_source(str(tmp_path)).index()
