@@ -24,11 +24,12 @@ from .indexing import Indices, as_names, as_rows, as_single
 from .layout import features_group, latents_group
 from .lent_buffers import worker_buffers
 from .memory import shards_in_memory
-from .order import COMPUTED, SORTED, computed_flips, computed_order, epoch_flips, epoch_order, order_version
+from .order import epoch_flips, epoch_order
 from .read_ahead import read_ahead
 from .reading_process import ReadingProcess
+from .selection import digest_of_rows
 from .store import Selection, Store, open_store
-from .trainable import trainable_rows
+from .trainable import trainable_indices
 
 if TYPE_CHECKING:
     Base = torch.utils.data.IterableDataset[Batch]
@@ -64,8 +65,8 @@ class AlignmentDataset(Base):
         prefetch: number of batches to keep ready, besides the two that are being read.
 
     Attributes:
-        rows: the samples that batches are drawn from: those of the store or the selection, without quarantined ones.
-        order_version: how the order of an epoch is drawn (`order.py`), by the number of samples.
+        indices: the samples that batches are drawn from, ascending int64 `[n]`: those of the store or the selection,
+            without quarantined ones.
 
     Raises:
         ConfigError: the seed is not from 0 to 2^63 - 1, `prefetch` is below 1, the batch size is not divisible by the
@@ -107,8 +108,7 @@ class AlignmentDataset(Base):
         self.features = [features_group(encoder) for encoder in as_names(encoders)]
         self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
         groups = [self.latents, *self.features]
-        self.rows = trainable_rows(chosen, groups, batch_size=batch_size, world_size=world_size, flip=flip)
-        self.order_version = order_version(len(self.rows), window)
+        self.indices = trainable_indices(chosen, groups, batch_size=batch_size, world_size=world_size, flip=flip)
         self._page_cache = self._past_the_page_cache(groups) if direct is None else {"direct": direct}
         self._pool = BufferPool(pin_memory=torch.cuda.is_available(), shared=process)
         self._process = ReadingProcess(self.store) if process else None
@@ -118,22 +118,17 @@ class AlignmentDataset(Base):
         self._flips: tuple[int, npt.NDArray[np.bool_]] | None = None
 
     def __repr__(self) -> str:
-        left_out = len(self.rows) - self.steps_per_epoch * self.batch_size
+        left_out = len(self.indices) - self.steps_per_epoch * self.batch_size
         return (
             f"<AlignmentDataset of {self.store.location}: {', '.join([self.latents, *self.features])}; "
-            f"{self.steps_per_epoch} batches of {self.batch_size} per epoch ({left_out} of {len(self.rows)} samples "
+            f"{self.steps_per_epoch} batches of {self.batch_size} per epoch ({left_out} of {len(self.indices)} samples "
             f"left out of each), seed {self.seed}, rank {self.rank} of {self.world_size}>"
         )
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches per epoch. The incomplete last one is omitted, as in the published trainer."""
-        return len(self.rows) // self.batch_size
-
-    @cached_property
-    def indices(self) -> npt.NDArray[np.int64]:
-        """The samples that batches are drawn from, ascending int64 `[n]`: without quarantined ones."""
-        return self.rows.array()
+        return len(self.indices) // self.batch_size
 
     def indices_of_step(self, step: int) -> npt.NDArray[np.int64]:
         """Return the samples of step `step` that this rank reads, `[batch_size / world_size]`."""
@@ -144,9 +139,6 @@ class AlignmentDataset(Base):
         """Return the samples of step `step` over all ranks, `[batch_size]`."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
-        if self.order_version == COMPUTED:
-            positions = np.arange(start, start + self.batch_size)
-            return self.rows.take(computed_order(positions, len(self.rows), self.seed, epoch))
         return self._order(epoch)[start : start + self.batch_size]
 
     def flipped_of_step(self, step: int) -> npt.NDArray[np.bool_] | None:
@@ -154,8 +146,6 @@ class AlignmentDataset(Base):
         if not self.flip:
             return None
         epoch = step // self.steps_per_epoch
-        if self.order_version == COMPUTED:
-            return computed_flips(self.indices_of_step(step), self.seed, epoch)
         flips = self._flips
         if flips is None or flips[0] != epoch:
             flips = (epoch, epoch_flips(len(self.store), self.seed, epoch))
@@ -224,7 +214,7 @@ class AlignmentDataset(Base):
     def _past_the_page_cache(self, groups: Sequence[str]) -> dict[str, Any]:
         """Return the arguments of `Store.read` that decide which shards bypass the page cache."""
         sample_bytes = sum(self.store.group(name).spec.sample_bytes for name in groups)
-        cached = shards_in_memory(self.rows, sample_bytes, self.store.manifest.shard_size)
+        cached = shards_in_memory(self.indices, sample_bytes, self.store.manifest.shard_size)
         return {} if cached is None else {"direct": True, "cached_shards": cached}
 
     def close(self) -> None:
@@ -301,7 +291,7 @@ class AlignmentDataset(Base):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch that was yielded, and what the order of samples depends on."""
-        return {"step": self._position, "order_version": self.order_version, **self._order_settings()}
+        return {"step": self._position, **self._order_settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a position: the next iteration yields the rest of its epoch. The number of ranks may differ.
@@ -313,7 +303,6 @@ class AlignmentDataset(Base):
             ConfigError: the dataset would yield other batches than the one that returned the state.
         """
         settings = self._order_settings()
-        version = state.get("order_version", SORTED)
         different = [
             f"{name}: recorded {state.get(name)!r}, found {found!r}"
             for name, found in settings.items()
@@ -325,7 +314,6 @@ class AlignmentDataset(Base):
                 "create the dataset with the same arguments to resume"
             )
         self._next_start = self._position = state["step"]
-        self.order_version = version
 
     def _order_settings(self) -> dict[str, Any]:
         return {
@@ -339,7 +327,7 @@ class AlignmentDataset(Base):
 
     @cached_property
     def _digest(self) -> str:
-        return self.rows.digest
+        return digest_of_rows(self.indices)
 
 
 def _only_vae(store: Store) -> str:

@@ -131,7 +131,7 @@ class Commit:
     shard: int
     num_samples: int
     files: dict[str, FileRecord]  # by path relative to the group
-    source_crc32c: str  # base64 of little-endian uint32, one per image: CRC-32C of its encoded bytes; "" if not kept
+    source_crc32c: str  # base64 of little-endian uint32, one per image: CRC-32C of its encoded bytes
     quarantined: tuple[Quarantined, ...]
     writer: dict[str, Any]
     time: str

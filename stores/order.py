@@ -1,45 +1,15 @@
-"""The order of samples: a function of (seed, epoch) alone.
-
-There are two versions. The first sorts random keys, which takes 16 bytes and 0.1 μs per sample in every epoch. The
-second computes the samples of a step alone, at no cost that grows with the store. Stores that hold more than
-LARGEST_SORTED samples use the second. A run keeps the version that it began with.
-"""
+"""The order of samples: a function of (seed, epoch) alone."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
 import numpy as np
 import numpy.typing as npt
-
-from .permutation import ROUNDS, mixed, permuted
-
-OrderVersion: TypeAlias = Literal[1, 2]
-SORTED: OrderVersion = 1
-COMPUTED: OrderVersion = 2
-LARGEST_SORTED = 1 << 24
-
-
-def order_version(count: int, window: int | None = None) -> OrderVersion:
-    """Return the version for a new run over `count` samples. Windows need the first."""
-    return SORTED if count <= LARGEST_SORTED or window is not None else COMPUTED
-
-
-def computed_order(positions: npt.NDArray[np.int64], count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return which of `count` samples are at these positions of an epoch, `[n]` int64 (second version)."""
-    return permuted(positions, count, _raw(seed, epoch, 4, ROUNDS))
-
-
-def computed_flips(samples: npt.NDArray[np.int64], seed: int, epoch: int) -> npt.NDArray[np.bool_]:
-    """Return which of these samples are mirrored in an epoch, `[n]` bool (second version)."""
-    words = mixed(mixed(samples.astype(np.uint64) + _raw(seed, epoch, 5, 1)))
-    return np.asarray(words >> np.uint64(63), dtype=bool)
 
 
 def epoch_order(
     indices: npt.NDArray[np.int64], seed: int, epoch: int, shard_size: int = 1, window: int | None = None
 ) -> npt.NDArray[np.int64]:
-    """Return the samples `indices` in the order of one epoch, `[n]` int64 (first version).
+    """Return the samples `indices` in the order of one epoch, `[n]` int64.
 
     The order is an argsort of raw Philox output: numpy guarantees that this stream never changes, which it does not
     guarantee for `Generator.permutation`. An order can therefore be reproduced years later.
@@ -62,7 +32,7 @@ def epoch_order(
 
 
 def epoch_flips(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
-    """Draw which samples are mirrored in an epoch, each with probability 1/2: `[num_samples]` bool (first version)."""
+    """Draw which samples are mirrored in an epoch, each with probability 1/2: `[num_samples]` bool."""
     return np.asarray(_raw(seed, epoch, 2, num_samples) >> np.uint64(63), dtype=bool)
 
 

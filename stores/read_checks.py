@@ -18,12 +18,11 @@ import numpy.typing as npt
 
 from ..errors import StoreError
 from .checksum import crc32c_bytes
-from .layout import CRC32C
+from .layout import CRC32C, num_shards
 from .manifest import Commit, Manifest
 
 CheckReads: TypeAlias = Literal["first", "every", "never"]
 FIRST: CheckReads = "first"
-KEPT_BYTES = 1 << 28  # per group
 RECHECKED = 4  # of 256 later reads: a checksum of 393 KB takes 12 to 30 microseconds, so 0.5 per sample at most
 
 logger = logging.getLogger(__name__)
@@ -32,9 +31,7 @@ Fetch: TypeAlias = Callable[[Sequence[str], bool], None]  # names of files; whet
 
 
 class RowChecksums:
-    """The stored CRC-32C of every sample in each array of a group. Those of a shard are loaded when they are needed.
-
-    They are kept up to KEPT_BYTES, which is more than the checksums of 30 million samples in two arrays.
+    """The stored CRC-32C of every sample in each array of a group. Those of a shard are loaded on first use.
 
     Args:
         store: local folder of the store.
@@ -46,10 +43,10 @@ class RowChecksums:
 
     def __init__(self, store: Path, group: str, arrays: Sequence[str], manifest: Manifest, fetch: Fetch | None) -> None:
         self._store, self._group, self._fetch = store, group, fetch
-        self._shard_size = manifest.shard_size
+        self._shard_size, total = manifest.shard_size, num_shards(manifest.num_samples, manifest.shard_size)
         self._columns = {array: column for column, array in enumerate(arrays)}
-        self._shard_bytes = 4 * self._shard_size * len(arrays)
-        self._kept: dict[int, npt.NDArray[np.uint32]] = {}  # by shard: [shard_size, arrays]
+        self._rows: npt.NDArray[np.uint32] = np.zeros((total * self._shard_size, len(arrays)), dtype="<u4")
+        self._loaded = np.zeros(total, dtype=bool)
 
     def of(self, array: str, rows: npt.NDArray[np.int64], commits: Mapping[int, Commit]) -> npt.NDArray[np.uint32]:
         """Return the checksums of samples in an array, `[n]`.
@@ -57,33 +54,15 @@ class RowChecksums:
         Raises:
             StoreError: the checksums of a shard are missing, or do not match its commit record.
         """
-        shards, places = np.divmod(rows, self._shard_size)
-        order = np.argsort(shards, kind="stable")
-        starts = np.flatnonzero(np.diff(shards[order], prepend=-1)).tolist()
-        blocks = self._blocks(shards[order[starts]].tolist(), commits)
-        found, column = np.empty(len(rows), dtype=np.uint32), self._columns[array]
-        for block, start, stop in zip(blocks, starts, [*starts[1:], len(rows)], strict=True):
-            wanted = order[start:stop]
-            found[wanted] = block[places[wanted], column]
+        shards = rows // self._shard_size
+        if not self._loaded[shards].all():
+            # without a lock, which a fork could copy while it is held: threads may load the same values twice
+            self._load(np.unique(shards[~self._loaded[shards]]).tolist(), commits)
+        found: npt.NDArray[np.uint32] = self._rows[rows, self._columns[array]]
         return found
 
-    def _blocks(self, shards: list[int], commits: Mapping[int, Commit]) -> list[npt.NDArray[np.uint32]]:
-        """Return the checksums of shards, each `[shard_size, arrays]`."""
-        # without a lock, which a fork could copy while it is held: threads may load or drop the same values twice
-        known = {shard: block for shard in shards if (block := self._kept.get(shard)) is not None}
-        loaded = self._load([shard for shard in shards if shard not in known], commits)
-        for shard in list(self._kept)[: len(loaded)] if self._is_full else ():
-            self._kept.pop(shard, None)
-        self._kept.update(loaded)
-        return [known[shard] if shard in known else loaded[shard] for shard in shards]
-
-    @property
-    def _is_full(self) -> bool:
-        return len(self._kept) * self._shard_bytes > KEPT_BYTES
-
-    def _load(self, shards: list[int], commits: Mapping[int, Commit]) -> dict[int, npt.NDArray[np.uint32]]:
-        loaded = {}
-        if self._fetch is not None and shards:
+    def _load(self, shards: list[int], commits: Mapping[int, Commit]) -> None:
+        if self._fetch is not None:
             self._fetch([self._file(shard) for shard in shards], False)
         for shard in shards:
             found = self._read(shard, commits[shard])
@@ -96,8 +75,9 @@ class RowChecksums:
                     f"{self._store / self._file(shard)}, the checksums of samples, does not match its commit record: "
                     "run 'repa-pipe store repair STORE'"
                 )
-            loaded[shard] = found
-        return loaded
+            start = shard * self._shard_size
+            self._rows[start : start + self._shard_size] = found
+            self._loaded[shard] = True
 
     def _read(self, shard: int, commit: Commit) -> npt.NDArray[np.uint32] | None:
         """Return the checksums of a shard, `[shard_size, arrays]`; None if they are missing or damaged."""
@@ -106,7 +86,10 @@ class RowChecksums:
             data = (self._store / self._file(shard)).read_bytes()
         except FileNotFoundError:
             return None
-        if recorded != {"bytes": len(data), "crc32c": crc32c_bytes(data)} or len(data) != self._shard_bytes:
+        if (
+            recorded != {"bytes": len(data), "crc32c": crc32c_bytes(data)}
+            or len(data) != self._rows[: self._shard_size].nbytes
+        ):
             return None
         return np.frombuffer(data, dtype="<u4").reshape(self._shard_size, -1)
 
@@ -121,7 +104,7 @@ class ArrayChecks:
         self, checksums: RowChecksums, array: str, num_samples: int, commits: Mapping[int, Commit], every: bool
     ) -> None:
         self._checksums, self._array, self._commits, self._every = checksums, array, commits, every
-        self._checked = np.frombuffer(mmap.mmap(-1, num_samples // 8 + 1), dtype=np.uint8)  # bits that forks share
+        self._checked = np.frombuffer(mmap.mmap(-1, num_samples), dtype=np.bool_)  # memory that forks share
 
     def due(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return which of the samples `rows` are compared in this read, `[n]`."""
@@ -129,8 +112,7 @@ class ArrayChecks:
             return np.ones(len(rows), dtype=bool)
         # random bytes of the system differ in every fork, and leave all seeds alone
         again = np.frombuffer(os.urandom(len(rows)), dtype=np.uint8) < RECHECKED
-        known: npt.NDArray[np.bool_] = (self._checked[rows >> 3] & _bits(rows)) > 0
-        return ~known | again
+        return ~self._checked[rows] | again
 
     def expected(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
         """Return the stored checksums of the samples `rows`, `[n]`."""
@@ -138,9 +120,4 @@ class ArrayChecks:
 
     def passed(self, rows: npt.NDArray[np.int64]) -> None:
         """Record that the samples `rows` matched their checksums."""
-        np.bitwise_or.at(self._checked, rows >> 3, _bits(rows))  # a bit that two threads lose is compared again
-
-
-def _bits(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Return the bit of each sample in its byte."""
-    return np.uint8(1) << (rows & 7).astype(np.uint8)
+        self._checked[rows] = True

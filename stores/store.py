@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +49,6 @@ from .model_names import canonical_name
 from .read_checks import FIRST, ArrayChecks, CheckReads, RowChecksums
 from .reader import BatchReader, Damage, ReadRequest, ShardIndex
 from .remote import is_url, local_folder
-from .rows import Rows
 from .selection import Class, digest_of_rows, rows_at, rows_of_classes, rows_where
 from .upload import put_group, put_shard
 from .zarr_metadata import read_group, read_root
@@ -61,9 +60,6 @@ if TYPE_CHECKING:
 Sample: TypeAlias = dict[str, Any]
 P = ParamSpec("P")
 T = TypeVar("T")
-
-MAPPED_FROM = 1 << 26  # bytes of labels
-COMPLETE = "re-run 'repa-pipe encode' to complete it"
 
 logger = logging.getLogger(__name__)
 _reported: set[Path] = set()  # stores whose old copy of the metadata was reported: they are opened several times
@@ -123,26 +119,13 @@ class Group:
 
     @cached_property
     def commits(self) -> dict[int, Commit]:
-        """All commit records of the group, by shard, without `source_crc32c`. Read on first use."""
+        """All commit records of the group, by shard. Read on first use."""
         shards = sorted(committed_shards(self._store, self.path))
         found = {shard: read_commit(self._store, self.path, shard) for shard in shards}
         for shard, commit in found.items():
             if commit is not None:
                 self._require_fitting(shard, commit)
-        # the checksums of source images are most of a record, and hardly ever needed
-        return {shard: replace(commit, source_crc32c="") for shard, commit in found.items() if commit is not None}
-
-    def source_checksums(self, shard: int) -> npt.NDArray[np.uint32]:
-        """Return the CRC-32C of the encoded bytes of every image of a shard, `[num_samples]` uint32.
-
-        Raises:
-            StoreError: the shard is not complete, or its record is damaged.
-        """
-        commit = read_commit(self._store, self.path, shard)
-        if commit is None:
-            raise StoreError(f"{self._location}: shard {shard} of {self.path} is not complete: {COMPLETE}")
-        self._require_fitting(shard, commit)
-        return commit.source_checksums
+        return {shard: commit for shard, commit in found.items() if commit is not None}
 
     def _require_fitting(self, shard: int, commit: Commit) -> None:
         """Raise StoreError if a commit record describes something else than a shard of this group."""
@@ -460,8 +443,6 @@ class Store:
                 f"{self.path / LABELS_FILE} has {len(data):,} bytes, expected {4 * len(self):,}: {RESTORE}"
             )
         labels = np.frombuffer(data, dtype="<i4")
-        if len(data) >= MAPPED_FROM:  # the ranks of a machine share the pages of the file
-            labels = np.memmap(self.path / LABELS_FILE, dtype="<i4", mode="r")
         require_labels(labels, self.manifest, self.path / LABELS_FILE)
         return labels
 
@@ -495,24 +476,17 @@ class Store:
         Raises:
             StoreError: a group is missing or incomplete, or all samples are quarantined.
         """
-        return self.valid_rows(group_names).array()
-
-    def valid_rows(self, group_names: str | Sequence[str], chosen: npt.NDArray[np.int64] | None = None) -> Rows:
-        """Return the samples that are not quarantined in any of the groups, or those of them in `chosen`.
-
-        Raises:
-            StoreError: a group is missing or incomplete, or all samples are quarantined.
-        """
         names = as_names(group_names)
         for name in names:
             self.group(name).require_complete()
-        excluded = np.array(sorted(self.quarantined(names)), dtype=np.int64)
-        if len(excluded) == len(self):
+        valid = np.ones(len(self), dtype=bool)
+        valid[list(self.quarantined(names))] = False
+        if not valid.any():
             raise StoreError(
                 f"none of the {len(self):,} images of {self.location} could be decoded ('repa-pipe store ls --store "
                 f"{self.location} --quarantined' lists the reasons): check the source, and create a new store"
             )
-        return Rows(len(self), excluded, chosen)
+        return np.flatnonzero(valid).astype(np.int64)
 
     @_naming_moved_stores
     def read(
@@ -620,7 +594,10 @@ class Store:
     def _require_committed(self, group: Group, rows: npt.NDArray[np.int64]) -> None:
         for shard in np.unique(rows // self.manifest.shard_size).tolist():
             if shard not in group.commits:
-                raise StoreError(f"{self.location}: shard {shard} of {group.path} is not complete: {COMPLETE}")
+                raise StoreError(
+                    f"{self.location}: shard {shard} of {group.path} is not complete: "
+                    "re-run 'repa-pipe encode' to complete it"
+                )
             bad = {entry.index: entry for entry in group.commits[shard].quarantined}
             for row in set(bad) & set(rows.tolist()) if bad else ():
                 raise StoreError(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from ..errors import ConfigError, StoreError
-from .rows import Rows
 from .store import Selection, Store
 
 
-def trainable_rows(
+def trainable_indices(
     chosen: Store | Selection, groups: Sequence[str], *, batch_size: int, world_size: int = 1, flip: bool = False
-) -> Rows:
-    """Return the samples that are valid in all groups.
+) -> npt.NDArray[np.int64]:
+    """Return the samples that are valid in all groups, `[n]` int64 in ascending order.
 
     Args:
         chosen: an open store, or some of its samples.
@@ -26,7 +28,9 @@ def trainable_rows(
         StoreError: a group is missing or incomplete, or has no flipped views although `flip` is set.
     """
     store = chosen.store if isinstance(chosen, Selection) else chosen
-    rows = store.valid_rows(groups, chosen.indices if isinstance(chosen, Selection) else None)
+    indices = store.valid_indices(groups)
+    if isinstance(chosen, Selection):
+        indices = indices[np.isin(indices, chosen.indices)]
     for name in groups if flip else ():
         if not store.group(name).spec.has_flips:
             raise StoreError(
@@ -34,10 +38,10 @@ def trainable_rows(
             )
     if batch_size % world_size:
         raise ConfigError(f"batch size {batch_size} is not divisible by the number of ranks ({world_size})")
-    if batch_size > len(rows):
+    if batch_size > len(indices):
         selected = "selected " if len(chosen) < len(store) else ""
         raise ConfigError(
-            f"batch size {batch_size} is larger than the {len(rows)} {selected}samples of {store.location}: "
+            f"batch size {batch_size} is larger than the {len(indices)} {selected}samples of {store.location}: "
             "lower --batch-size"
         )
-    return rows
+    return indices

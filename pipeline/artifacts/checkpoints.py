@@ -25,7 +25,6 @@ from ...errors import CheckpointError, DamagedCheckpointError, DamagedWeightsErr
 from ...models.checked_zip import find_damage
 from ...models.weight_files import read_weights_file, tensors_under
 from ...stores.files import atomic_write
-from ...stores.order import OrderVersion
 from ..runtime.lease import require_held
 from ..runtime.seeds import STREAMS_VERSION
 from .published import PUBLISHED, Unrecorded, find_published, published_model
@@ -140,13 +139,11 @@ class Header:
     sit: SiTConfig
     store: StoreMetadata
     random_streams: int
-    order_version: OrderVersion
 
 
 class _Counts(TypedDict):
     steps: Annotated[int, Meta(ge=0)]
     random_streams: Annotated[int, Meta(ge=1, le=STREAMS_VERSION)]
-    order_version: OrderVersion
 
 
 def read_header(values: Mapping[str, Any], path: Path) -> Header:
@@ -159,10 +156,9 @@ def read_header(values: Mapping[str, Any], path: Path) -> Header:
     from ...models.sit import SiTConfig, require_sizes
 
     names = ("steps", "config", "sit", "store")
-    versions: dict[str, Any] = {"random_streams": 1, "order_version": 1}  # of checkpoints that do not record them
-    plain = versions | {name: values[name] for name in (*names, *versions) if name in values}
+    plain = {"random_streams": 1} | {name: values[name] for name in (*names, "random_streams") if name in values}
     require_plain(plain, str(path), CheckpointError)
-    counts = {name: plain[name] for name in ("steps", *versions)}
+    counts = {name: plain[name] for name in ("steps", "random_streams")}
     structure(counts, _Counts, str(path), CheckpointError)
     sit = structure(plain["sit"], SiTConfig, f"{path}: sit", CheckpointError)
     store = StoreMetadata.from_json(plain["store"], f"{path}: store")

@@ -125,7 +125,7 @@ def _read_crops(selection: _Selection, group: str, source_kind: str | None, note
         try:
             data = source.read(record)
             shard, row = divmod(index, manifest.shard_size)
-            if crc32c_bytes(data) == selection.store.group(group).source_checksums(shard)[row]:
+            if crc32c_bytes(data) == selection.store.group(group).commits[shard].source_checksums[row]:
                 crop = decode_crop(data, manifest.resolution)
             else:
                 notes.append(f"{record.key} is not shown because the file was changed after it was encoded.")

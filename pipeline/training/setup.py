@@ -20,8 +20,7 @@ from ...stores import Store
 from ...stores.layout import features_group, latents_group
 from ...stores.order import held_out_samples
 from ...stores.selection import digest_of_rows, read_indices
-from ...stores.store import Selection
-from ...stores.trainable import trainable_rows
+from ...stores.trainable import trainable_indices
 from ..artifacts.checkpoints import StoreMetadata
 from ..artifacts.run_folder import RunFolder
 from ..runtime.distributed import DistributedContext
@@ -89,13 +88,6 @@ def training_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]
     return np.setdiff1d(selected, held_out, assume_unique=True)
 
 
-def _training_samples(config: TrainConfig, store: Store) -> Store | Selection:
-    """Return what `training_indices` does; the store itself if these are all of its samples, to list none of them."""
-    if config.classes or config.indices or config.val_fraction:
-        return store.select(indices=training_indices(config, store))
-    return store
-
-
 def held_out_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]:
     """Return the selected samples that `--val-fraction` holds out from training, ascending int64 `[n]`."""
     drawn = held_out_samples(len(store), config.seed, config.val_fraction)
@@ -130,8 +122,8 @@ def require_trainable(config: TrainConfig, store: Store, run_folder: RunFolder, 
         WeightsError: there is no file at `--init-from`.
     """
     groups = [latents_group(str(config.vae)), *map(features_group, config.enc_type)]
-    chosen = _training_samples(config, store)
-    trainable_rows(chosen, groups, batch_size=config.batch_size, world_size=ranks.world_size, flip=config.flip)
+    chosen = store.select(indices=training_indices(config, store))
+    trainable_indices(chosen, groups, batch_size=config.batch_size, world_size=ranks.world_size, flip=config.flip)
     per_rank = config.batch_size // ranks.world_size
     if per_rank % config.microbatches:
         raise ConfigError(
@@ -180,8 +172,7 @@ def model_config(config: TrainConfig, store: Store) -> SiTConfig:
 
 def _require_classes(config: TrainConfig, store: Store) -> None:
     """Raise ConfigError if a sample has a label that the model does not know: it would be the null label, or none."""
-    selected = _selected_indices(config, store) if config.classes or config.indices else slice(None)
-    highest = int(store.labels[selected].max())
+    highest = int(store.labels[_selected_indices(config, store)].max())
     config.require(
         highest < int(config.num_classes or 0),
         "num_classes",
@@ -206,7 +197,7 @@ def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -
     from ...stores import AlignmentDataset
 
     return AlignmentDataset(
-        _training_samples(config, store),
+        store.select(indices=training_indices(config, store)),
         window=config.shuffle_window,
         alignment_steps=config.aligned_steps,
         flip=config.flip,

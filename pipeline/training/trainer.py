@@ -124,7 +124,6 @@ class Trainer:
         load_scaler(self.scaler, values.get("scaler"), path)
         self.step = header.steps
         self.streams.version = header.random_streams
-        self.dataset.order_version = header.order_version
         if self.config.aligned_steps is not None and self.step > self.config.aligned_steps:
             self._freeze_projectors()
         logger.info("resuming from %s", path)
@@ -363,7 +362,6 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "steps": step,
             "random_streams": self.streams.version,
-            "order_version": self.dataset.order_version,
             "config": self.config.as_json(),
             "sit": self.model.config.to_dict(),
             "store": self.metadata.as_json(),

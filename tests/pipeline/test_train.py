@@ -26,7 +26,7 @@ from repa_pipe.pipeline.runtime.seeds import RandomStreams
 from repa_pipe.pipeline.training.objective import Objective
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.pipeline.training.trainer import Trainer
-from repa_pipe.stores import open_store, order
+from repa_pipe.stores import open_store
 from repa_pipe.stores.metadata_writer import record_digests
 
 
@@ -53,22 +53,6 @@ def test_a_run_started_with_the_old_random_streams_resumes_with_them(
     assert load_checkpoint(Path(resumed.checkpoint))["random_streams"] == 1
     new = train.run(config_of(exp_name="new", val_fraction=0.3, cls_coeff=0.03))
     assert load_checkpoint(Path(new.checkpoint))["random_streams"] == 2
-
-
-def test_a_run_that_sorted_its_samples_goes_on_sorting_them(config_of, weights_of, assert_same_weights, monkeypatch):
-    whole = train.run(config_of(exp_name="whole", max_train_steps=4))
-    started = train.run(config_of(max_train_steps=2))
-    values = load_checkpoint(Path(started.checkpoint))
-    assert values.pop("order_version") == order.SORTED
-    save_checkpoint(Path(started.checkpoint), values)  # as version 0.1.0 wrote it
-    monkeypatch.setattr(order, "LARGEST_SORTED", 1)  # for new runs
-    resumed = train.run(config_of(max_train_steps=4))
-    assert_same_weights(weights_of(whole), weights_of(resumed))
-    assert load_checkpoint(Path(resumed.checkpoint))["order_version"] == order.SORTED
-    new = train.run(config_of(exp_name="new", max_train_steps=2))
-    assert load_checkpoint(Path(new.checkpoint))["order_version"] == order.COMPUTED
-    continued, at_once = (train.run(config_of(exp_name=name, max_train_steps=4)) for name in ("new", "at_once"))
-    assert_same_weights(weights_of(continued), weights_of(at_once))
 
 
 def test_training_changes_the_weights_and_logs_metrics(config_of, weights_of):

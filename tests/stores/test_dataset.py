@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from repa_pipe.errors import ConfigError, StoreError
-from repa_pipe.stores import AlignmentDataset, MapStyleDataset, open_store, order
+from repa_pipe.stores import AlignmentDataset, MapStyleDataset, open_store
 from repa_pipe.stores.buffers import BufferPool
 from repa_pipe.stores.manifest import Quarantined
 from repa_pipe.stores.order import epoch_flips, epoch_order
@@ -180,23 +180,6 @@ def flipped_store(helpers, tmp_path):
 
 def flip_dataset(path, **options):
     return AlignmentDataset(open_store(path), latents="tiny", encoders=["enc"], batch_size=8, flip=True, **options)
-
-
-def test_large_stores_compute_their_flips(flipped_store, computed):
-    path, contents = flipped_store
-    dataset = flip_dataset(path)
-    for step in range(12):
-        batch, flipped = dataset[step], dataset.flipped_of_step(step)
-        for place, row in enumerate(batch.indices.tolist()):
-            name = "latents/tiny/moments" + ("_flipped" if flipped[place] else "")
-            np.testing.assert_array_equal(batch.moments[place], contents[name][row])
-    drawn = [
-        dict(zip(dataset.indices_of_step(s).tolist(), dataset.flipped_of_step(s).tolist(), strict=True))
-        for s in range(12)
-    ]
-    first, second = ({row: flip for part in half for row, flip in part.items()} for half in (drawn[:6], drawn[6:]))
-    both = first.keys() & second.keys()
-    assert {first[row] == second[row] for row in both} == {True, False}
 
 
 def test_flips_change_every_epoch_and_apply_to_every_array_of_a_sample(flipped_store):
@@ -384,33 +367,3 @@ def test_a_windowed_order_uses_few_shards_at_a_time():
     for start in range(0, 1000, 200):
         assert len(set((order[start : start + 200] // 50).tolist())) == 4
     assert order.tolist() != sorted(order.tolist())
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    monkeypatch.setattr(order, "LARGEST_SORTED", 10)
-
-
-def test_large_stores_compute_their_order(dataset_of, computed):
-    dataset = dataset_of()
-    assert dataset.order_version == order.COMPUTED
-    epochs = [[dataset.indices_of_step(epoch * 6 + step) for step in range(6)] for epoch in range(2)]
-    for batches in epochs:
-        assert len(np.unique(np.concatenate(batches))) == 48
-    assert not np.array_equal(*epochs)
-    shares = [dataset_of(rank=rank, world_size=4).indices_of_step(7) for rank in range(4)]
-    np.testing.assert_array_equal(np.concatenate(shares), epochs[1][1])
-    assert dataset_of(window=1).order_version == order.SORTED
-
-
-def test_a_state_of_an_earlier_version_keeps_its_order(dataset_of, monkeypatch):
-    earlier = dataset_of()
-    state = {name: value for name, value in earlier.state_dict().items() if name != "order_version"}
-    monkeypatch.setattr(order, "LARGEST_SORTED", 10)
-    resumed, fresh = dataset_of(), dataset_of()
-    resumed.load_state_dict(state)
-    assert resumed.indices_of_step(3).tolist() == earlier.indices_of_step(3).tolist()
-    assert fresh.indices_of_step(3).tolist() != earlier.indices_of_step(3).tolist()
-    again = dataset_of()
-    again.load_state_dict(fresh.state_dict())
-    assert again.indices_of_step(3).tolist() == fresh.indices_of_step(3).tolist()
