@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import tarfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,15 @@ def unpack_old_artifacts(folder: Path) -> None:
         name = row["checkpoint"].split()[0]
         row["checkpoint"] = f"{name} {(run / 'checkpoints' / name).stat().st_mtime_ns}"
     (run / "probe.json").write_text(json.dumps(probes))
+
+
+def end_workers(raised: pytest.ExceptionInfo[BaseException]) -> None:
+    """Release the iterator of a DataLoader to which an error refers, which ends its workers.
+
+    Otherwise Python's garbage collector finds it in a circle, and closes the queues to the workers before the iterator
+    has told them to stop. torch then waits 5 s for each of them.
+    """
+    traceback.clear_frames(raised.tb)
 
 
 @pytest.fixture(autouse=True, scope="session")

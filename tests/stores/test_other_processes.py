@@ -59,15 +59,20 @@ def is_lent(tensor):
 
 
 @pytest.mark.parametrize(
-    ("start", "collate"), [("fork", {"collate_fn": MapStyleDataset.collate}), ("fork", {}), ("spawn", {})]
+    ("start", "workers", "collate"),
+    [
+        ("fork", 2, {"collate_fn": MapStyleDataset.collate}),
+        ("fork", 2, {}),
+        ("spawn", 1, {}),
+    ],  # importing torch is slow
 )
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_data_loader_receives_batches_from_its_workers(dataset_of, start, collate):
+def test_a_data_loader_receives_batches_from_its_workers(dataset_of, start, workers, collate):
     loader = torch.utils.data.DataLoader(
         MapStyleDataset(dataset_of()),
         batch_size=8,
         shuffle=True,
-        num_workers=2,
+        num_workers=workers,
         multiprocessing_context=start,
         **collate,
     )
@@ -164,9 +169,12 @@ def test_a_data_loader_that_joins_batches_is_told_how_to_call_the_dataset(datase
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_workers_are_refused_with_the_right_call(dataset_of):
-    with pytest.raises(ConfigError, match=r"cannot be divided among workers: use DataLoader\(dataset, batch_size=None"):
+def test_workers_are_refused_with_the_right_call(helpers, dataset_of):
+    with pytest.raises(
+        ConfigError, match=r"cannot be divided among workers: use DataLoader\(dataset, batch_size=None"
+    ) as raised:
         next(iter(DataLoader(dataset_of(), batch_size=None, num_workers=2)))
+    helpers.end_workers(raised)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -139,12 +139,13 @@ SPAWNED = {"spawned workers": lambda path: load(path, "spawn")}  # workers impor
 
 @FORKS
 @pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=pytest.mark.slow) for way in SPAWNED)])
-def test_every_way_of_reading_refuses_a_damaged_sample(path, way):
+def test_every_way_of_reading_refuses_a_damaged_sample(helpers, path, way):
     read = (WAYS | SPAWNED)[way]
     read(path)
     file = damage(path, "moments" if way == "forked workers" else "tokens", 21)
-    with pytest.raises(StoreError, match=refusal(file, 21)):
+    with pytest.raises(StoreError, match=refusal(file, 21)) as raised:
         read(path)
+    helpers.end_workers(raised)
 
 
 @pytest.mark.parametrize(
