@@ -14,8 +14,9 @@ runs these in turn, and measures the loop again right before each encode command
 
 The rate of encode is measured from the second commit of each worker to the last commit, since the loop is also measured
 warm. The rest of the time is reported as start-up: imports, weights, Ray, the first two shards. A shard has 64 images,
-and fewer below 512 images, so that there are always eight shards. Rates are medians over the rounds, ratios are medians
-of the ratios within each round.
+and fewer below 512 images, so that there are eight shards if there are eight images. Rates are medians over the rounds,
+ratios are medians of the ratios within each round. Any number of images can be measured; `too_few_images` lists the
+figures that come from fewer than 64 images, and those without a value because no shard follows the warm-up.
 
 --linear: 32 px images through a stage that costs nothing (means of the crop), inline, one process per size.
 """
@@ -57,7 +58,8 @@ VAE, ENCODER = "tiny-kl-f8", "efficientnet-lite0"
 GROUPS = (latents_group(VAE), features_group(ENCODER))
 BATCH, SHARD = 16, 64
 IN_FLIGHT = 2  # shards that a worker encodes at the same time
-MIN_IMAGES = 8
+SHARDS = 8  # at least, if there are as many images: two workers warm up with four of them
+ENOUGH = 64  # images, for a figure
 
 Models = Callable[[torch.Tensor], list[EncodedBatch]]
 
@@ -73,8 +75,22 @@ def copy_photographs(folder: Path, count: int) -> list[Path]:
 
 
 def shard_size(count: int) -> int:
-    """Return the images per shard, such that there are at least eight: two workers warm up with four of them."""
-    return min(SHARD, count // MIN_IMAGES)
+    """Return the images per shard, such that there are `SHARDS` if possible."""
+    return max(1, min(SHARD, count // SHARDS))
+
+
+def measured_images(count: int, workers: int) -> int:
+    """Return the images after the first two shards of each worker; 0 if there are not that many shards."""
+    return max(0, count - IN_FLIGHT * workers * shard_size(count))
+
+
+def few_images(counts: dict[str, int]) -> dict[str, str]:
+    """Return the ways that were measured with too few images for a figure, given the images of each way."""
+    return {
+        name: f"measured with {images} of at least {ENOUGH} images"
+        for name, images in counts.items()
+        if images < ENOUGH
+    }
 
 
 def config_of(images: Path, store: Path, **changes: object) -> EncodeConfig:
@@ -115,19 +131,22 @@ def published_way(paths: list[Path], models: Models, folder: Path) -> float:
     return len(paths) / (time.perf_counter() - start)
 
 
-def command_rate(config: EncodeConfig, count: int) -> tuple[float, float]:
+def command_rate(config: EncodeConfig, count: int) -> tuple[float | None, float]:
     """Run `repa-pipe encode` on `count` images.
 
-    Return images per second after every worker has committed two shards, and the seconds of everything else.
+    Return images per second after every worker has committed two shards (None if nothing is left to encode then), and
+    the seconds of everything else.
     """
     start = time.perf_counter()
     command = [sys.executable, "-m", "repa_pipe.cli", *config.command().split()[1:]]
     subprocess.run(command, capture_output=True, check=True)
     seconds = time.perf_counter() - start
+    workers = config.actors or 1
+    if not (images := measured_images(count, workers)):
+        return None, seconds
     commits = sorted(path.stat().st_mtime for path in Path(config.store, "commits", GROUPS[-1]).iterdir())
-    warm = IN_FLIGHT * (config.actors or 1)
-    steady = commits[-1] - commits[warm - 1]
-    return (count - warm * shard_size(count)) / steady, seconds - steady
+    steady = commits[-1] - commits[IN_FLIGHT * workers - 1]
+    return images / steady if steady else None, seconds - steady
 
 
 def throughput(count: int, rounds: int) -> dict[str, object]:
@@ -138,8 +157,9 @@ def throughput(count: int, rounds: int) -> dict[str, object]:
         "ray-1": {"ray": True, "actors": 1},
         "ray-2": {"ray": True, "actors": 2},
     }
-    rates: dict[str, list[float]] = {name: [] for name in (*runners, "published")}
-    loops: dict[str, list[float]] = {name: [] for name in runners}
+    part = max(1, count // 4)  # images of the ways that take longer
+    rates: dict[str, list[float | None]] = {name: [] for name in (*runners, "published")}
+    loops: dict[str, list[float | None]] = {name: [] for name in runners}
     start_up: dict[str, list[float]] = {name: [] for name in runners}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -148,30 +168,41 @@ def throughput(count: int, rounds: int) -> dict[str, object]:
         plain_loop(paths[: 2 * BATCH], models)  # warm-up
         for number in range(rounds):
             for name, changes in runners.items():
-                loops[name].append(plain_loop(paths[: count // 4], models))
+                loops[name].append(plain_loop(paths[:part], models))
                 options = changes | {"shard_size": shard_size(count)}
                 config = config_of(folder / "images", folder / f"{name}-{number}", **options)
                 rate, seconds = command_rate(config, count)
                 rates[name].append(rate)
                 start_up[name].append(seconds)
             (folder / f"published-{number}").mkdir()
-            rates["published"].append(published_way(paths[: count // 4], models, folder / f"published-{number}"))
+            rates["published"].append(published_way(paths[:part], models, folder / f"published-{number}"))
             for name in runners:
-                print(f"{name} {rates[name][-1]:.2f}, loop {loops[name][-1]:.2f}", file=sys.stderr)
+                print(f"{name} {_rounded(rates[name][-1])}, loop {_rounded(loops[name][-1])}", file=sys.stderr)
     ratios = {f"{name} / loop": _ratios(rates[name], loops[name]) for name in runners}
     ratios |= {f"{name} / published": _ratios(rates[name], rates["published"]) for name in runners}
     rates["loop"] = [rate for values in loops.values() for rate in values]
+    images = {name: measured_images(count, options.get("actors", 1)) for name, options in runners.items()}
     return {
         "images": count,
-        "images_per_s": {name: round(statistics.median(values), 2) for name, values in rates.items()},
-        "ratios": {name: round(statistics.median(values), 3) for name, values in ratios.items()},
-        "ratios_all_rounds": {name: [round(value, 3) for value in values] for name, values in ratios.items()},
+        "images_per_s": {name: _rounded(_median(values)) for name, values in rates.items()},
+        "too_few_images": few_images(images | {"loop": part, "published": part}),
+        "ratios": {name: _rounded(_median(values), 3) for name, values in ratios.items()},
+        "ratios_all_rounds": {name: [_rounded(value, 3) for value in values] for name, values in ratios.items()},
         "start_up_s": {name: round(statistics.median(values), 1) for name, values in start_up.items()},
     }
 
 
-def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    return [a / b for a, b in zip(ours, theirs, strict=True)]
+def _median(values: list[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    return statistics.median(measured) if measured else None
+
+
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _ratios(ours: list[float | None], theirs: list[float | None]) -> list[float | None]:
+    return [a / b if a is not None and b is not None else None for a, b in zip(ours, theirs, strict=True)]
 
 
 class MeanEncoder:
@@ -236,11 +267,11 @@ def linear(sizes: list[int]) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=at_least(MIN_IMAGES), default=640, help="images to encode")
+    parser.add_argument("--images", type=at_least(1), default=640, help="images to encode")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="number of rounds")
     parser.add_argument("--linear", action="store_true", help="measure cost and memory by number of images")
     parser.add_argument("--linear-one", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="for --linear")
+    parser.add_argument("--sizes", type=at_least(1), nargs="+", default=[1_000, 10_000, 100_000], help="for --linear")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to add the results to")
     args = parser.parse_args()
     if args.linear_one:

@@ -30,7 +30,7 @@ def test_every_script_is_listed():
 
 @pytest.mark.parametrize(
     ("script", "words"),
-    [("encode", ["--images", "7"]), ("prefetch", ["--samples", "255"]), ("step", ["--rounds", "0"])],
+    [("encode", ["--images", "0"]), ("prefetch", ["--samples", "255"]), ("step", ["--rounds", "0"])],
 )
 def test_numbers_that_are_too_small_are_refused(benchmark, script, words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, *words])
@@ -48,11 +48,29 @@ def test_a_measurement_of_encode_has_shards_after_those_of_the_warm_up(benchmark
     assert encode.shard_size(640) == encode.SHARD
 
 
+@pytest.mark.parametrize(
+    ("count", "one", "two"), [(1, 0, 0), (2, 0, 0), (3, 1, 0), (5, 3, 1), (8, 6, 4), (512, 384, 256)]
+)
+def test_encode_is_measured_with_the_images_after_the_warm_up(benchmark, count, one, two):
+    encode = benchmark("encode")
+    assert [encode.measured_images(count, workers) for workers in (1, 2)] == [one, two]
+
+
+def test_figures_of_encode_from_too_few_images_are_listed(benchmark):
+    assert benchmark("encode").few_images({"inline": 64, "ray-1": 63, "ray-2": 0}) == {
+        "ray-1": "measured with 63 of at least 64 images",
+        "ray-2": "measured with 0 of at least 64 images",
+    }
+
+
 @pytest.mark.slow
 def test_encode_is_measured_with_few_images(benchmark):
-    row = benchmark("encode").throughput(8, 1)
-    assert set(row["images_per_s"]) == {"inline", "ray-1", "ray-2", "published", "loop"}
-    assert all(rate > 0 for rate in row["images_per_s"].values())
+    row = benchmark("encode").throughput(3, 1)
+    rates, ratios = row["images_per_s"], row["ratios"]
+    assert set(row["too_few_images"]) == set(rates) == {"inline", "ray-1", "ray-2", "published", "loop"}
+    assert {name for name, rate in rates.items() if rate is None} == {"ray-2"}  # both actors only warm up
+    assert all(rate > 0 for rate in rates.values() if rate is not None)
+    assert {name for name, ratio in ratios.items() if ratio is None} == {"ray-2 / loop", "ray-2 / published"}
 
 
 @pytest.mark.slow
