@@ -1,10 +1,12 @@
 """Short versions of the benchmarks, their smallest arguments, and their list."""
 
 import importlib
+import importlib.util
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -61,6 +63,19 @@ def test_figures_of_encode_from_too_few_images_are_listed(benchmark):
         "ray-1": "measured with 63 of at least 64 images",
         "ray-2": "measured with 0 of at least 64 images",
     }
+
+
+def test_decoding_is_only_compared_if_the_crops_are_equal(benchmark, tmp_path, monkeypatch):
+    if importlib.util.find_spec("foolbox") is None:
+        pytest.skip("the extra 'demo' is not installed")
+    monkeypatch.delitem(sys.modules, "decode", raising=False)  # the package itself, if its folder has this name
+    decode = benchmark("decode")
+    monkeypatch.setattr(decode, "LARGE", decode.SMALL)
+    folder = decode.write_images(tmp_path, 1)["jpeg"]
+    assert decode.compare(folder, 1, 64)["encode / pillow"] > 0
+    monkeypatch.setattr(decode, "by_pillow", lambda path, size: np.zeros((size, size, 3), np.uint8))
+    with pytest.raises(AssertionError, match="not equal"):
+        decode.compare(folder, 1, 64)
 
 
 @pytest.mark.slow
