@@ -51,13 +51,17 @@ class EncodeResult:
     encoded: int  # images encoded by this run, without broken ones
     quarantined: int  # broken images in the store
     seconds: float
-    busy_share: float | None  # fraction of the workers' time in which a batch was in the models
+    busy_share: float | None  # fraction of the workers' time for which their device was in the models
     worker_rates: list[float]  # images per second of each actor, or of this process
     failed: list[FailedShard] = field(default_factory=list)
     classes: int = 0
     quarantine_reasons: dict[str, int] = field(default_factory=dict)  # reason → broken images in the store
     skipped: dict[str, int] | None = None  # reason → files of the source that are not samples; None: not recorded
     in_float32: int = 0  # images in the store that overflowed in half precision and were encoded in float32
+    busy_shares: dict[str, float] = field(default_factory=dict)  # group → its part of `busy_share`
+    waiting_shares: dict[str, float] = field(
+        default_factory=dict
+    )  # no batch in the models: waiting for images, writing
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary that the command prints."""
@@ -142,6 +146,8 @@ def _finish(
         logger.info("%s: %s", heading, text)
     counts.require_good_image(store.location)
     busy = monitor.busy_fraction if monitor else None
+    if monitor and busy is not None:
+        logger.info("%s", monitor.utilization())
     return EncodeResult(
         store=store.location,
         groups={group.path: group.num_bytes for group in groups},
@@ -156,7 +162,13 @@ def _finish(
         quarantine_reasons={each.reason: each.count for each in counts.quarantined},
         skipped=None if counts.skipped is None else {each.reason: each.count for each in counts.skipped},
         in_float32=len({sample for group in groups for sample in group.float32_samples}),
+        busy_shares=_rounded(monitor.busy_fractions) if monitor else {},
+        waiting_shares=_rounded(monitor.waiting_fractions) if monitor else {},
     )
+
+
+def _rounded(fractions: dict[str, float]) -> dict[str, float]:
+    return {name: round(fraction, 3) for name, fraction in fractions.items()}
 
 
 def _remove_temporary_files(store: Store, groups: list[Group]) -> None:

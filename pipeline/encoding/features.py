@@ -14,6 +14,7 @@ from ...models.encoders import load_encoder
 from ...stores.codecs import TOKENS, make_codec
 from ...stores.layout import ArraySpec, GroupSpec, features_group
 from ..runtime.device import DTYPES, package_versions
+from .activity import ModelClock
 from .group_encoder import EncodedBatch
 
 PACKAGES = ("timm", "torch", "pillow")
@@ -56,7 +57,8 @@ class FeatureEncoder:
 
     def __call__(self, crops: torch.Tensor) -> EncodedBatch:
         """Encode crops, uint8 `[B, 3, R, R]`; StoreError for tokens that overflow float16."""
-        tokens = self._encoder(crops)
+        with ModelClock(crops.device) as clock:
+            tokens = self._encoder(crops)
         patch_tokens = tokens.patch_tokens.float()
         arrays = self._codec.encode(patch_tokens)
         cosine = self._cosine(patch_tokens[:COSINE_SAMPLES], arrays[TOKENS][:COSINE_SAMPLES])
@@ -67,7 +69,7 @@ class FeatureEncoder:
                     f"a class token of '{self._encoder.name}' is not finite in float16: try --precision fp32"
                 )
             arrays["cls_token"] = cls_token.cpu().numpy()
-        return EncodedBatch(arrays, cosine)
+        return EncodedBatch(arrays, cosine, clocks=(clock,))
 
     def _cosine(self, exact: torch.Tensor, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
         restored = self._codec.decode(torch.from_numpy(codes).to(exact.device))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ...stores.layout import FLIPPED, GroupSpec
+from .activity import ModelClock
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class EncodedBatch:
     arrays: dict[str, npt.NDArray[Any]]  # by array name: [B, *sample_shape]
     token_cosine: npt.NDArray[Any] | None = None  # [n] float32: tokens compared with restored tokens
     float32_rows: tuple[int, ...] = ()  # of the batch: these overflowed in half precision and were encoded in float32
+    clocks: tuple[ModelClock, ...] = ()  # of the passes through the model
 
 
 class GroupEncoder(Protocol):
@@ -45,4 +47,9 @@ class WithFlips:
         flipped = {name + FLIPPED: array for name, array in mirrored.arrays.items()}
         plain = self._encoder(crops)
         rows = sorted({*plain.float32_rows, *mirrored.float32_rows})
-        return dataclasses.replace(plain, arrays=plain.arrays | flipped, float32_rows=tuple(rows))
+        return dataclasses.replace(
+            plain,
+            arrays=plain.arrays | flipped,
+            float32_rows=tuple(rows),
+            clocks=(*plain.clocks, *mirrored.clocks),
+        )

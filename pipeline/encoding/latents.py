@@ -14,6 +14,7 @@ from ...stores.layout import ArraySpec, GroupSpec, latents_group
 from ...stores.store import open_store
 from ...stores.upload import store_exists
 from ..runtime.device import DTYPES, package_versions
+from .activity import ModelClock
 from .group_encoder import EncodedBatch
 
 logger = logging.getLogger(__name__)
@@ -47,9 +48,10 @@ class LatentEncoder:
 
     def __call__(self, crops: torch.Tensor) -> EncodedBatch:
         """Encode crops, uint8 `[B, 3, R, R]`; WeightsError for moments that are not finite even in float32."""
-        moments, in_float32 = self._vae.encode_checked(crops)
+        with ModelClock(crops.device) as clock:
+            moments, in_float32 = self._vae.encode_checked(crops)
         array = moments.float().cpu().numpy().astype(np.float32, copy=False)
-        return EncodedBatch({"moments": array}, float32_rows=tuple(in_float32))
+        return EncodedBatch({"moments": array}, float32_rows=tuple(in_float32), clocks=(clock,))
 
 
 def _precision_of(config: EncodeConfig, default: str) -> str:

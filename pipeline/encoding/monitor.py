@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...config import EncodeConfig
 from ...errors import StoreError
 from ...stores import Store
 from ..runtime.progress import Progress
+from .activity import IMAGES, WRITING
 
 if TYPE_CHECKING:
     from .shard import ShardResult
@@ -30,7 +32,8 @@ class _Worker:
     start: float
     last: float
     images: int = 0
-    busy: float = 0.0  # seconds
+    busy: Counter[str] = field(default_factory=Counter)  # group → seconds
+    activity: Counter[str] = field(default_factory=Counter)  # part → seconds
 
     @property
     def rate(self) -> float:
@@ -63,7 +66,8 @@ class EncodeMonitor:
         worker = self._workers.setdefault(result.worker, _Worker(now - result.seconds, now))
         worker.last = now
         worker.images += result.num_images
-        worker.busy += result.busy
+        worker.busy.update(result.busy)
+        worker.activity.update(result.activity)
         self._bar.note(self._note())
         if result.in_float32:
             named = ", ".join(result.in_float32[:NAMED])
@@ -87,10 +91,36 @@ class EncodeMonitor:
         return self._processed - self._broken
 
     @property
-    def busy_fraction(self) -> float | None:
-        """Fraction of the workers' time in which a batch was in the models; None before the first commit."""
+    def busy_fractions(self) -> dict[str, float]:
+        """Fraction of the workers' time for which their device computed each group; empty before the first commit."""
+        return self._fractions([worker.busy for worker in self._workers.values()])
+
+    @property
+    def waiting_fractions(self) -> dict[str, float]:
+        """Fractions of the workers' time in which no batch was in the models, by what was waited for."""
+        fractions = self._fractions([worker.activity for worker in self._workers.values()])
+        return {what: fractions.get(what, 0.0) for what in (IMAGES, WRITING)} if fractions else {}
+
+    def _fractions(self, parts: list[Counter[str]]) -> dict[str, float]:
         seconds = sum(worker.last - worker.start for worker in self._workers.values())
-        return sum(worker.busy for worker in self._workers.values()) / seconds if seconds else None
+        names = sorted({name for part in parts for name in part})
+        return {name: sum(part[name] for part in parts) / seconds for name in names} if seconds else {}
+
+    @property
+    def busy_fraction(self) -> float | None:
+        """Fraction of the workers' time for which their device was in the models; None before the first commit."""
+        return sum(self.busy_fractions.values()) if self.busy_fractions else None
+
+    def utilization(self) -> str:
+        """Return in one line how busy the models were, and what they waited for; empty before the first commit."""
+        if self.busy_fraction is None:
+            return ""
+        groups = ", ".join(f"{group} {_percent(part)}" for group, part in self.busy_fractions.items())
+        waits = self.waiting_fractions
+        return (
+            f"models busy {_percent(self.busy_fraction)} of the time ({groups}); "
+            f"waiting for images {_percent(waits[IMAGES])}, for writing {_percent(waits[WRITING])}"
+        )
 
     @property
     def rates(self) -> list[float]:
@@ -103,7 +133,11 @@ class EncodeMonitor:
         if len(rates) > 1:
             parts.append(f"{len(rates)} actors at {rates[0]:.1f} to {rates[-1]:.1f} images/s")
         if self.busy_fraction is not None:
-            parts.append(f"models busy {100 * self.busy_fraction:.0f} %")
+            parts.append(f"models busy {_percent(self.busy_fraction)}")
         if bad:
             parts.append(f"{bad} broken")
         return ", ".join(parts)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %"

@@ -34,6 +34,7 @@ from ...stores.layout import GroupSpec
 from ...stores.manifest import Quarantined, read_commit
 from ...stores.upload import store_exists
 from ...stores.writer import ShardWriter
+from .activity import IMAGES, MODELS, WRITING, Activity, ModelClock
 from .batch_size import CPU_BATCH, fits_on_gpu, largest_batch
 from .group_encoder import EncodedBatch, GroupEncoder
 from .loading import load_group_encoders
@@ -49,7 +50,8 @@ class ShardResult:
     quarantined: int
     worker: str  # host and process ID
     seconds: float  # from its first read to its commit
-    busy: float  # part of these seconds in which one of its batches was in the models
+    busy: dict[str, float]  # group → seconds for which the device computed it, for this shard
+    activity: dict[str, float]  # of the worker since its previous result: seconds of each part (`activity.Activity`)
     in_float32: tuple[str, ...] = ()  # keys of the images that overflowed in half precision
 
 
@@ -89,6 +91,7 @@ class ShardEncoder:
         self._decoders = ThreadPoolExecutor(config.decode_threads or torch.get_num_threads(), "decode")
         self._files = Budget()  # bytes of the files that are being decoded
         self._models_thread = ThreadPoolExecutor(1, "models")  # one, as each has its own OpenMP threads
+        self._activity = Activity()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.stop = threading.Event()
 
@@ -129,7 +132,8 @@ class ShardEncoder:
 
         Raises StoreError when an image has changed since an earlier group was encoded from it.
         """
-        start, busy = time.monotonic(), 0.0
+        start = time.monotonic()
+        clocks: dict[str, list[ModelClock]] = {group: [] for group in task.groups}
         store = self._open_store()
         encoders = [encoder for encoder in self._encoders if encoder.spec.path in task.groups]
         bad: list[Quarantined] = []
@@ -148,20 +152,28 @@ class ShardEncoder:
             for batch in self._decoded_batches(records):
                 bad += _quarantined(batch, records, len(checksums), samples.start)
                 with _naming(records[len(checksums) : len(checksums) + len(batch)]):
-                    busy += self._encode_batch(batch, encoders, writers)
+                    for encoder, passes in zip(encoders, self._encode_batch(batch, encoders, writers), strict=True):
+                        clocks[encoder.spec.path] += passes
                 checksums += [item.checksum for item in batch]
                 if on_images:
                     on_images(len(batch))
             sums = np.array(checksums, dtype=np.uint32)
-            store.fetch_commits(task.shard)
-            _require_same_images(store, task, sums, records)
-            overflowed: set[int] = set()
-            for writer in writers:
-                commit = writer.commit(sums, tuple(bad))
-                store.upload_shard(commit)
-                overflowed |= {*commit.float32_samples}
+            with self._activity.waiting_for(WRITING):
+                store.fetch_commits(task.shard)
+                _require_same_images(store, task, sums, records)
+                overflowed = _commit(store, writers, sums, bad)
         in_float32 = tuple(records[sample - samples.start].key for sample in sorted(overflowed))
-        return ShardResult(task.shard, len(records), len(bad), self._name, time.monotonic() - start, busy, in_float32)
+        busy = {group: sum(clock.seconds() for clock in passes) for group, passes in clocks.items()}
+        return ShardResult(
+            task.shard,
+            len(records),
+            len(bad),
+            self._name,
+            time.monotonic() - start,
+            busy,
+            self._activity.take(),
+            in_float32,
+        )
 
     def _open_store(self) -> Store:
         with self._opening:  # the first two shards start at the same time
@@ -178,7 +190,8 @@ class ShardEncoder:
             for _ in records:
                 while len(waiting) < 2 * self._batch_size and (record := next(rest, None)) is not None:
                     waiting.append(self._decoders.submit(self._decode, record))
-                batch.append(waiting.popleft().result())
+                with self._activity.waiting_for(IMAGES):
+                    batch.append(waiting.popleft().result())
                 if len(batch) == self._batch_size:
                     yield batch
                     batch = []
@@ -202,28 +215,29 @@ class ShardEncoder:
             except BadImageError as error:
                 return _Decoded(None, crc32c_bytes(data), str(error))
 
-    def _encode_batch(self, batch: list[_Decoded], encoders: list[GroupEncoder], writers: list[ShardWriter]) -> float:
-        """Encode a batch and append it to the shard files; return the seconds spent in the models."""
+    def _encode_batch(
+        self, batch: list[_Decoded], encoders: list[GroupEncoder], writers: list[ShardWriter]
+    ) -> list[tuple[ModelClock, ...]]:
+        """Encode a batch and append it to the shard files; return the clocks of each encoder."""
         side = self._config.resolution
         blank = np.zeros((side, side, 3), dtype=np.uint8)
         crops = np.stack([blank if item.crop is None else item.crop for item in batch])
         broken = np.array([item.crop is None for item in batch])
-        outputs, busy = self._models_thread.submit(self._run_models, crops, encoders).result()
+        with self._activity.waiting_for(MODELS):
+            outputs = self._models_thread.submit(self._run_models, crops, encoders).result()
         for writer, encoded in zip(writers, outputs, strict=True):
             arrays = encoded.arrays
             if broken.any():
                 arrays = {name: array.copy() for name, array in arrays.items()}
                 for array in arrays.values():
                     array[broken] = 0
-            writer.append(arrays, encoded.token_cosine, [row for row in encoded.float32_rows if not broken[row]])
-        return busy
+            with self._activity.waiting_for(WRITING):
+                writer.append(arrays, encoded.token_cosine, [row for row in encoded.float32_rows if not broken[row]])
+        return [encoded.clocks for encoded in outputs]
 
-    def _run_models(
-        self, crops: npt.NDArray[np.uint8], encoders: list[GroupEncoder]
-    ) -> tuple[list[EncodedBatch], float]:
-        start = time.monotonic()
+    def _run_models(self, crops: npt.NDArray[np.uint8], encoders: list[GroupEncoder]) -> list[EncodedBatch]:
         images = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2)
-        return [encoder(images) for encoder in encoders], time.monotonic() - start
+        return [encoder(images) for encoder in encoders]
 
 
 @contextmanager
@@ -242,6 +256,18 @@ def _quarantined(batch: list[_Decoded], records: list[Record], offset: int, firs
         for i, item in enumerate(batch)
         if item.crop is None
     ]
+
+
+def _commit(
+    store: Store, writers: list[ShardWriter], checksums: npt.NDArray[np.uint32], bad: list[Quarantined]
+) -> set[int]:
+    """Commit the shard in all groups; return the samples that overflowed in half precision."""
+    overflowed: set[int] = set()
+    for writer in writers:
+        commit = writer.commit(checksums, tuple(bad))
+        store.upload_shard(commit)
+        overflowed |= {*commit.float32_samples}
+    return overflowed
 
 
 def _require_same_images(

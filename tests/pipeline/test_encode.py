@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -144,13 +146,25 @@ def test_shards_without_commit_are_encoded_again_to_the_same_bytes(encoded, imag
     assert commits(store) == commits(encoded)
 
 
-def test_an_encoder_can_be_added_later(encoded, images, tmp_path):
+def assert_utilization(result, groups):
+    """Check that the time of the models adds up over groups, and with the waiting time to at most all time."""
+    assert set(result.busy_shares) == set(groups)
+    assert all(share > 0 for share in result.busy_shares.values())
+    assert sum(result.busy_shares.values()) == pytest.approx(result.busy_share, abs=0.002)
+    assert set(result.waiting_shares) == {"images", "writing"}
+    assert all(share > 0 for share in result.waiting_shares.values())
+    assert result.busy_share + sum(result.waiting_shares.values()) < 1.01
+
+
+def test_an_encoder_can_be_added_later(encoded, images, tmp_path, caplog):
     store = tmp_path / "store"
     encode.run(config_of(images, store, encoder=()))
     assert open_store(store).group_names() == [LATENTS]
     result = encode.run(config_of(images, store))
     assert result.encoded == 10
     assert 0.2 < result.busy_share <= 1
+    assert_utilization(result, [FEATURES])
+    assert re.search(rf"models busy \d+ % of the time \({FEATURES} \d+ %\); waiting for images \d+ %", caplog.text)
     (rate,) = result.worker_rates  # images per second; `seconds` include loading the models, which can take longest
     assert 0.9 * 10 / result.seconds < rate < 500
     assert array_bytes(store) == array_bytes(encoded)
@@ -476,7 +490,10 @@ def test_ray_actors_complete_a_store_to_the_same_bytes(images, encoded, tmp_path
     done = subprocess.run(command(config), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert array_bytes(store) == array_bytes(encoded)
-    assert json.loads(done.stdout[done.stdout.index("{") :])["encoded"] == 6
+    summary = json.loads(done.stdout[done.stdout.index("{") :])
+    assert summary["encoded"] == 6
+    assert_utilization(SimpleNamespace(**summary), [FEATURES])  # measured in the actors
+    assert "models busy " in done.stderr
 
 
 def test_a_plug_in_source_can_be_used(images, encoded, tmp_path, install_plug_in):

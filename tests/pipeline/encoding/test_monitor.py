@@ -41,7 +41,8 @@ def monitor(bar, make_store):
 
 
 def result_of(shard, worker, seconds, busy, quarantined=0):
-    return ShardResult(shard, 16, quarantined, worker, seconds, busy)
+    groups = {"latents/new": busy / 4, "features/new": busy * 3 / 4}
+    return ShardResult(shard, 16, quarantined, worker, seconds, groups, {"models": busy, "images": 0.8, "writing": 0.4})
 
 
 def test_rates_are_per_actor_and_the_busy_fraction_is_over_all_actors(monitor, bar, monkeypatch):
@@ -53,6 +54,16 @@ def test_rates_are_per_actor_and_the_busy_fraction_is_over_all_actors(monitor, b
     assert monitor.rates == pytest.approx([32 / 28, 16 / 4])
     assert monitor.busy_fraction == pytest.approx((8 + 3 + 10) / (28 + 4))
     assert bar.text == "2 actors at 1.1 to 4.0 images/s, models busy 66 %, 2 broken"
+    assert monitor.busy_fractions == pytest.approx({"features/new": 0.75 * 21 / 32, "latents/new": 0.25 * 21 / 32})
+    assert monitor.waiting_fractions == pytest.approx({"images": 3 * 0.8 / 32, "writing": 3 * 0.4 / 32})
+    assert monitor.utilization() == (
+        "models busy 66 % of the time (features/new 49 %, latents/new 16 %); waiting for images 8 %, for writing 4 %"
+    )
+
+
+def test_nothing_is_said_about_the_models_before_the_first_commit(monitor):
+    assert monitor.busy_fraction is None
+    assert (monitor.busy_fractions, monitor.waiting_fractions, monitor.utilization()) == ({}, {}, "")
 
 
 def test_too_many_broken_images_end_the_run(monitor):

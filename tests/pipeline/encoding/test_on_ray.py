@@ -101,7 +101,7 @@ class FakeEncoder:
         return list(self.groups)
 
     def run(self, task):
-        return ShardResult(task.shard, 4, 0, "actor", 0.2, 0.1)
+        return ShardResult(task.shard, 4, 0, "actor", 0.2, {}, {})
 
 
 @pytest.fixture
