@@ -29,11 +29,15 @@ Blocks = Iterator[Arrays]  # blocks of samples, with "index"
 
 @dataclass(frozen=True)
 class Peer:
-    """A format. `open` returns a reader of random batches, `stream` an epoch of batches in the format's own order."""
+    """A format. `open` returns a reader of random batches, `stream` an epoch of batches in the format's own order.
+
+    `module` is what reading imports, where writing does not.
+    """
 
     write: Callable[[Path, Blocks, int], None]
     open: Callable[[Path], Read] | None = None
     stream: Callable[[Path], Iterator[Arrays]] | None = None
+    module: str | None = None
 
 
 def write_npy(folder: Path, blocks: Blocks, count: int) -> None:
@@ -102,21 +106,21 @@ def open_hdf5(path: Path) -> Read:
     return read
 
 
-def _schema() -> Any:
+def binary_schema() -> Any:
     import pyarrow as pa
 
     sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (shape, dtype) in SHAPES.items()}
     return pa.schema([("index", pa.int64()), *((name, pa.binary(size)) for name, size in sizes.items())])
 
 
-def _table(block: Arrays, schema: Any) -> Any:
+def binary_table(block: Arrays, schema: Any) -> Any:
     import pyarrow as pa
 
     columns = [pa.array([row.tobytes() for row in block[name]], schema.field(name).type) for name in SHAPES]
     return pa.table([pa.array(block["index"]), *columns], schema=schema)
 
 
-def _from_binary(table: Any) -> Arrays:
+def from_binary(table: Any) -> Arrays:
     found: Arrays = {"index": table["index"].to_numpy()}
     for name, (shape, dtype) in SHAPES.items():
         column = table[name].combine_chunks()
@@ -128,10 +132,10 @@ def _from_binary(table: Any) -> Arrays:
 def write_parquet(path: Path, blocks: Blocks, count: int) -> None:
     import pyarrow.parquet as pq
 
-    schema = _schema()
+    schema = binary_schema()
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False, write_statistics=False) as writer:
         for block in blocks:
-            writer.write_table(_table(block, schema), row_group_size=ROW_GROUP)
+            writer.write_table(binary_table(block, schema), row_group_size=ROW_GROUP)
 
 
 def stream_parquet(path: Path) -> Iterator[Arrays]:
@@ -142,7 +146,7 @@ def stream_parquet(path: Path) -> Iterator[Arrays]:
     groups = np.random.default_rng(0).permutation(file.num_row_groups)
     per_batch = BATCH // ROW_GROUP
     for start in range(0, len(groups) - per_batch + 1, per_batch):
-        yield _from_binary(file.read_row_groups(groups[start : start + per_batch].tolist()))
+        yield from_binary(file.read_row_groups(groups[start : start + per_batch].tolist()))
 
 
 def open_parquet(path: Path) -> Read:
@@ -154,7 +158,7 @@ def open_parquet(path: Path) -> Read:
 
     def read(rows: np.ndarray[Any, Any]) -> Arrays:
         groups = np.unique(rows // ROW_GROUP)
-        found = _from_binary(pa.table(file.read_row_groups(groups.tolist())))
+        found = from_binary(pa.table(file.read_row_groups(groups.tolist())))
         places = np.searchsorted(groups, rows // ROW_GROUP) * ROW_GROUP + rows % ROW_GROUP
         return {name: found[name][places] for name in SHAPES}
 
@@ -164,17 +168,17 @@ def open_parquet(path: Path) -> Read:
 def write_arrow(path: Path, blocks: Blocks, count: int) -> None:
     import pyarrow as pa
 
-    schema = _schema()
+    schema = binary_schema()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for block in blocks:
-            writer.write_table(_table(block, schema))
+            writer.write_table(binary_table(block, schema))
 
 
 def open_arrow(path: Path) -> Read:
     import pyarrow as pa
 
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    return lambda rows: _from_binary(table.take(rows))
+    return lambda rows: from_binary(table.take(rows))
 
 
 def write_safetensors(folder: Path, blocks: Blocks, count: int) -> None:
@@ -199,15 +203,15 @@ def _pack(block: Arrays, i: int) -> bytes:
     return b"".join(block[name][i].tobytes() for name in ("index", *SHAPES))
 
 
-def _unpack(data: bytes) -> Arrays:
+def unpack(data: bytes, shapes: dict[str, tuple[tuple[int, ...], str]]) -> Arrays:
     found, start = {"index": np.frombuffer(data, np.int64, 1)[0]}, 8
-    for name, (shape, dtype) in SHAPES.items():
+    for name, (shape, dtype) in shapes.items():
         array = np.frombuffer(data, dtype, int(np.prod(shape)), start).reshape(shape)
         found[name], start = array, start + array.nbytes
     return found
 
 
-def _stack(samples: Sequence[Arrays]) -> Arrays:
+def stack(samples: Sequence[Arrays]) -> Arrays:
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
@@ -225,7 +229,7 @@ def open_array_record(path: Path) -> Read:
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
-    return lambda rows: _stack([_unpack(data) for data in reader.read(rows.tolist())])
+    return lambda rows: stack([unpack(data, SHAPES) for data in reader.read(rows.tolist())])
 
 
 def write_mds(folder: Path, blocks: Blocks, count: int) -> None:
@@ -253,7 +257,8 @@ def write_webdataset(folder: Path, blocks: Blocks, count: int) -> None:
     import webdataset
 
     folder.mkdir()
-    with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=512, verbose=0) as writer:
+    maxcount = min(512, count // WORKERS)  # every worker needs a shard
+    with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=maxcount, verbose=0) as writer:
         for block in blocks:
             for i, index in enumerate(block["index"]):
                 writer.write({"__key__": f"{index:08d}"} | {f"{name}.npy": _npy(block[name][i]) for name in SHAPES})

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import resource
@@ -34,9 +35,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peer_loaders
+import peer_tables
 import peers
 from arguments import at_least
-from peers import BATCH, PEERS, Arrays, Read
+from peers import BATCH, Arrays, Read
 from synthetic import synthetic_store
 
 from repa_pipe.stores import AlignmentDataset, Batch, MapStyleDataset, open_store
@@ -44,6 +47,8 @@ from repa_pipe.stores.buffers import BufferPool
 from repa_pipe.stores.layout import features_group
 
 Epoch = Callable[[], Iterator[Arrays]]
+PEERS = peers.PEERS | peer_tables.PEERS | peer_loaders.PEERS
+OURS_IN_LOADER, FIO = "store in a DataLoader", "fio, 16 threads, O_DIRECT"
 
 
 class OurStore:
@@ -153,7 +158,7 @@ def open_readers(folder: Path, args: argparse.Namespace) -> dict[str, Reader]:
         "store, past the cache": (lambda: store.ours(direct=True), None, path),
         "store, page cache": (lambda: store.ours(direct=False), None, path),
         "store, AlignmentDataset": (None, arrays_of(store.dataset()), path),
-        "store in a DataLoader": (None, arrays_of(store.data_loader()), path),
+        OURS_IN_LOADER: (None, arrays_of(store.data_loader()), path),
         "tensorstore": (store.tensorstore, None, path),
         "zarr-python with zarrs": (store.zarr_python_with_zarrs, None, path),
         "zarr-python": (store.zarr_python, None, path),
@@ -170,6 +175,8 @@ def open_readers(folder: Path, args: argparse.Namespace) -> dict[str, Reader]:
         if args.only and not any(word in name for word in args.only):
             continue
         try:
+            if name in PEERS and (module := PEERS[name].module):
+                importlib.import_module(module)
             if not where.exists():
                 PEERS[name].write(where, blocks_of(store), args.samples)
             readers[name] = Reader(open_, stream, where)
@@ -268,7 +275,7 @@ def measure(readers: dict[str, Reader], args: argparse.Namespace, folder: Path) 
         for name, reader in readers.items()
     ]
     if None not in disk:
-        rows.append({"reader": "fio, 16 threads, O_DIRECT", "cold_batch": round(statistics.median(disk), 2)})  # type: ignore[type-var]
+        rows.append({"reader": FIO, "cold_batch": round(statistics.median(disk), 2)})  # type: ignore[type-var]
     return rows
 
 
@@ -288,6 +295,26 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print(f"{row['reader']:<28}" + "".join(f"{cell:>18}" for cell in cells))
 
 
+def print_comparison(rows: list[dict[str, Any]]) -> None:
+    """Print the speed of every other format relative to the store, and which formats are faster.
+
+    The store is the fastest of our readers, and then, for those who stay with a DataLoader, the one in a DataLoader.
+    """
+    keys = [key for key in COLUMNS if key.startswith(("cold_", "warm_"))]
+    ours = [row for row in rows if row["reader"].startswith("store")]
+    others = [row for row in rows if row not in ours and row["reader"] != FIO]
+    in_loader = [row for row in ours if row["reader"] == OURS_IN_LOADER]
+    for title, chosen in (("the store", ours), (OURS_IN_LOADER, in_loader)):
+        best = {key: max(row[key] for row in chosen if key in row) for key in keys if any(key in row for row in chosen)}
+        print(f"\n{f'relative to {title}':<35}" + "".join(f"{COLUMNS[key][0]:>14}" for key in best))
+        for row in others:
+            cells = (f"{row[key] / best[key]:.2f}" if key in row else "" for key in best)
+            print(f"{row['reader']:<35}" + "".join(f"{cell:>14}" for cell in cells))
+        for key, fastest in best.items():
+            faster = [row["reader"] for row in others if row.get(key, 0) > fastest]
+            print(f"faster than {title}, {COLUMNS[key][0]}: {', '.join(faster) or 'none'}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=at_least(256), default=4096, help="samples per format")
@@ -305,6 +332,7 @@ def main() -> None:
         os.sync()
         rows = measure(readers, args, Path(folder))
     print_table(rows)
+    print_comparison(rows)
     if args.out:
         settings = {"samples": args.samples, "rounds": args.rounds, "encoder": args.encoder, "codec": args.codec}
         args.out.write_text(json.dumps(settings | {"processors": os.cpu_count(), "rows": rows}, indent=1) + "\n")

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-PARTS = {"synthetic.py", "peers.py", "arguments.py", "chaos_world.py", "chaos_trials.py"}
+PARTS = {
+    "synthetic.py",
+    "peers.py",
+    "peer_tables.py",
+    "peer_loaders.py",
+    "arguments.py",
+    "chaos_world.py",
+    "chaos_trials.py",
+}
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in PARTS)
 
 
