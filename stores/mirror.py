@@ -8,35 +8,21 @@ of the local disk.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
-import threading
-import time
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ..converter import parse_json, read_json
 from ..errors import StoreError
-from .checksum import crc32c_rows
 from .files import atomic_write_bytes, confined, remove_abandoned, temporary_path
 from .layout import CRC32C, ROOT_ATTRIBUTE, commit_file
-from .manifest import Commit
 from .metadata_writer import copied_metadata
-from .reader import MISMATCH, BatchReader, Damage, ReadRequest, ShardIndex
-from .remote import Range, RemoteFiles
+from .remote import RemoteFiles
 from .remote_options import endpoint_hint
 from .zarr_metadata import METADATA_FILE
-
-logger = logging.getLogger(__name__)
-
-FLUSH_INTERVAL_S = 60.0
-CACHED_SAMPLES_FILE = "present"  # next to an array's zarr.json in the cache: one byte per sample, 1 if it is cached
 
 
 class Mirror:
@@ -130,216 +116,3 @@ def _same_store(cached: dict[str, Any], fetched: dict[str, Any]) -> bool:
 def _attributes(meta: dict[str, Any]) -> dict[str, Any]:
     found = meta.get("attributes")
     return found if isinstance(found, dict) else {}
-
-
-class RemoteReader:
-    """A `BatchReader` for a mirrored store: samples that are not in the folder are fetched, one request per sample."""
-
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror, self._local = mirror, BatchReader()
-        self._cached: dict[Path, CachedSampleMap] = {}
-        self._lock = threading.Lock()
-
-    def read(
-        self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64], direct: bool, cached_shards: int
-    ) -> list[Damage]:
-        """Fill each request's buffer with the samples at `indices`. See `BatchReader.read`.
-
-        Every sample is compared with its checksum before it is cached. Damaged ones in the cache are fetched again.
-        """
-        self._prepare_shards(requests, indices)
-        if self._mirror.cache is None:
-            return [each for request in requests for each in self._fetch_batch(request, indices)]
-        damage = [each for request in requests for each in self._cache(request, indices)]
-        return damage or [
-            each
-            for local in self._local.read(requests, indices, direct, cached_shards)
-            for each in self._replace(local, indices)
-        ]
-
-    def close(self) -> None:
-        """Make cached samples durable, stop the threads, and close the files."""
-        for cached in self._cached.values():
-            cached.flush()
-        self._local.close()
-
-    def _prepare_shards(self, requests: Sequence[ReadRequest], indices: npt.NDArray[np.int64]) -> None:
-        """Create a sparse file with the index at its end for every shard that is used for the first time."""
-        wanted: dict[Path, tuple[int, Range]] = {}
-        for request in requests:
-            array = request.array
-            for shard in np.unique(indices[request.places] // array.layout.shard_size).tolist():
-                if not self._has_index(array, shard, request.commits[shard]):
-                    size, length = array.file_bytes(request.commits[shard]), array.index_bytes
-                    path = array.shard_path(shard)
-                    wanted[path] = size, (self._key(path), max(0, size - length), min(size, length))
-        tails = self._mirror.files.get_ranges([part for _, part in wanted.values()]) if wanted else []
-        for (path, (size, (_, start, _))), tail in zip(wanted.items(), tails, strict=True):
-            _write_index(path, size, start, tail)
-
-    def _has_index(self, array: ShardIndex, shard: int, commit: Commit) -> bool:
-        """Return whether the folder has a shard's file with an intact index."""
-        if not array.shard_path(shard).exists():
-            if self._mirror.cache is not None:  # the file was deleted, or never existed
-                size = array.layout.shard_size
-                self._cached_samples(array).samples[shard * size : (shard + 1) * size] = False
-            return False
-        try:
-            array.offsets(shard, commit)
-        except StoreError as error:
-            logger.warning("%s: fetching the index of the shard again", error)
-            return False
-        return True
-
-    def _fetch_batch(self, request: ReadRequest, indices: npt.NDArray[np.int64]) -> list[Damage]:
-        """Fetch the samples of a request into its buffer, and compare those that are due."""
-        places = np.flatnonzero(request.places)
-        rows = indices[places]
-        due = np.zeros(len(rows), dtype=bool) if request.checks is None else request.checks.due(rows)
-        block, wrong = self._fetch(request, rows, due)
-        request.buffer[places] = block
-        if request.checks is not None:
-            due[wrong] = False
-            request.checks.passed(rows[due])
-        return [Damage(request, place, MISMATCH) for place in places[wrong].tolist()]
-
-    def _fetch(
-        self, request: ReadRequest, rows: npt.NDArray[np.int64], due: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """Fetch the samples `rows` and compare those that are `due`, `[n]`, with their checksums.
-
-        Returns:
-            The samples, `[n, *sample_shape]`, and the positions of those that do not match even when fetched twice.
-        """
-        block, compared = self._fetch_unchecked(request, rows), np.flatnonzero(due)
-        if request.checks is None or not len(compared):
-            return block, compared[:0]
-        expected = request.checks.expected(rows[compared])
-        wrong = compared[crc32c_rows(block[compared]) != expected]
-        if len(wrong):
-            block[wrong] = self._fetch_unchecked(request, rows[wrong])
-            wrong = compared[crc32c_rows(block[compared]) != expected]
-        return block, wrong
-
-    def _fetch_unchecked(self, request: ReadRequest, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        array, spec = request.array, request.array.layout.spec
-        shards, places = np.divmod(rows, array.layout.shard_size)
-        ranges = [
-            (
-                self._key(array.shard_path(shard)),
-                int(array.offsets(shard, request.commits[shard])[place]),
-                spec.sample_bytes,
-            )
-            for shard, place in zip(shards.tolist(), places.tolist(), strict=True)
-        ]
-        block = np.empty((len(rows), *spec.sample_shape), array.layout.dtype)
-        target = block.reshape(len(rows), -1).view(np.uint8)
-        for row, part in enumerate(self._mirror.files.get_ranges(ranges)):
-            target[row] = part
-        return block
-
-    def _cache(self, request: ReadRequest, indices: npt.NDArray[np.int64]) -> list[Damage]:
-        """Fetch the samples that are not cached, and write them into the sparse files, unless one is damaged."""
-        cached = self._cached_samples(request.array)
-        rows = np.unique(indices[request.places & ~cached.samples[indices]])
-        if not len(rows):
-            return []
-        block, wrong = self._fetch(request, rows, np.ones(len(rows), dtype=bool))
-        if len(wrong):
-            places = np.flatnonzero(request.places & np.isin(indices, rows[wrong]))
-            return [Damage(request, place, MISMATCH) for place in places.tolist()]
-        self._write_samples(request, rows, block)
-        return []
-
-    def _write_samples(self, request: ReadRequest, rows: npt.NDArray[np.int64], block: npt.NDArray[Any]) -> None:
-        """Write the samples `rows` into the sparse files, and list them as cached."""
-        array, size = request.array, request.array.layout.shard_size
-        data = block.reshape(len(rows), -1).view(np.uint8)
-        shards = np.unique(rows // size).tolist()
-        for shard in shards:
-            offsets = array.offsets(shard, request.commits[shard])
-            with array.shard_path(shard).open("r+b", buffering=0) as file:
-                for place in np.flatnonzero(rows // size == shard).tolist():
-                    os.pwrite(file.fileno(), data[place].data, int(offsets[rows[place] % size]))
-        self._cached_samples(array).add(rows, [array.shard_path(shard) for shard in shards])
-
-    def _replace(self, damage: Damage, indices: npt.NDArray[np.int64]) -> list[Damage]:
-        """Fetch a damaged sample of the cache again, into the buffer and the cache; return what is still damaged."""
-        request, rows = damage.request, indices[damage.place : damage.place + 1]
-        path = request.array.shard_path(int(rows[0]) // request.array.layout.shard_size)
-        logger.warning("%s: cached sample %d %s: fetching it again", path, rows[0], damage.what)
-        block, wrong = self._fetch(request, rows, np.ones(1, dtype=bool))
-        if len(wrong):
-            return [Damage(request, damage.place, MISMATCH)]
-        self._write_samples(request, rows, block)
-        request.buffer[damage.place] = block[0]
-        return []
-
-    def _cached_samples(self, array: ShardIndex) -> CachedSampleMap:
-        with self._lock:
-            path = array.layout.path / CACHED_SAMPLES_FILE
-            if path not in self._cached:
-                self._cached[path] = CachedSampleMap(path, array.layout.shape[0])
-            return self._cached[path]
-
-    def _key(self, path: Path) -> str:
-        return str(path.relative_to(self._mirror.folder))
-
-
-def _write_index(path: Path, size: int, start: int, tail: memoryview) -> None:
-    """Create the sparse file of a shard, or correct the size and the index of an existing one, which holds samples."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    with temporary.open("wb") as file:
-        file.truncate(size)
-        os.pwrite(file.fileno(), tail, start)
-    try:
-        os.link(temporary, path)  # unlike a rename, never replaces a file that already holds samples
-    except FileExistsError:
-        with path.open("r+b") as file:
-            file.truncate(size)
-            os.pwrite(file.fileno(), tail, start)
-    finally:
-        temporary.unlink()
-
-
-class CachedSampleMap:
-    """The set of cached samples of an array. Its file lists only samples that would survive a power failure.
-
-    Attributes:
-        samples: whether each sample is cached, `[num_samples]`.
-    """
-
-    def __init__(self, path: Path, num_samples: int) -> None:
-        if not path.exists():
-            atomic_write_bytes(path, bytes(num_samples))
-        self._file = np.memmap(path, np.bool_, "r+", shape=(num_samples,))
-        self.samples: npt.NDArray[np.bool_] = np.array(self._file)
-        self._unflushed: list[npt.NDArray[np.int64]] = []
-        self._written: set[Path] = set()
-        self._flushed_at = time.monotonic()
-        self._lock = threading.Lock()
-
-    def add(self, rows: npt.NDArray[np.int64], files: Sequence[Path]) -> None:
-        """Record that samples were written into these files."""
-        with self._lock:
-            self.samples[rows] = True
-            self._unflushed.append(rows)
-            self._written.update(files)
-            due = time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S
-        if due:
-            self.flush()
-
-    def flush(self) -> None:
-        """Sync the samples that were added, then list them in the file."""
-        with self._lock:
-            for path in self._written:
-                fd = os.open(path, os.O_RDONLY)
-                try:
-                    os.fdatasync(fd)
-                finally:
-                    os.close(fd)
-            for rows in self._unflushed:
-                self._file[rows] = True
-            self._file.flush()
-            self._unflushed, self._written, self._flushed_at = [], set(), time.monotonic()

@@ -12,20 +12,25 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..errors import RemoteError, StoreError, first_line
+from .concurrency import LEVELS, Concurrency
 from .remote_options import READ_S, WRITE_S, client_options, endpoint_hint, file_credentials
 from .retries import BURST_S, LONGEST_PAUSE_S, Retries
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
-READ_THREADS = 64  # requests in flight; each one takes tens of milliseconds, almost regardless of its size
+READ_THREADS = LEVELS[-1]  # requests in flight at most
+GAP_BYTES = 1 << 17  # bytes that are fetched and dropped rather than making another request
+MERGED_BYTES = 1 << 22  # of a request for several parts; a larger one would be waited for alone
 WRITE_THREADS = 8  # files in flight; obstore also uploads the parts of a large file concurrently
 PART_BYTES = 1 << 22  # of a file that is downloaded in parts
 REOPEN_S = 1.0  # threads that fail at the same time read credentials once
@@ -45,6 +50,31 @@ def is_url(path: str | Path) -> bool:
 def local_folder(path: str | Path) -> Path:
     """Return the folder that a path without a URL scheme means; `~` is the home folder, also where no shell sees it."""
     return Path(path).expanduser()
+
+
+class _RangeRequest(NamedTuple):
+    """A request for neighboring parts of a file."""
+
+    key: str
+    start: int
+    size: int
+    places: list[int]  # of the parts, in what was asked for
+
+
+def merge_ranges(ranges: Sequence[Range]) -> list[_RangeRequest]:
+    """Return the requests that fetch `ranges`: one for neighbors that are at most GAP_BYTES apart."""
+    merged: list[_RangeRequest] = []
+    for place in sorted(range(len(ranges)), key=ranges.__getitem__):
+        key, start, size = ranges[place]
+        if merged:
+            last = merged[-1]
+            end = last.start + last.size
+            total = max(end, start + size) - last.start
+            if last.key == key and start - end <= GAP_BYTES and total <= MERGED_BYTES:
+                merged[-1] = _RangeRequest(key, last.start, total, [*last.places, place])
+                continue
+        merged.append(_RangeRequest(key, start, size, [place]))
+    return merged
 
 
 class _Backends(NamedTuple):
@@ -70,7 +100,7 @@ class RemoteFiles:
         self._credentials = file_credentials(self.url)  # kept, since the file may be missing while it is rewritten
         self._backends, self._opened_at = self._open(), time.monotonic()
         self._lock = threading.Lock()
-        self._retries = Retries(self.url)
+        self._retries, self._concurrency = Retries(self.url), Concurrency()
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="remote-read")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="remote-write")
 
@@ -132,38 +162,50 @@ class RemoteFiles:
         return {key: data for key, data in found if data is not None}
 
     def get_ranges(self, ranges: Sequence[Range]) -> list[memoryview]:
-        """Read parts of files, in the given order.
+        """Read small parts of files, in the given order. See `read_ranges`."""
+        found: dict[int, memoryview] = {}
+        self._read(merge_ranges(ranges), ranges, found.__setitem__, self._concurrency.limit)
+        return [found[place] for place in range(len(ranges))]
+
+    def read_ranges(self, ranges: Sequence[Range], receive: Callable[[int, memoryview], None]) -> None:
+        """Read parts of files, and pass each one to `receive` as soon as it has arrived.
+
+        Args:
+            ranges: the parts.
+            receive: called with the position of a part in `ranges` and its bytes, in the thread that has fetched it.
 
         Raises:
             RemoteError: the server cannot be reached or refuses access, or a file does not exist.
             StoreError: a file is too short.
         """
+        requests, limit, start = merge_ranges(ranges), self._concurrency.limit, time.perf_counter()
+        self._read(requests, ranges, receive, limit)
+        if len(requests) >= limit:
+            elapsed = time.perf_counter() - start
+            self._concurrency.record(limit, sum(request.size for request in requests) / elapsed)
+
+    def _read(
+        self,
+        requests: Sequence[_RangeRequest],
+        ranges: Sequence[Range],
+        receive: Callable[[int, memoryview], None],
+        limit: int,
+    ) -> None:
         import obstore
 
-        places: dict[str, list[int]] = {}  # per file: one call per file lets obstore merge adjacent ranges
-        for place, (key, _, _) in enumerate(ranges):
-            places.setdefault(key, []).append(place)
+        def fetch(request: _RangeRequest) -> memoryview:
+            found = obstore.get_range(self._backends.reads, request.key, start=request.start, length=request.size)
+            return memoryview(found)
 
-        def fetch(chosen: list[int]) -> list[memoryview]:
-            (key,) = {ranges[place][0] for place in chosen}
-            starts, sizes = zip(*(ranges[place][1:] for place in chosen), strict=True)
-            parts = obstore.get_ranges(self._backends.reads, key, starts=starts, lengths=sizes)
-            return [memoryview(part) for part in parts]
+        def deliver(request: _RangeRequest, data: memoryview) -> None:
+            for place in request.places:
+                key, start, size = ranges[place]
+                part = data[start - request.start :][:size]
+                if part.nbytes != size:
+                    raise StoreError(f"{self.url}/{key} is damaged: it has no bytes {start:,} to {start + size:,}")
+                receive(place, part)
 
-        self._require_same_process()
-        found: dict[int, memoryview] = {}
-        together = {self._readers.submit(fetch, chosen): chosen for chosen in places.values() if len(chosen) > 1}
-        for call, chosen in together.items():
-            if call.exception() is None:
-                found |= zip(chosen, call.result(), strict=True)
-        # the rest one by one: of many ranges in one call, one would fail each time that it is repeated
-        missing = [[place] for place in range(len(ranges)) if place not in found]
-        for (place,), (part,) in zip(missing, self._map(self._readers, fetch, missing, "read"), strict=True):
-            found[place] = part
-        for place, (key, start, size) in enumerate(ranges):
-            if found[place].nbytes != size:
-                raise StoreError(f"{self.url}/{key} is damaged: it has no bytes {start:,} to {start + size:,}")
-        return [found[place] for place in range(len(ranges))]
+        self._map(self._readers, fetch, requests, "read", deliver=deliver, limit=limit)
 
     def download(self, key: str, fd: int) -> None:
         """Write a file into an open local one, in parts that are not kept in memory.
@@ -216,22 +258,42 @@ class RemoteFiles:
         self._map(self._writers, remove, keys, "written")
 
     def _map(
-        self, pool: ThreadPoolExecutor, request: Callable[[Item], Result], items: Iterable[Item], purpose: str
+        self,
+        pool: ThreadPoolExecutor,
+        request: Callable[[Item], Result],
+        items: Iterable[Item],
+        purpose: str,
+        *,
+        deliver: Callable[[Item, Result], None] | None = None,
+        limit: int = READ_THREADS,
     ) -> list[Result]:
-        """Call `request` for every item in the threads of `pool`, repeated while that may help.
+        """Call `request` for every item in at most `limit` threads of `pool`, repeated while that may help.
 
-        No call is still running when this returns, unless it was interrupted.
+        With `deliver`, results are passed to it, in the same threads, and not returned. No call is still running when
+        this returns, unless it was interrupted.
         """
         self._require_same_process()
-        given_up = threading.Event()
+        given_up, results = threading.Event(), dict[int, Result]()
+        todo = deque(enumerate(items))
 
-        def repeat(item: Item) -> Result:
-            return self._retries.call(lambda: request(item), self._reopen, given_up)
+        def work() -> None:
+            while todo and not given_up.is_set():
+                try:
+                    place, item = todo.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                result = self._retries.call(partial(request, item), self._reopen, given_up)
+                if deliver is None:
+                    results[place] = result
+                else:
+                    deliver(item, result)
 
-        calls = [pool.submit(repeat, item) for item in items]
+        calls = [pool.submit(work) for _ in range(min(limit, len(todo)))]
         try:
             wait(calls, return_when=FIRST_EXCEPTION)
-            return [call.result() for call in calls if call.done()]
+            for call in calls:
+                if call.done():
+                    call.result()
         except (RemoteError, OSError) as error:
             text = str(error) if isinstance(error, RemoteError) else f"({first_line(error)}): check the URL"
             raise RemoteError(f"{self.url} cannot be {purpose} {text}{endpoint_hint(self.url)}") from error
@@ -241,6 +303,7 @@ class RemoteFiles:
                 call.cancel()
             if isinstance(sys.exception(), Exception | None):
                 wait(calls)
+        return [results[place] for place in sorted(results)]
 
     def _require_same_process(self) -> None:
         if self._pid != os.getpid():  # threads do not survive a fork, neither ours nor obstore's

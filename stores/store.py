@@ -44,11 +44,12 @@ from .manifest import (
     require_labels,
 )
 from .metadata_writer import copy_is_current, group_paths
-from .mirror import Mirror, RemoteReader
+from .mirror import Mirror
 from .model_names import canonical_name
 from .read_checks import FIRST, ArrayChecks, CheckReads, RowChecksums
 from .reader import BatchReader, Damage, ReadRequest, ShardIndex
 from .remote import is_url, local_folder
+from .remote_reader import RemoteReader
 from .selection import Class, digest_of_rows, rows_at, rows_of_classes, rows_where
 from .upload import put_group, put_shard
 from .zarr_metadata import read_group, read_root

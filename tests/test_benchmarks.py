@@ -15,6 +15,7 @@ PARTS = {
     "peers.py",
     "peer_tables.py",
     "peer_loaders.py",
+    "object_server.py",
     "arguments.py",
     "chaos_world.py",
     "chaos_trials.py",

@@ -1,5 +1,6 @@
 """Stores behind URLs: a real HTTP server with range requests, and the S3 protocol."""
 
+import errno
 import http.server
 import multiprocessing
 import os
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 
 from repa_pipe.errors import RemoteError, StoreError
-from repa_pipe.stores import AlignmentDataset, open_store
+from repa_pipe.stores import AlignmentDataset, open_store, reader, remote, remote_reader
+from repa_pipe.stores.checksum import crc32c_bytes
 from repa_pipe.stores.metadata_writer import set_attributes
 from repa_pipe.stores.remote import RemoteFiles
 from repa_pipe.stores.verify import verify_store
@@ -323,3 +325,65 @@ def test_samples_of_a_cache_that_is_deleted_while_it_is_read_are_fetched_again(s
         shutil.rmtree(store.path / "features/enc/tokens/c")
         store.read(GROUPS, [18])
         assert_same(store.read(GROUPS, ROWS), open_store(path).read(GROUPS, ROWS))
+
+
+def test_neighboring_ranges_are_one_request_and_distant_ones_are_not(served):
+    path, url, requests = served
+    (path / "data").write_bytes(data := np.random.default_rng(0).bytes(8 * remote.GAP_BYTES))
+    gap = remote.GAP_BYTES
+    ranges = [("data", 5 * gap, 10), ("data", 0, 100), ("data", 100 + gap, 7), ("data", 50, 60), ("data", 5 * gap, 10)]
+    files = RemoteFiles(url)
+    assert [bytes(part) for part in files.get_ranges(ranges)] == [
+        data[start : start + size] for _, start, size in ranges
+    ]
+    files.close()
+    asked = sorted((int(first), int(last)) for key, (first, last) in requests if key.endswith("/data"))
+    assert asked == [(0, 106 + gap), (5 * gap, 5 * gap + 9)]
+
+
+def test_a_request_for_neighbors_has_a_largest_size():
+    size = remote.MERGED_BYTES // 4
+    merged = remote.merge_ranges([("data", place * size, size) for place in range(10)])
+    assert [(each.start // size, each.size // size) for each in merged] == [(0, 4), (4, 4), (8, 2)]
+    assert [each.size for each in remote.merge_ranges([("data", 0, 10 * size)])] == [10 * size]
+    assert len(remote.merge_ranges([("a", 0, 5), ("b", 5, 5)])) == 2
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_a_fetched_sample_is_compared_once(served, tmp_path, monkeypatch, with_cache):
+    _, url, _ = served
+    compared = []
+
+    def counted(data):
+        compared.append(len(data))
+        return crc32c_bytes(data)
+
+    with open_store(url, cache=tmp_path / "cache" if with_cache else None) as store:
+        store.read(["features/enc"], [0])
+        for module in (remote_reader, reader):
+            monkeypatch.setattr(module, "crc32c_bytes", counted)
+        before = len(compared)
+        store.read(["features/enc"], [3, 4, 3])
+        assert sorted(compared[before:]) == [
+            48,
+            48,
+            768,
+            768,
+        ]  # two arrays, two samples, one of them twice in the batch
+
+
+def test_a_cache_that_cannot_be_written_is_reported_in_one_line(served, tmp_path, monkeypatch):
+    _, url, _ = served
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with open_store(url, cache=tmp_path / "cache") as store:
+        store.read(["features/enc"], [0])
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(
+            StoreError, match=r"^\S+, a file of the cache, cannot be written \(No space left on device\)"
+        ):
+            store.read(["features/enc"], [3])
+        monkeypatch.undo()
+        assert_same(store.read(["features/enc"], [3]), open_store(served[0]).read(["features/enc"], [3]))
