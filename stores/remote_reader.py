@@ -112,6 +112,8 @@ class RemoteReader:
     def _plan(self, request: ReadRequest, indices: npt.NDArray[np.int64]) -> list[SampleFetch]:
         """Return what to fetch for a request: every sample once, even if the batch repeats it."""
         array, places = request.array, np.flatnonzero(request.places)
+        if not len(places):
+            return []
         rows, first = np.unique(indices[places], return_index=True)
         places = places[first]
         if self._mirror.cache is None or request.checks is None:
