@@ -24,12 +24,11 @@ from .indexing import Indices, as_names, as_rows, as_single
 from .layout import features_group, latents_group
 from .lent_buffers import worker_buffers
 from .memory import shards_in_memory
-from .order import epoch_flips, epoch_order
+from .order import ARGSORT, ORDERS, OrderName, default_order
 from .read_ahead import read_ahead
 from .reading_process import ReadingProcess
-from .selection import digest_of_rows
 from .store import Selection, Store, open_store
-from .trainable import trainable_indices
+from .trainable import trainable_rows
 
 if TYPE_CHECKING:
     Base = torch.utils.data.IterableDataset[Batch]
@@ -63,10 +62,11 @@ class AlignmentDataset(Base):
         direct: bypass the page cache. None: for the shards that do not fit into memory (`memory.shards_in_memory`).
         process: read in a separate process, for training loops that keep Python itself busy (Linux).
         prefetch: number of batches to keep ready, besides the two that are being read.
+        order: how samples are ordered, `argsort` or `permutation` (`order.default_order`), to continue what began with
+            it. None: argsort in stores of fewer than 2^24 samples, or the order of the state that is loaded.
 
     Attributes:
-        indices: the samples that batches are drawn from, ascending int64 `[n]`: those of the store or the selection,
-            without quarantined ones.
+        rows: the samples that batches are drawn from: those of the store or the selection, without quarantined ones.
 
     Raises:
         ConfigError: the seed is not from 0 to 2^63 - 1, `prefetch` is below 1, the batch size is not divisible by the
@@ -93,6 +93,7 @@ class AlignmentDataset(Base):
         direct: bool | None = None,
         process: bool = False,
         prefetch: int = 4,
+        order: OrderName | None = None,
     ) -> None:
         if not 0 <= seed < 1 << 63:
             raise ConfigError(f"seed is {seed}: expected 0 to 2^63 - 1")
@@ -108,57 +109,59 @@ class AlignmentDataset(Base):
         self.features = [features_group(encoder) for encoder in as_names(encoders)]
         self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
         groups = [self.latents, *self.features]
-        self.indices = trainable_indices(chosen, groups, batch_size=batch_size, world_size=world_size, flip=flip)
+        self.rows = trainable_rows(chosen, groups, batch_size=batch_size, world_size=world_size, flip=flip)
+        self._chosen_order = order
+        self.use_order(order or default_order(len(self.store)))
         self._page_cache = self._past_the_page_cache(groups) if direct is None else {"direct": direct}
         self._pool = BufferPool(pin_memory=torch.cuda.is_available(), shared=process)
         self._process = ReadingProcess(self.store) if process else None
         self._next_start = 0  # first step of the next iteration
         self._position = 0  # step after the last batch that was yielded
-        self._ordered: tuple[int, npt.NDArray[np.int64]] | None = None
-        self._flips: tuple[int, npt.NDArray[np.bool_]] | None = None
 
     def __repr__(self) -> str:
-        left_out = len(self.indices) - self.steps_per_epoch * self.batch_size
+        left_out = len(self.rows) - self.steps_per_epoch * self.batch_size
         return (
             f"<AlignmentDataset of {self.store.location}: {', '.join([self.latents, *self.features])}; "
-            f"{self.steps_per_epoch} batches of {self.batch_size} per epoch ({left_out} of {len(self.indices)} samples "
+            f"{self.steps_per_epoch} batches of {self.batch_size} per epoch ({left_out} of {len(self.rows)} samples "
             f"left out of each), seed {self.seed}, rank {self.rank} of {self.world_size}>"
         )
+
+    @cached_property
+    def indices(self) -> npt.NDArray[np.int64]:
+        """`rows` as an array, ascending int64 `[n]`."""
+        return np.asarray(self.rows)
+
+    def use_order(self, order: OrderName) -> None:
+        """Order the samples as runs do that began with `order`. Steps are counted from the same position."""
+        if order not in ORDERS:
+            raise ConfigError(f"order is {order!r}: expected {' or '.join(ORDERS)}")
+        self.order = order
+        self._order = ORDERS[order](self.rows, self.seed, self.store.manifest.shard_size, self.window)
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches per epoch. The incomplete last one is omitted, as in the published trainer."""
-        return len(self.indices) // self.batch_size
+        return len(self.rows) // self.batch_size
 
     def indices_of_step(self, step: int) -> npt.NDArray[np.int64]:
         """Return the samples of step `step` that this rank reads, `[batch_size / world_size]`."""
         count = self.batch_size // self.world_size
-        return self.global_indices_of_step(step)[self.rank * count : (self.rank + 1) * count]
+        return self._samples(step, self.rank * count, (self.rank + 1) * count)
 
     def global_indices_of_step(self, step: int) -> npt.NDArray[np.int64]:
         """Return the samples of step `step` over all ranks, `[batch_size]`."""
+        return self._samples(step, 0, self.batch_size)
+
+    def _samples(self, step: int, start: int, stop: int) -> npt.NDArray[np.int64]:
         epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self.batch_size
-        return self._order(epoch)[start : start + self.batch_size]
+        first = position * self.batch_size
+        return self._order.samples(epoch, first + start, first + stop)
 
     def flipped_of_step(self, step: int) -> npt.NDArray[np.bool_] | None:
         """Return which samples of `indices_of_step` are flipped, `[batch_size / world_size]`. None without `flip`."""
         if not self.flip:
             return None
-        epoch = step // self.steps_per_epoch
-        flips = self._flips
-        if flips is None or flips[0] != epoch:
-            flips = (epoch, epoch_flips(len(self.store), self.seed, epoch))
-            self._flips = flips
-        return flips[1][self.indices_of_step(step)]
-
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        ordered = self._ordered
-        if ordered is None or ordered[0] != epoch:
-            shard_size = self.store.manifest.shard_size
-            ordered = (epoch, epoch_order(self.indices, self.seed, epoch, shard_size, self.window))
-            self._ordered = ordered
-        return ordered[1]
+        return self._order.flipped(step // self.steps_per_epoch, self.indices_of_step(step))
 
     def __getitem__(self, step: int) -> Batch:
         """Return this rank's batch of a step, counted from 0 over all epochs.
@@ -204,7 +207,7 @@ class AlignmentDataset(Base):
 
         return Batch(
             indices=rows,
-            labels=torch.from_numpy(self.store.labels[rows].astype(np.int64)),
+            labels=torch.from_numpy(self.store.labels_at(rows).astype(np.int64)),
             moments=buffers[f"{self.latents}/moments"],
             patch_tokens=tensors("tokens") if tokens else [],
             token_scales=tensors("token_scale") if tokens else [],
@@ -302,11 +305,13 @@ class AlignmentDataset(Base):
         Raises:
             ConfigError: the dataset would yield other batches than the one that returned the state.
         """
-        settings = self._order_settings()
+        recorded = {"order": ARGSORT, **state}  # states of earlier versions record none
+        if self._chosen_order is None and recorded["order"] in ORDERS:
+            self.use_order(recorded["order"])
         different = [
-            f"{name}: recorded {state.get(name)!r}, found {found!r}"
-            for name, found in settings.items()
-            if state.get(name) != found
+            f"{name}: recorded {recorded.get(name)!r}, found {found!r}"
+            for name, found in self._order_settings().items()
+            if recorded.get(name) != found
         ]
         if different or not isinstance(state.get("step"), int):
             raise ConfigError(
@@ -323,11 +328,12 @@ class AlignmentDataset(Base):
             "seed": self.seed,
             "window": self.window,
             "flip": self.flip,
+            "order": self.order,
         }
 
     @cached_property
     def _digest(self) -> str:
-        return digest_of_rows(self.indices)
+        return self.rows.digest
 
 
 def _only_vae(store: Store) -> str:

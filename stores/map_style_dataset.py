@@ -40,12 +40,12 @@ class MapStyleDataset(Base):
         return f"<MapStyleDataset of {self._dataset.store.location}: {len(self)} samples of {groups}>"
 
     def __len__(self) -> int:
-        return len(self._dataset.indices)
+        return len(self._dataset.rows)
 
     def __getitem__(self, position: int | Indices) -> Batch:
         single = as_single(position)
         rows = as_rows(position if single is None else [single], len(self))
-        return self._dataset.read(self._dataset.indices[rows])
+        return self._dataset.read(self._dataset.rows.at(rows))
 
     def __getitems__(self, positions: Sequence[int]) -> list[Batch]:
         """Read all samples of a batch at once; DataLoader prefers this method over `__getitem__`."""

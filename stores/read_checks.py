@@ -25,6 +25,8 @@ CheckReads: TypeAlias = Literal["first", "every", "never"]
 FIRST: CheckReads = "first"
 RECHECKED = 4  # of 256 later reads: a checksum of 393 KB takes 12 to 30 microseconds, so 0.5 per sample at most
 
+KEPT_BYTES = 64 << 20  # of checksums per group: of 16 million samples in one array, 4 million in four
+
 logger = logging.getLogger(__name__)
 
 Fetch: TypeAlias = Callable[[Sequence[str], bool], None]  # names of files; whether to replace local copies
@@ -45,8 +47,10 @@ class RowChecksums:
         self._store, self._group, self._fetch = store, group, fetch
         self._shard_size, total = manifest.shard_size, num_shards(manifest.num_samples, manifest.shard_size)
         self._columns = {array: column for column, array in enumerate(arrays)}
-        self._rows: npt.NDArray[np.uint32] = np.zeros((total * self._shard_size, len(arrays)), dtype="<u4")
-        self._loaded = np.zeros(total, dtype=bool)
+        self._sample_bytes = 4 * len(arrays)
+        self._kept = max(1, KEPT_BYTES // (self._shard_size * self._sample_bytes))
+        self._loaded: dict[int, npt.NDArray[np.uint32]] = {}  # [shard_size, arrays] by shard, the oldest first
+        self._recorded = np.full(total, -1, dtype=np.int64)  # checksum of each file, once its commit record was read
 
     def of(self, array: str, rows: npt.NDArray[np.int64], commits: Mapping[int, Commit]) -> npt.NDArray[np.uint32]:
         """Return the checksums of samples in an array, `[n]`.
@@ -54,42 +58,51 @@ class RowChecksums:
         Raises:
             StoreError: the checksums of a shard are missing, or do not match its commit record.
         """
-        shards = rows // self._shard_size
-        if not self._loaded[shards].all():
-            # without a lock, which a fork could copy while it is held: threads may load the same values twice
-            self._load(np.unique(shards[~self._loaded[shards]]).tolist(), commits)
-        found: npt.NDArray[np.uint32] = self._rows[rows, self._columns[array]]
-        return found
+        shards, places = np.divmod(rows, self._shard_size)
+        used, inverse = np.unique(shards, return_inverse=True)
+        # without a lock, which a fork could copy while it is held: threads may load the same values twice
+        loaded = {shard: self._loaded.get(shard) for shard in used.tolist()}
+        found = {shard: values for shard, values in loaded.items() if values is not None}
+        if len(found) < len(used):
+            found |= self._load([shard for shard in loaded if shard not in found], commits)
+        stacked = np.stack([found[shard][:, self._columns[array]] for shard in used.tolist()])
+        return stacked[inverse, places]
 
-    def _load(self, shards: list[int], commits: Mapping[int, Commit]) -> None:
+    def _load(self, shards: list[int], commits: Mapping[int, Commit]) -> dict[int, npt.NDArray[np.uint32]]:
         if self._fetch is not None:
             self._fetch([self._file(shard) for shard in shards], False)
-        for shard in shards:
-            found = self._read(shard, commits[shard])
-            if found is None and self._fetch is not None:
-                logger.warning("%s is damaged in the cache: fetching it again", self._store / self._file(shard))
-                self._fetch([self._file(shard)], True)
-                found = self._read(shard, commits[shard])
-            if found is None:
-                raise StoreError(
-                    f"{self._store / self._file(shard)}, the checksums of samples, does not match its commit record: "
-                    "run 'repa-pipe store repair STORE'"
-                )
-            start = shard * self._shard_size
-            self._rows[start : start + self._shard_size] = found
-            self._loaded[shard] = True
+        loaded = {shard: self._verified(shard, commits) for shard in shards}
+        self._loaded.update(loaded)
+        for old in list(self._loaded)[: -self._kept]:
+            self._loaded.pop(old, None)
+        return loaded
 
-    def _read(self, shard: int, commit: Commit) -> npt.NDArray[np.uint32] | None:
+    def _verified(self, shard: int, commits: Mapping[int, Commit]) -> npt.NDArray[np.uint32]:
+        found = self._read(shard, commits)
+        if found is None and self._fetch is not None:
+            logger.warning("%s is damaged in the cache: fetching it again", self._store / self._file(shard))
+            self._fetch([self._file(shard)], True)
+            found = self._read(shard, commits)
+        if found is None:
+            raise StoreError(
+                f"{self._store / self._file(shard)}, the checksums of samples, does not match its commit record: "
+                "run 'repa-pipe store repair STORE'"
+            )
+        return found
+
+    def _read(self, shard: int, commits: Mapping[int, Commit]) -> npt.NDArray[np.uint32] | None:
         """Return the checksums of a shard, `[shard_size, arrays]`; None if they are missing or damaged."""
-        recorded = commit.files.get(f"{CRC32C}/c/{shard}/0")
+        length = self._shard_size * self._sample_bytes
+        if self._recorded[shard] < 0:
+            recorded = commits[shard].files.get(f"{CRC32C}/c/{shard}/0")
+            if recorded is None or recorded["bytes"] != length:
+                return None
+            self._recorded[shard] = recorded["crc32c"]
         try:
             data = (self._store / self._file(shard)).read_bytes()
         except FileNotFoundError:
             return None
-        if (
-            recorded != {"bytes": len(data), "crc32c": crc32c_bytes(data)}
-            or len(data) != self._rows[: self._shard_size].nbytes
-        ):
+        if len(data) != length or crc32c_bytes(data) != self._recorded[shard]:
             return None
         return np.frombuffer(data, dtype="<u4").reshape(self._shard_size, -1)
 
@@ -104,7 +117,9 @@ class ArrayChecks:
         self, checksums: RowChecksums, array: str, num_samples: int, commits: Mapping[int, Commit], every: bool
     ) -> None:
         self._checksums, self._array, self._commits, self._every = checksums, array, commits, every
-        self._checked = np.frombuffer(mmap.mmap(-1, num_samples), dtype=np.bool_)  # memory that forks share
+        # One bit per sample, in memory that forks share. Of two processes that set bits of a byte at the same time, one
+        # may clear the other's: that sample is compared again.
+        self._checked = np.frombuffer(mmap.mmap(-1, -(-num_samples // 8)), dtype=np.uint8)
 
     def due(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return which of the samples `rows` are compared in this read, `[n]`."""
@@ -112,7 +127,13 @@ class ArrayChecks:
             return np.ones(len(rows), dtype=bool)
         # random bytes of the system differ in every fork, and leave all seeds alone
         again = np.frombuffer(os.urandom(len(rows)), dtype=np.uint8) < RECHECKED
-        return ~self._checked[rows] | again
+        return ~self.checked(rows) | again
+
+    def checked(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which of the samples `rows` have matched their checksums, `[n]`."""
+        bits = self._checked[rows >> 3] & np.left_shift(1, rows & 7).astype(np.uint8)
+        found: npt.NDArray[np.bool_] = bits != 0
+        return found
 
     def expected(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
         """Return the stored checksums of the samples `rows`, `[n]`."""
@@ -120,4 +141,4 @@ class ArrayChecks:
 
     def passed(self, rows: npt.NDArray[np.int64]) -> None:
         """Record that the samples `rows` matched their checksums."""
-        self._checked[rows] = True
+        np.bitwise_or.at(self._checked, rows >> 3, np.left_shift(1, rows & 7).astype(np.uint8))

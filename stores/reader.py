@@ -17,7 +17,7 @@ import struct
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,6 +130,7 @@ class ShardIndex:
     def __init__(self, layout: ArrayLayout) -> None:
         self.layout = layout
         self._offsets: dict[int, npt.NDArray[np.int64]] = {}
+        self._usual = np.arange(layout.shard_size, dtype=np.int64) * layout.spec.sample_bytes  # without gaps
         self._aligned: dict[int, bool] = {}
         self._files: dict[int, str] = {}
 
@@ -152,10 +153,12 @@ class ShardIndex:
         """Return the size of a shard's file according to its commit record."""
         return commit.files[f"{self.layout.spec.name}/{shard_file(self.layout.spec, commit.shard)}"]["bytes"]
 
-    def offsets(self, shard: int, commit: Commit) -> npt.NDArray[np.int64]:
+    def offsets(self, shard: int, commits: Mapping[int, Commit]) -> npt.NDArray[np.int64]:
         """Return the byte offsets of a shard's samples, `[num_samples]`, parsed and checked on first use."""
         if shard not in self._offsets:
-            self._offsets[shard] = self._parse_index(shard, commit)
+            found = self._parse_index(shard, commits[shard])
+            usual = self._usual[: len(found)]  # one array for all shards: 8 bytes per sample of the store are too many
+            self._offsets[shard] = usual if np.array_equal(found, usual) else found
         return self._offsets[shard]
 
     def is_aligned(self, shard: int) -> bool:
@@ -189,7 +192,7 @@ class ReadRequest:
 
     array: ShardIndex
     buffer: npt.NDArray[Any]  # of the batch: [B, *sample_shape]
-    commits: dict[int, Commit]
+    commits: Mapping[int, Commit]
     places: npt.NDArray[np.bool_]  # [B]: the samples of the batch to read from this array
     checks: ArrayChecks | None = None  # None: samples are not compared with their checksums
 
@@ -281,7 +284,7 @@ class BatchReader:
         every_place, every_expected = places.tolist(), expected[places].tolist()
         for start, stop in pairwise([*starts.tolist(), len(places)]):
             shard = int(shards[start])
-            offsets = array.offsets(shard, commits[shard])[rows[start:stop]]
+            offsets = array.offsets(shard, commits)[rows[start:stop]]
             file = array.shard_name(shard), aligned and shard >= direct_from and array.is_aligned(shard)
             yield ShardRead(request, file, every_place[start:stop], offsets.tolist(), every_expected[start:stop])
 

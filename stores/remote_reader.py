@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -77,7 +77,7 @@ class RemoteReader:
         for request in requests:
             array = request.array
             for shard in np.unique(indices[request.places] // array.layout.shard_size).tolist():
-                if not self._has_index(array, shard, request.commits[shard]):
+                if not self._has_index(array, shard, request.commits):
                     size, length = array.file_bytes(request.commits[shard]), array.index_bytes
                     path = array.shard_path(shard)
                     wanted[path] = size, (self._key(path), max(0, size - length), min(size, length))
@@ -85,7 +85,7 @@ class RemoteReader:
         for (path, (size, (_, start, _))), tail in zip(wanted.items(), tails, strict=True):
             create_sparse_file(path, size, start, tail)
 
-    def _has_index(self, array: ShardIndex, shard: int, commit: Commit) -> bool:
+    def _has_index(self, array: ShardIndex, shard: int, commits: Mapping[int, Commit]) -> bool:
         """Return whether the folder has a shard's file with an intact index."""
         if not array.shard_path(shard).exists():
             if self._mirror.cache is not None:  # the file was deleted, or never existed
@@ -93,7 +93,7 @@ class RemoteReader:
                 self._cached_samples(array).samples[shard * size : (shard + 1) * size] = False
             return False
         try:
-            array.offsets(shard, commit)
+            array.offsets(shard, commits)
         except StoreError as error:
             logger.warning("%s: fetching the index of the shard again", error)
             return False
@@ -128,7 +128,7 @@ class RemoteReader:
             places.tolist(), rows.tolist(), shards.tolist(), samples.tolist(), expected.tolist(), strict=True
         ):
             place, row, shard, sample, checksum = each
-            start = int(array.offsets(shard, request.commits[shard])[sample])
+            start = int(array.offsets(shard, request.commits)[sample])
             part = self._key(array.shard_path(shard)), start, size
             fetches.append(SampleFetch(request, place, row, part, target[place], checksum))
         return fetches

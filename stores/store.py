@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import ConfigError, StoreError, first_line
+from .commit_records import CommitRecords
 from .digests import LABELS_FILE, read_recorded
 from .indexing import Indices, as_names, as_rows, as_single
-from .latent_statistics import scaled_std
+from .latent_statistics import LatentsSummary, scaled_std
 from .layout import (
     FLIPPED,
     LABEL,
@@ -38,9 +39,9 @@ from .manifest import (
     Commit,
     Manifest,
     Quarantined,
+    TokenCosine,
     committed_shards,
     parse_samples,
-    read_commit,
     require_labels,
 )
 from .metadata_writer import copy_is_current, group_paths
@@ -50,7 +51,8 @@ from .read_checks import FIRST, ArrayChecks, CheckReads, RowChecksums
 from .reader import BatchReader, Damage, ReadRequest, ShardIndex
 from .remote import is_url, local_folder
 from .remote_reader import RemoteReader
-from .selection import Class, digest_of_rows, rows_at, rows_of_classes, rows_where
+from .row_set import RowSet
+from .selection import Class, rows_at, rows_of_classes, rows_where
 from .upload import put_group, put_shard
 from .zarr_metadata import read_group, read_root
 from .zarr_path import read_through_zarr
@@ -64,6 +66,22 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 _reported: set[Path] = set()  # stores whose old copy of the metadata was reported: they are opened several times
+
+
+@dataclass(slots=True)
+class _Totals:
+    """What the commit records of a group say together."""
+
+    num_bytes: int = 0
+    cosines: list[TokenCosine] = field(default_factory=list)
+    latents: list[LatentsSummary] = field(default_factory=list)
+    float32_samples: list[int] = field(default_factory=list)
+
+    def add(self, commit: Commit) -> None:
+        self.num_bytes += sum(file["bytes"] for file in commit.files.values())
+        self.cosines += [commit.token_cosine] if commit.token_cosine else []
+        self.latents += [commit.latents] if commit.latents else []
+        self.float32_samples += commit.float32_samples
 
 
 class Group:
@@ -119,14 +137,9 @@ class Group:
         return [shard for shard in range(total) if shard not in done]
 
     @cached_property
-    def commits(self) -> dict[int, Commit]:
-        """All commit records of the group, by shard. Read on first use."""
-        shards = sorted(committed_shards(self._store, self.path))
-        found = {shard: read_commit(self._store, self.path, shard) for shard in shards}
-        for shard, commit in found.items():
-            if commit is not None:
-                self._require_fitting(shard, commit)
-        return {shard: commit for shard, commit in found.items() if commit is not None}
+    def commits(self) -> CommitRecords:
+        """The commit records of the shards that were committed on first use, by shard."""
+        return CommitRecords(self._store, self.path, self._require_fitting)
 
     def _require_fitting(self, shard: int, commit: Commit) -> None:
         """Raise StoreError if a commit record describes something else than a shard of this group."""
@@ -141,17 +154,25 @@ class Group:
     @property
     def quarantined(self) -> list[Quarantined]:
         """Images of this group that could not be encoded."""
-        return [entry for commit in self.commits.values() for entry in commit.quarantined]
+        return self.commits.quarantined()
+
+    @cached_property
+    def _totals(self) -> _Totals:
+        """What follows from all commit records, in one pass: they are not all kept in memory."""
+        totals = _Totals()
+        for commit in self.commits.values():
+            totals.add(commit)
+        return totals
 
     @property
     def num_bytes(self) -> int:
         """Bytes on disk of all committed shards."""
-        return sum(file["bytes"] for commit in self.commits.values() for file in commit.files.values())
+        return self._totals.num_bytes
 
     @property
     def token_cosine(self) -> tuple[float, float] | None:
         """Mean and minimum cosine between original and restored tokens, as measured by `encode`. None if it was not."""
-        found = [commit.token_cosine for commit in self.commits.values() if commit.token_cosine]
+        found = self._totals.cosines
         if not found:
             return None
         total = sum(cosine["mean"] * cosine["tokens"] for cosine in found)
@@ -163,13 +184,13 @@ class Group:
 
         None if no shard was measured.
         """
-        found = [commit.latents for commit in self.commits.values() if commit.latents]
+        found = self._totals.latents
         return scaled_std(found, self.attributes["scale"], self.attributes["bias"]) if found else None
 
     @property
     def float32_samples(self) -> list[int]:
         """Samples that overflowed in the group's precision and were encoded in float32, in ascending order."""
-        return [sample for commit in self.commits.values() for sample in commit.float32_samples]
+        return self._totals.float32_samples
 
     def require_complete(self) -> None:
         """Raise StoreError unless every shard is committed: zarr reads missing shards as zeros."""
@@ -297,7 +318,7 @@ class Store:
     def _samples_at(self, rows: npt.NDArray[np.int64]) -> Sample:
         keys = self.samples.column("key").take(pa.array(rows)).to_numpy()
         arrays = self.read(self._readable_groups(), rows)
-        return {"index": rows, "key": keys, LABEL: self.labels[rows], **arrays}
+        return {"index": rows, "key": keys, LABEL: self.labels_at(rows), **arrays}
 
     def select(
         self,
@@ -331,7 +352,7 @@ class Store:
                 meets = np.zeros(len(self), dtype=bool)
                 meets[rows] = True
                 chosen &= meets
-        return Selection(self, np.flatnonzero(chosen).astype(np.int64))
+        return Selection(self, RowSet.of_mask(chosen))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the location: another process opens the store itself, since files and threads cannot be copied."""
@@ -438,6 +459,15 @@ class Store:
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:
         """Class labels, `[N]` int32."""
+        return self._labels.astype(np.int32, copy=False)
+
+    def labels_at(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Return the class labels of the samples `rows`, `[B]` int32. Takes less memory than `labels`."""
+        return self._labels[rows].astype(np.int32)
+
+    @cached_property
+    def _labels(self) -> npt.NDArray[np.integer[Any]]:
+        """Class labels, `[N]`, in the smallest type that holds those of all classes."""
         data = self._recorded(LABELS_FILE)
         if len(data) != 4 * len(self):
             raise StoreError(
@@ -445,7 +475,7 @@ class Store:
             )
         labels = np.frombuffer(data, dtype="<i4")
         require_labels(labels, self.manifest, self.path / LABELS_FILE)
-        return labels
+        return labels.astype(np.min_scalar_type(len(self.manifest.class_names) - 1))
 
     @cached_property
     def samples(self) -> pa.Table:
@@ -477,17 +507,21 @@ class Store:
         Raises:
             StoreError: a group is missing or incomplete, or all samples are quarantined.
         """
+        return np.asarray(self.valid_rows(group_names))
+
+    def valid_rows(self, group_names: str | Sequence[str]) -> RowSet:
+        """Return `valid_indices` as a set, which takes memory only for quarantined samples."""
         names = as_names(group_names)
         for name in names:
             self.group(name).require_complete()
-        valid = np.ones(len(self), dtype=bool)
-        valid[list(self.quarantined(names))] = False
-        if not valid.any():
+        bad = np.array(list(self.quarantined(names)), dtype=np.int64)
+        valid = RowSet.all_but(len(self), bad)
+        if not len(valid):
             raise StoreError(
                 f"none of the {len(self):,} images of {self.location} could be decoded ('repa-pipe store ls --store "
                 f"{self.location} --quarantined' lists the reasons): check the source, and create a new store"
             )
-        return np.flatnonzero(valid).astype(np.int64)
+        return valid
 
     @_naming_moved_stores
     def read(
@@ -526,7 +560,7 @@ class Store:
         views = [(np.ones(len(rows), dtype=bool), "")] if flipped is None else [(~flipped, ""), (flipped, FLIPPED)]
         for name in as_names(group_names):
             if name == LABEL:
-                arrays[LABEL] = self.labels[rows]
+                arrays[LABEL] = self.labels_at(rows)
                 continue
             group, readers = self._resolve(name)
             self._require_committed(group, rows)
@@ -599,7 +633,7 @@ class Store:
                     f"{self.location}: shard {shard} of {group.path} is not complete: "
                     "re-run 'repa-pipe encode' to complete it"
                 )
-            bad = {entry.index: entry for entry in group.commits[shard].quarantined}
+            bad = {entry.index: entry for entry in group.commits.quarantined_of(shard)}
             for row in set(bad) & set(rows.tolist()) if bad else ():
                 raise StoreError(
                     f"{self.location}: sample {row} ({bad[row].key}) is quarantined: {bad[row].reason}; "
@@ -616,14 +650,19 @@ class Selection:
 
     Attributes:
         store: the store.
-        indices: the samples, ascending int64 `[n]`.
+        rows: the samples, as a set.
     """
 
     store: Store
-    indices: npt.NDArray[np.int64]
+    rows: RowSet
+
+    @property
+    def indices(self) -> npt.NDArray[np.int64]:
+        """The samples, ascending int64 `[n]`."""
+        return np.asarray(self.rows)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.rows)
 
     def __repr__(self) -> str:
         return f"<Selection: {len(self)} of {self.store!r}>"
@@ -636,8 +675,8 @@ class Selection:
         """Return samples by their positions in the selection; see `Store.__getitem__`."""
         single = as_single(item)
         if single is None:
-            return self.store[self.indices[as_rows(item, len(self))]]
-        return self.store[int(self.indices[as_rows([single], len(self))[0]])]
+            return self.store[self.rows.at(as_rows(item, len(self)))]
+        return self.store[int(self.rows.at(as_rows([single], len(self)))[0])]
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield the samples of the selection that are not quarantined in a complete group."""
@@ -646,7 +685,7 @@ class Selection:
     @property
     def digest(self) -> str:
         """SHA-256 of `indices`: equal selections of equal stores have equal digests."""
-        return digest_of_rows(self.indices)
+        return self.rows.digest
 
 
 def open_store(path: str | Path, cache: str | Path | None = None, check_reads: CheckReads = FIRST) -> Store:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from ..errors import ConfigError, StoreError
+from .row_set import RowSet
 from .store import Selection, Store
 
 
-def trainable_indices(
+def trainable_rows(
     chosen: Store | Selection, groups: Sequence[str], *, batch_size: int, world_size: int = 1, flip: bool = False
-) -> npt.NDArray[np.int64]:
-    """Return the samples that are valid in all groups, `[n]` int64 in ascending order.
+) -> RowSet:
+    """Return the samples that are valid in all groups.
 
     Args:
         chosen: an open store, or some of its samples.
@@ -28,9 +26,9 @@ def trainable_indices(
         StoreError: a group is missing or incomplete, or has no flipped views although `flip` is set.
     """
     store = chosen.store if isinstance(chosen, Selection) else chosen
-    indices = store.valid_indices(groups)
+    rows = store.valid_rows(groups)
     if isinstance(chosen, Selection):
-        indices = indices[np.isin(indices, chosen.indices)]
+        rows = chosen.rows.without(rows.excluded)
     for name in groups if flip else ():
         if not store.group(name).spec.has_flips:
             raise StoreError(
@@ -38,10 +36,10 @@ def trainable_indices(
             )
     if batch_size % world_size:
         raise ConfigError(f"batch size {batch_size} is not divisible by the number of ranks ({world_size})")
-    if batch_size > len(indices):
+    if batch_size > len(rows):
         selected = "selected " if len(chosen) < len(store) else ""
         raise ConfigError(
-            f"batch size {batch_size} is larger than the {len(indices)} {selected}samples of {store.location}: "
+            f"batch size {batch_size} is larger than the {len(rows)} {selected}samples of {store.location}: "
             "lower --batch-size"
         )
-    return indices
+    return rows

@@ -25,6 +25,7 @@ from ...errors import CheckpointError, DamagedCheckpointError, DamagedWeightsErr
 from ...models.checked_zip import find_damage
 from ...models.weight_files import read_weights_file, tensors_under
 from ...stores.files import atomic_write
+from ...stores.order import ARGSORT, OrderName
 from ..runtime.lease import require_held
 from ..runtime.seeds import STREAMS_VERSION
 from .published import PUBLISHED, Unrecorded, find_published, published_model
@@ -48,10 +49,14 @@ class StoreMetadata:
     index_digest: str
     fingerprints: dict[str, dict[str, Any]]  # group → fingerprint
     samples: str | None = None  # digest of the samples trained on, if they were selected; None: all
+    order: OrderName = ARGSORT  # of the samples and of those held out; not recorded if it is that of earlier versions
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return unstructure(self)
+        values = unstructure(self)
+        if self.order == ARGSORT:
+            del values["order"]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any], where: str) -> StoreMetadata:

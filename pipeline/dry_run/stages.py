@@ -75,7 +75,7 @@ def _train(config: TrainConfig) -> Preview:
     import torch
 
     from ..artifacts.run_folder import RunFolder
-    from ..training.setup import build_model, resolve, training_indices
+    from ..training.setup import build_model, resolve, training_rows
 
     with open_store(config.store, config.store_cache) as store:
         config = resolve(config, store)
@@ -87,7 +87,7 @@ def _train(config: TrainConfig) -> Preview:
         steps = max(0, config.max_train_steps - done)
         groups = [latents_group(str(config.vae)), *map(features_group, config.enc_type)]
         size = sum(_view_bytes(store.group(group).spec) for group in groups)
-        samples = len(training_indices(config, store))
+        samples = len(training_rows(config, store))
         reads = [
             f"{config.store}: {', '.join(groups)}, {count_text(samples, 'sample', 'samples')}",
             f"{count_text(steps, 'step', 'steps')} of {config.batch_size:,} samples, "

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...config import TrainConfig
 from ...errors import ConfigError, RepaPipeError, StoreError
@@ -18,9 +17,11 @@ from ...models.sit.config import SiTConfig, sit_config
 from ...models.weight_files import require_weights_file
 from ...stores import Store
 from ...stores.layout import features_group, latents_group
-from ...stores.order import held_out_samples
-from ...stores.selection import digest_of_rows, read_indices
-from ...stores.trainable import trainable_indices
+from ...stores.order import OrderName, default_order, held_out_samples
+from ...stores.row_set import RowSet
+from ...stores.selection import read_indices
+from ...stores.store import Selection
+from ...stores.trainable import trainable_rows
 from ..artifacts.checkpoints import StoreMetadata
 from ..artifacts.run_folder import RunFolder
 from ..runtime.distributed import DistributedContext
@@ -65,19 +66,24 @@ def _only(store: Store, kind: str, names: tuple[str, ...], option: str) -> str:
     return names[0]
 
 
-def training_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]:
-    """Return the samples that the run trains on, ascending int64 `[n]`: the selected ones without those held out.
+def training_rows(config: TrainConfig, store: Store, order: OrderName | None = None) -> RowSet:
+    """Return the samples that the run trains on: the selected ones without those held out.
 
     Quarantined samples may be among them; the dataset skips those.
+
+    Args:
+        config: the settings, resolved.
+        store: the store.
+        order: the order with which the run began. None: that of a new run.
 
     Raises:
         ConfigError: a class, the file or a sample in it does not exist, or less than a batch is left for training or
             for validation.
     """
-    selected = _selected_indices(config, store)
+    selected = _selected_rows(config, store)
     if not config.val_fraction:
         return selected
-    held_out = held_out_indices(config, store)
+    held_out = held_out_rows(config, store, order)
     for purpose, count in (("validation", len(held_out)), ("training", len(selected) - len(held_out))):
         config.require(
             count >= config.batch_size,
@@ -85,21 +91,23 @@ def training_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]
             f"it leaves {count} of {len(selected)} samples for {purpose}, expected at least one batch "
             f"({config.batch_size}): change it, or lower --batch-size",
         )
-    return np.setdiff1d(selected, held_out, assume_unique=True)
+    return selected.without(np.asarray(held_out))
 
 
-def held_out_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]:
-    """Return the selected samples that `--val-fraction` holds out from training, ascending int64 `[n]`."""
-    drawn = held_out_samples(len(store), config.seed, config.val_fraction)
-    return np.intersect1d(_selected_indices(config, store), drawn, assume_unique=True)
+def held_out_rows(config: TrainConfig, store: Store, order: OrderName | None = None) -> RowSet:
+    """Return the selected samples that `--val-fraction` holds out from training."""
+    drawn = held_out_samples(len(store), config.seed, config.val_fraction, order or default_order(len(store)))
+    return RowSet.listing(len(store), drawn[_selected_rows(config, store).contains(drawn)])
 
 
-def _selected_indices(config: TrainConfig, store: Store) -> npt.NDArray[np.int64]:
+def _selected_rows(config: TrainConfig, store: Store) -> RowSet:
     """Return the samples of --classes and of --indices."""
     flags = [f"--classes {each}" for each in config.classes] + [f"--indices {config.indices}"] * bool(config.indices)
+    if not flags:
+        return RowSet.all_but(len(store), np.empty(0, np.int64))
     try:
         listed = read_indices(Path(config.indices)) if config.indices else None
-        found = store.select(config.classes or None, listed).indices
+        found = store.select(config.classes or None, listed).rows
     except RepaPipeError as error:
         raise ConfigError(f"{' '.join(flags)}: {error}") from error
     if not len(found):
@@ -122,8 +130,8 @@ def require_trainable(config: TrainConfig, store: Store, run_folder: RunFolder, 
         WeightsError: there is no file at `--init-from`.
     """
     groups = [latents_group(str(config.vae)), *map(features_group, config.enc_type)]
-    chosen = store.select(indices=training_indices(config, store))
-    trainable_indices(chosen, groups, batch_size=config.batch_size, world_size=ranks.world_size, flip=config.flip)
+    chosen = Selection(store, training_rows(config, store))
+    trainable_rows(chosen, groups, batch_size=config.batch_size, world_size=ranks.world_size, flip=config.flip)
     per_rank = config.batch_size // ranks.world_size
     if per_rank % config.microbatches:
         raise ConfigError(
@@ -172,7 +180,7 @@ def model_config(config: TrainConfig, store: Store) -> SiTConfig:
 
 def _require_classes(config: TrainConfig, store: Store) -> None:
     """Raise ConfigError if a sample has a label that the model does not know: it would be the null label, or none."""
-    highest = int(store.labels[_selected_indices(config, store)].max())
+    highest = max(int(store.labels_at(part).max()) for part in _selected_rows(config, store).parts())
     config.require(
         highest < int(config.num_classes or 0),
         "num_classes",
@@ -192,12 +200,15 @@ def _cls_dim(config: TrainConfig, store: Store) -> int:
     return store.group(features_group(config.enc_type[0])).shard_indexes[CLS_TOKEN].layout.spec.sample_shape[0]
 
 
-def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -> AlignmentDataset:
-    """Open the batches of a run."""
+def open_dataset(
+    config: TrainConfig, store: Store, ranks: DistributedContext, order: OrderName | None = None
+) -> AlignmentDataset:
+    """Open the batches of a run, in the order with which it began; None: that of a new run."""
     from ...stores import AlignmentDataset
 
     return AlignmentDataset(
-        store.select(indices=training_indices(config, store)),
+        Selection(store, training_rows(config, store, order)),
+        order=order,
         window=config.shuffle_window,
         alignment_steps=config.aligned_steps,
         flip=config.flip,
@@ -206,11 +217,14 @@ def open_dataset(config: TrainConfig, store: Store, ranks: DistributedContext) -
     )
 
 
-def open_held_out(config: TrainConfig, store: Store, ranks: DistributedContext) -> AlignmentDataset:
-    """Open the batches of the samples that are held out."""
+def open_held_out(
+    config: TrainConfig, store: Store, ranks: DistributedContext, order: OrderName | None = None
+) -> AlignmentDataset:
+    """Open the batches of the samples that are held out; see `open_dataset`."""
     from ...stores import AlignmentDataset
 
-    return AlignmentDataset(store.select(indices=held_out_indices(config, store)), **_reading(config, ranks))
+    held_out = Selection(store, held_out_rows(config, store, order))
+    return AlignmentDataset(held_out, order=order, **_reading(config, ranks))
 
 
 def _reading(config: TrainConfig, ranks: DistributedContext) -> dict[str, Any]:
@@ -235,8 +249,8 @@ def build_model(config: TrainConfig, store: Store) -> SiT:
     return make_sit(model_config(config, store))
 
 
-def store_metadata(config: TrainConfig, store: Store) -> StoreMetadata:
-    """Return the metadata of the store that checkpoints record."""
+def store_metadata(config: TrainConfig, store: Store, order: OrderName | None = None) -> StoreMetadata:
+    """Return the metadata of the store that checkpoints record, with the order with which the run began."""
     latents = store.group(latents_group(str(config.vae)))
     groups = [latents.path, *(features_group(encoder) for encoder in config.enc_type)]
     return StoreMetadata(
@@ -246,5 +260,6 @@ def store_metadata(config: TrainConfig, store: Store) -> StoreMetadata:
         class_names=store.manifest.class_names,
         index_digest=store.manifest.index_digest,
         fingerprints={path: store.group(path).fingerprint for path in groups},
-        samples=digest_of_rows(training_indices(config, store)) if config.classes or config.indices else None,
+        samples=training_rows(config, store, order).digest if config.classes or config.indices else None,
+        order=order or default_order(len(store)),
     )

@@ -20,6 +20,7 @@ from ...models.ema import Ema
 from ...models.sit import current_names, load_sit_state
 from ...models.weight_files import tensors_under
 from ...stores import Batch, Store
+from ...stores.order import OrderName
 from ..artifacts.checkpoints import (
     Header,
     TrainedModel,
@@ -75,8 +76,8 @@ class Trainer:
         self.config, self.device, self.ranks, self.run_folder = config, device, ranks, run_folder
         self.step = 0
         self.streams = RandomStreams(config.seed)
-        self.dataset = open_dataset(config, store, ranks)
-        self.metadata = store_metadata(config, store)
+        self._store = store
+        self._open_samples(None)
         self.model = build_model(config, store).to(device)
         self.model.checkpoint_blocks = config.checkpoint_blocks
         self.ema = Ema(self.model, config.ema_decay)
@@ -101,9 +102,17 @@ class Trainer:
         self.objective = make_objective(self.model, config, store, self.metadata, self.streams).to(device)
         self.nonfinite = NonFiniteGuard(device, self.objective.names, self.scaler.is_enabled())
         self._call = data_parallel(self.objective, self.model, ranks.world_size)
+        self._open_validation()
+
+    def _open_samples(self, order: OrderName | None) -> None:
+        """Open the batches, in the order with which the run began; None: that of a new run."""
+        self.dataset = open_dataset(self.config, self._store, self.ranks, order)
+        self.metadata = store_metadata(self.config, self._store, order)
+
+    def _open_validation(self) -> None:
         self.validation = (
-            Validation(config, store, ranks, self.ema.model, self.metadata, device, self.streams)
-            if config.val_fraction
+            Validation(self.config, self._store, self.ranks, self.ema.model, self.metadata, self.device, self.streams)
+            if self.config.val_fraction
             else None
         )
 
@@ -117,6 +126,10 @@ class Trainer:
             return
         path, values = found
         header = read_header(values, path)
+        if header.store.order != self.metadata.order:  # of a run that an earlier version began
+            self.dataset.close()
+            self._open_samples(header.store.order)
+            self._open_validation()
         header.store.require_same(self.metadata, path)
         self._require_own_step(header, path)
         self._load(*(tensors_under(values, name, path) for name in ("model", "ema")))

@@ -50,7 +50,7 @@ class Validation:
         streams: RandomStreams,
     ) -> None:
         self._config, self._ranks, self._device = config, ranks, device
-        self._dataset = open_held_out(config, store, ranks)
+        self._dataset = open_held_out(config, store, ranks, metadata.order)
         self._objective = make_objective(model, config, store, metadata, streams).to(device)
         self.names = tuple(f"{PREFIX}{name}" for name in self._objective.names[1:])
 

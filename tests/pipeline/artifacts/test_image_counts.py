@@ -9,7 +9,7 @@ from repa_pipe.pipeline.reporting.store import describe_store
 from repa_pipe.pipeline.store_tools import export, inspection
 from repa_pipe.stores import open_store
 from repa_pipe.stores.manifest import Quarantined
-from repa_pipe.stores.trainable import trainable_indices
+from repa_pipe.stores.trainable import trainable_rows
 
 REASONS = ("its JPEG data is truncated or damaged (3 bytes (of 9) missing)", "1 x 1 pixels: too small")
 
@@ -78,7 +78,7 @@ def broken(make_store):
         lambda path: export.export(str(path), str(path / "out"), "safetensors", ("latents/tiny",), None),
         lambda path: export.export(str(path), str(path / "out"), "repa", ("latents/tiny",), None),
         lambda path: open_images(str(path), 4, str(path.parent)),
-        lambda path: trainable_indices(open_store(path), ["latents/tiny"], batch_size=4),
+        lambda path: trainable_rows(open_store(path), ["latents/tiny"], batch_size=4),
     ],
     ids=["indices", "stats", "export", "export for REPA", "reference of evaluate", "train"],
 )

@@ -11,8 +11,8 @@ from repa_pipe.errors import CheckpointError, ConfigError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, load_model
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
-from repa_pipe.pipeline.training.setup import open_dataset, resolve, training_indices
-from repa_pipe.stores import open_store
+from repa_pipe.pipeline.training.setup import open_dataset, resolve, training_rows
+from repa_pipe.stores import open_store, order
 from repa_pipe.stores.selection import digest_of_rows
 
 
@@ -39,7 +39,7 @@ def test_batches_hold_only_the_selected_samples_with_the_labels_of_the_store(con
 
 def test_without_a_selection_all_samples_are_used(config_of):
     with open_store(config_of().store) as store:
-        assert training_indices(config_of(), store).tolist() == list(range(50))
+        assert np.asarray(training_rows(config_of(), store)).tolist() == list(range(50))
     assert dataset_of(config_of()).indices.tolist() == list(range(50))
 
 
@@ -68,6 +68,23 @@ def test_a_run_resumes_with_the_same_samples(config_of, file, weights_of, assert
     np.save(file.with_suffix(".npy"), np.arange(30))
     file.write_text("\n".join(map(str, reversed(range(30)))))  # the same samples, in another order
     assert_same_weights(weights_of(whole), weights_of(train.run(config_of(**options))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["argsort", "permutation"])
+def test_a_run_resumes_in_the_order_with_which_it_began(config_of, weights_of, assert_same_weights, monkeypatch, first):
+    monkeypatch.setattr(order, "MANY", 100 if first == "argsort" else 50)
+    whole = train.run(config_of(exp_name="whole", val_fraction=0.2, batch_size=4))
+    began = train.run(config_of(max_train_steps=3, val_fraction=0.2, batch_size=4))
+    recorded = load_checkpoint(Path(began.checkpoint))["store"]
+    assert recorded.get("order", "argsort") == first
+    assert ("order" in recorded) == (first == "permutation")  # files of small stores stay as they were
+    monkeypatch.setattr(order, "MANY", 50 if first == "argsort" else 100)
+    other = train.run(config_of(exp_name="other", val_fraction=0.2, batch_size=4))
+    resumed = weights_of(train.run(config_of(val_fraction=0.2, batch_size=4)))
+    assert_same_weights(weights_of(whole), resumed)
+    name = "model.final_layer.linear.weight"
+    assert not np.array_equal(weights_of(other)[name], resumed[name])
 
 
 def test_a_run_is_not_resumed_with_other_samples(config_of, file):

@@ -15,11 +15,11 @@ from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.training.setup import (
-    held_out_indices,
+    held_out_rows,
     open_dataset,
     open_held_out,
     resolve,
-    training_indices,
+    training_rows,
 )
 from repa_pipe.pipeline.training.trainer import Trainer
 from repa_pipe.stores import open_store
@@ -56,11 +56,11 @@ def test_training_and_validation_share_no_sample(config_of):
 
 def test_a_part_of_the_store_is_split_like_the_store(config_of):
     with open_store(config_of().store) as store:
-        whole = held_out_indices(config_of(val_fraction=0.5), store)
+        whole = np.asarray(held_out_rows(config_of(val_fraction=0.5), store))
         two_classes = config_of(val_fraction=0.5, classes=("0", "2"))
-        assert np.array_equal(held_out_indices(two_classes, store), whole[np.isin(store.labels[whole], [0, 2])])
-        assert set(store.labels[training_indices(two_classes, store)]) == {0, 2}
-        assert not set(training_indices(two_classes, store)) & set(whole)
+        assert np.array_equal(held_out_rows(two_classes, store), whole[np.isin(store.labels[whole], [0, 2])])
+        assert set(store.labels[np.asarray(training_rows(two_classes, store))]) == {0, 2}
+        assert not set(np.asarray(training_rows(two_classes, store))) & set(whole)
 
 
 def test_validation_changes_no_weight_and_resuming_changes_no_loss(config_of, weights_of, assert_same_weights):
