@@ -13,7 +13,7 @@ from math import isqrt
 import numpy as np
 import numpy.typing as npt
 
-ROUNDS = 8  # of which four are needed for an order that cannot be told from a random one (Luby and Rackoff, 1988)
+ROUNDS = 8  # of which four are needed for a pseudorandom order (Luby and Rackoff, 1988)
 
 
 class Permutation:

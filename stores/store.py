@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import ConfigError, StoreError, first_line
+from .checksum import crc32c
 from .commit_records import CommitRecords
 from .digests import LABELS_FILE, read_recorded
 from .indexing import Indices, as_names, as_rows, as_single
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
 Sample: TypeAlias = dict[str, Any]
 P = ParamSpec("P")
 T = TypeVar("T")
+
+LABELS_AT_ONCE = 1 << 20
 
 logger = logging.getLogger(__name__)
 _reported: set[Path] = set()  # stores whose old copy of the metadata was reported: they are opened several times
@@ -468,14 +471,24 @@ class Store:
     @cached_property
     def _labels(self) -> npt.NDArray[np.integer[Any]]:
         """Class labels, `[N]`, in the smallest type that holds those of all classes."""
-        data = self._recorded(LABELS_FILE)
-        if len(data) != 4 * len(self):
-            raise StoreError(
-                f"{self.path / LABELS_FILE} has {len(data):,} bytes, expected {4 * len(self):,}: {RESTORE}"
-            )
-        labels = np.frombuffer(data, dtype="<i4")
-        require_labels(labels, self.manifest, self.path / LABELS_FILE)
-        return labels.astype(np.min_scalar_type(len(self.manifest.class_names) - 1))
+        if self._mirror is not None:
+            self._mirror.fetch([LABELS_FILE])
+        path, record = self.path / LABELS_FILE, None if self._digest is None else self._digest.files.get(LABELS_FILE)
+        if not path.is_file() or path.stat().st_size != 4 * len(self):
+            found = len(read_recorded(path, record))
+            raise StoreError(f"{path} has {found:,} bytes, expected {4 * len(self):,}: {RESTORE}")
+        labels = np.empty(len(self), np.min_scalar_type(len(self.manifest.class_names) - 1))
+        checksum, bounds = 0, []
+        with path.open("rb") as file:  # in parts, since the file is several times as large as the result
+            for start in range(0, len(self), LABELS_AT_ONCE):
+                part = np.fromfile(file, "<i4", min(LABELS_AT_ONCE, len(self) - start))
+                labels[start : start + len(part)] = part
+                checksum = crc32c(part, checksum)
+                bounds += [part.min(), part.max()]
+        if record is not None and record != {"bytes": 4 * len(self), "crc32c": checksum}:
+            raise StoreError(f"{path} fails its checksum ({4 * len(self):,} bytes): {RESTORE}")
+        require_labels(np.array(bounds), self.manifest, path)
+        return labels
 
     @cached_property
     def samples(self) -> pa.Table:
