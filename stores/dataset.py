@@ -217,7 +217,7 @@ class AlignmentDataset(Base):
     def _past_the_page_cache(self, groups: Sequence[str]) -> dict[str, Any]:
         """Return the arguments of `Store.read` that decide which shards bypass the page cache."""
         sample_bytes = sum(self.store.group(name).spec.sample_bytes for name in groups)
-        cached = shards_in_memory(self.indices, sample_bytes, self.store.manifest.shard_size)
+        cached = shards_in_memory(self.rows, sample_bytes, self.store.manifest.shard_size)
         return {} if cached is None else {"direct": True, "cached_shards": cached}
 
     def close(self) -> None:

@@ -29,8 +29,9 @@ _DIMENSIONS = {
 _PACKED_TOKENS = ("token", "byte")
 
 MAX_SHARDS = 1 << 24  # per group; more are a damaged number, and lists of them would fill the memory
-MAX_SHARD_SIZE = 1024
+USUAL_SHARD_SIZE = 1024
 MIN_SHARD_SIZE = 16
+MANY_SHARDS = 1 << 14  # every process that opens a store reads one record per shard and group
 TARGET_NUM_SHARDS = 16  # in small stores: enough to distribute over workers and to resume from
 
 
@@ -90,10 +91,17 @@ class GroupSpec:
 def default_shard_size(num_samples: int) -> int:
     """Return the default number of samples per shard.
 
-    1,024, or a smaller power of two (at least 16) such that a small store still has 16 shards.
+    1,024, or a smaller power of two (at least 16) such that a small store still has 16 shards, or a larger one such
+    that a store of more than 16.8 million samples has at most 16,384.
     """
-    wanted = max(1, math.ceil(num_samples / TARGET_NUM_SHARDS))
-    return min(MAX_SHARD_SIZE, max(MIN_SHARD_SIZE, 1 << (wanted - 1).bit_length()))
+    most = math.ceil(num_samples / TARGET_NUM_SHARDS)
+    least = max(MIN_SHARD_SIZE, math.ceil(num_samples / MANY_SHARDS))
+    return _power_of_two(max(least, min(USUAL_SHARD_SIZE, most)))
+
+
+def _power_of_two(number: int) -> int:
+    """Return the smallest power of two that is not below a number."""
+    return 1 << (number - 1).bit_length()
 
 
 def num_shards(num_samples: int, shard_size: int) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 import numpy as np
-import numpy.typing as npt
 
 from ..control_groups import contents, folders_of
+from .row_set import RowSet
 
 LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")  # of versions 2, 2 and 1 of control groups
 FITS = 0.7  # of the memory: what the page cache can become
@@ -21,18 +21,18 @@ def usable_memory() -> int:
     return min([total, *(int(limit) for limit in found if limit and limit.isdigit())])  # not "max"
 
 
-def shards_in_memory(indices: npt.NDArray[np.int64], sample_bytes: int, shard_size: int) -> int | None:
+def shards_in_memory(rows: RowSet, sample_bytes: int, shard_size: int) -> int | None:
     """Return how many shards, from the first on, the page cache shall hold; None: all, since the samples fit.
 
     Of more samples than fit, a fixed part stays in memory. If all were read through the page cache, they would be
     evicted before they are read again.
 
     Args:
-        indices: the samples that are read, ascending.
+        rows: the samples that are read.
         sample_bytes: bytes of a sample in all arrays that are read.
         shard_size: samples per shard.
     """
     memory = usable_memory()
-    if len(indices) * sample_bytes <= FITS * memory:
+    if len(rows) * sample_bytes <= FITS * memory:
         return None
-    return int(indices[int(KEPT * memory // sample_bytes)]) // shard_size
+    return int(rows.at(np.array([KEPT * memory // sample_bytes], dtype=np.int64))[0]) // shard_size

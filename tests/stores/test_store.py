@@ -306,6 +306,15 @@ def test_more_shards_than_open_files_can_be_read(make_store, monkeypatch):
     assert len(store._reader._descriptors._open) <= 3
 
 
+@pytest.mark.parametrize(
+    ("num_samples", "size"),
+    [(1, 16), (5000, 512), (1_281_167, 1024), (1 << 24, 1024), ((1 << 24) + 1, 2048), (100_000_000, 8192)],
+)
+def test_a_store_has_at_most_16384_shards_by_default(num_samples, size):
+    assert default_shard_size(num_samples) == size
+    assert num_shards(num_samples, size) <= 16_384
+
+
 @given(st.integers(1, 3_000_000))
 def test_default_shards_cover_every_sample_once(num_samples):
     size = default_shard_size(num_samples)
