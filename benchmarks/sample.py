@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the model, in our sampler only")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="number of rounds")
     parser.add_argument("--device", default=None, help="torch device. Default: cuda if available, else cpu")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file for the rates")
     options = parser.parse_args()
     device = choose_device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -167,7 +168,12 @@ def main() -> None:
     for name, rate in rates.items():
         ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["ours"], strict=True))
         print(f"{name:<18} {rate:>8.3f} images/s   ours is {ratio:.2f} times as fast")
-    print(json.dumps({"options": vars(options), "images_per_s": rates, "seconds": seconds}))
+    print(json.dumps({"options": vars(options), "images_per_s": rates, "seconds": seconds}, default=str))
+    if options.out:
+        peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+        settings = {"model": options.model, "batch_size": options.batch_size, "cfg_scale": options.cfg_scale}
+        rows = [{"way": name} | settings | {"images_per_s": rate, "peak_gib": peak} for name, rate in rates.items()]
+        options.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 import importlib
 import importlib.util
+import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,3 +117,28 @@ def test_one_trial_of_every_kind_survives(tmp_path, benchmark, capsys):
         kind: dict(count) for kind, count in counts.items() if count["lost"] or count["silent"] or count["tracebacks"]
     }
     assert bad == {}, capsys.readouterr().err
+
+
+def test_the_parts_for_a_gpu_take_at_most_40_minutes(benchmark):
+    assert sum(part.minutes for part in benchmark("gpu").PARTS) <= 40
+
+
+def test_a_part_that_fails_is_recorded_and_the_next_one_begins(benchmark, tmp_path, monkeypatch, capsys):
+    gpu = benchmark("gpu")
+    parts = [gpu.Part("bad", 1, "", "-m no_such_module"), gpu.Part("slow", 0.01, "", "-m http.server 0")]
+    monkeypatch.setattr(gpu, "PARTS", [*parts, gpu.Part("good", 1, "", "-m platform")])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--out", str(tmp_path / "gpu.json")])
+    with pytest.raises(SystemExit, match="failed: bad, slow"):
+        gpu.main()
+    found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert "No module named no_such_module" in found[0]["error"]
+    assert found[1]["error"] == "not finished after 0.01 minutes"
+    assert found[2]["error"] is None
+
+
+@pytest.mark.slow
+def test_everything_for_a_gpu_runs_in_its_smallest_form(tmp_path):
+    command = [FOLDER / "gpu.sh", "--tiny", "--out", tmp_path / "gpu.json"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable}, timeout=600)
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert {part["part"] for part in parts} == {"tests", "step", "sample", "encode models", "decode codes"}
