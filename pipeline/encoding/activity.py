@@ -1,4 +1,7 @@
-"""Measures where the time of a worker goes: in the models, or waiting for images or for the disk."""
+"""Measures where the time of a worker goes: in the models, or waiting for images or for the disk.
+
+Importing this module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 MODELS, IMAGES, WRITING = "models", "images", "writing"
 """What a shard waits for: its batch in the models; its images, read and decoded; its arrays and commit, written."""
@@ -40,6 +44,8 @@ class ModelClock:
     def _now(self) -> Any:
         if not self._on_gpu:
             return time.monotonic()
+        import torch
+
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
