@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import gc
 import io
 import logging
 import os
@@ -553,6 +555,7 @@ def store_import_repa(folder: str, store: str, vae: str, latents_scale: float | 
 def main() -> None:
     """Run the command line; errors of the package, and signals, are one line without a traceback."""
     share_one_arena()
+    atexit.register(gc.freeze)  # when the process ends, do not search everything for cyclic garbage
     raise_descriptor_limit()
     log_to_stderr()
     try:

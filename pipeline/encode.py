@@ -35,6 +35,7 @@ from .encoding.work import (
     wanted_groups,
     with_vae_name,
 )
+from .runtime.imports import quick_imports
 from .runtime.progress import progress
 from .runtime.task_queue import Failure
 
@@ -109,7 +110,8 @@ def _encode(
         from .encoding.on_ray import run_on_ray
 
         return run_on_ray(config, store, work, monitor)
-    from .encoding.inline import run_inline
+    with quick_imports():
+        from .encoding.inline import run_inline
 
     return run_inline(config, store, work, monitor)
 

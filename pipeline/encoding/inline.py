@@ -14,9 +14,9 @@ from ...stores.creation import prepare_groups
 from ..runtime.device import choose_device
 from ..runtime.task_queue import Entry, Failure, TaskQueue
 from .monitor import EncodeMonitor
-from .shard import ShardEncoder, ShardResult, StoppedError, use_recorded_threads
+from .shard import ShardEncoder, StoppedError, use_recorded_threads
 from .space import warn_of_little_space
-from .work import TRIES, ShardTask, groups_of, is_fatal
+from .work import TRIES, ShardResult, ShardTask, groups_of, is_fatal
 
 logger = logging.getLogger(__name__)
 

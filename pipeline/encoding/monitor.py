@@ -17,7 +17,7 @@ from ..runtime.progress import Progress
 from .activity import IMAGES, WRITING
 
 if TYPE_CHECKING:
-    from .shard import ShardResult
+    from .work import ShardResult
 
 logger = logging.getLogger(__name__)
 

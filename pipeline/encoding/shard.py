@@ -38,21 +38,7 @@ from .activity import IMAGES, MODELS, WRITING, Activity, ModelClock
 from .batch_size import CPU_BATCH, fits_on_gpu, largest_batch
 from .group_encoder import EncodedBatch, GroupEncoder
 from .loading import load_group_encoders
-from .work import ShardTask
-
-
-@dataclass(frozen=True, slots=True)
-class ShardResult:
-    """The outcome of one shard."""
-
-    shard: int
-    num_images: int
-    quarantined: int
-    worker: str  # host and process ID
-    seconds: float  # from its first read to its commit
-    busy: dict[str, float]  # group → seconds for which the device computed it, for this shard
-    activity: dict[str, float]  # of the worker since its previous result: seconds of each part (`activity.Activity`)
-    in_float32: tuple[str, ...] = ()  # keys of the images that overflowed in half precision
+from .work import ShardResult, ShardTask
 
 
 @dataclass(frozen=True, slots=True)

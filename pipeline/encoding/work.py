@@ -38,6 +38,20 @@ class ShardTask(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class ShardResult:
+    """The outcome of one shard."""
+
+    shard: int
+    num_images: int
+    quarantined: int
+    worker: str  # host and process ID
+    seconds: float  # from its first read to its commit
+    busy: dict[str, float]  # group → seconds for which the device computed it, for this shard
+    activity: dict[str, float]  # of the worker since its previous result: seconds of each part (`activity.Activity`)
+    in_float32: tuple[str, ...] = ()  # keys of the images that overflowed in half precision
+
+
+@dataclass(frozen=True, slots=True)
 class FailedShard:
     """A shard that failed every time it was tried."""
 

@@ -3,7 +3,11 @@
 The pool of actors is tested in ../runtime/test_actor_pool.py, real Ray in test_faults.py.
 """
 
+import os
+import pickle
+import subprocess
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -11,9 +15,9 @@ import pytest
 
 from repa_pipe.config import EncodeConfig
 from repa_pipe.errors import BadImageError, ConfigError, RemoteError, SourceError, StoreError, WeightsError
-from repa_pipe.pipeline.encoding import on_ray
-from repa_pipe.pipeline.encoding.shard import ShardResult
-from repa_pipe.pipeline.encoding.work import FailedShard, ShardTask, is_fatal
+from repa_pipe.pipeline.encoding import on_ray, shard
+from repa_pipe.pipeline.encoding.work import FailedShard, ShardResult, ShardTask, is_fatal
+from repa_pipe.pipeline.runtime import device
 from repa_pipe.pipeline.runtime.actor_pool import TimeLimitError
 from repa_pipe.pipeline.runtime.memory import ONE_ARENA_ENVIRONMENT
 from repa_pipe.pipeline.runtime.task_queue import Failure
@@ -112,8 +116,8 @@ def encode_on(monkeypatch):
         prepared, images, shards = [], [], []
         monitor = SimpleNamespace(on_images=images.append, on_shard=lambda result: shards.append(result.shard))
         monkeypatch.setitem(sys.modules, "ray", ray)
-        monkeypatch.setattr(on_ray, "ShardEncoder", FakeEncoder)
-        monkeypatch.setattr(on_ray, "use_recorded_threads", lambda *_: None)
+        monkeypatch.setattr(shard, "ShardEncoder", FakeEncoder)
+        monkeypatch.setattr(shard, "use_recorded_threads", lambda *_: None)
         monkeypatch.setattr(on_ray, "warn_of_little_space", lambda *_: None)
         monkeypatch.setattr(on_ray, "prepare_groups", lambda store, specs: prepared.extend(specs))
         config = EncodeConfig(source="s", store="t", **options)
@@ -144,8 +148,38 @@ def test_actors_get_absolute_paths_since_their_current_folder_is_another_one(enc
 
 
 def test_actors_on_gpus_keep_the_default_allocator(encode_on, monkeypatch):
-    monkeypatch.setattr(on_ray, "choose_device", lambda _: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(device, "choose_device", lambda _: SimpleNamespace(type="cuda"))
     ray = LocalRay(CPU=8.0, GPU=1.0)
     encode_on(ray)
     options = {"num_cpus": 8, "num_gpus": 1, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2}
     assert ray.options == [options]
+
+
+@pytest.mark.parametrize(
+    ("address", "inherited", "of_actors"),
+    [("local", "1", {}), ("192.0.2.1:6379", None, ONE_ARENA_ENVIRONMENT)],
+)
+def test_actors_on_this_machine_inherit_their_environment(monkeypatch, address, inherited, of_actors):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    seen = []
+
+    @contextmanager
+    def session(*_):
+        seen.append(os.environ.get("MALLOC_ARENA_MAX"))
+        yield
+
+    monkeypatch.setattr(on_ray, "ray_session", session)
+    monkeypatch.setattr(on_ray, "run_on_actors", lambda *arguments: seen.append(arguments[-1]))
+    on_ray.run_on_ray(EncodeConfig(source="s", store="t", ray_address=address, device="cpu"), None, TASKS, None)
+    assert seen == [inherited, of_actors]
+    assert "MALLOC_ARENA_MAX" not in os.environ
+
+
+def test_the_process_that_distributes_shards_does_not_import_torch():
+    done = ShardResult(0, 4, 0, "actor", 0.2, {"latents/tiny": 0.1}, {})
+    check = (
+        "import pickle, sys; import repa_pipe.pipeline.encode, repa_pipe.pipeline.encoding.on_ray; "
+        "pickle.load(sys.stdin.buffer); print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", check], input=pickle.dumps(done), capture_output=True, check=True)
+    assert found.stdout == b"False\n"
