@@ -1,11 +1,14 @@
 """Measure how long commands take that have nothing to do or cannot work, and a sweep of two runs of three steps.
 
     python benchmarks/startup.py [--program repa-pipe] [--runs 5] [--folder DIR] [--out JSON]
+    python benchmarks/startup.py --encode 8 [--program repa-pipe] [--runs 5] [--folder DIR] [--out JSON]
 
 Every program (`repa-pipe` of one version; repeatable, to compare versions) first makes its own store, run, images and
 metrics from 24 images of noise, and executes the sweep once. Its commands are then repeated, the programs in turn.
 Figures are medians: seconds, and CPU seconds (user and system, of all processes of the command), which depend less on
-what else the machine does.
+what else the machine does. Of processes that Ray has started, only the seconds are known.
+
+--encode N: encode N images of noise into a new store instead, in one process and with one Ray actor.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -21,6 +25,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from arguments import at_least
 from PIL import Image
 
 IMAGES, SIDE = 24, 64
@@ -56,6 +61,9 @@ IMPOSSIBLE = [
     "plan --model SiT",
 ]
 
+ON_CPU = f"{ENCODE} --device cpu"
+FROM_NOTHING = [ON_CPU, f"{ON_CPU} --ray --actors 1"]
+
 Figures = tuple[float, float]  # seconds, CPU seconds
 
 
@@ -75,13 +83,24 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def prepare(program: str, folder: Path) -> Figures:
-    """Make everything that the commands look for; return the figures of the sweep."""
+def make_images(folder: Path, count: int) -> None:
+    """Write images of noise into `folder/images`."""
     rng = np.random.default_rng(0)
     (folder / "images/noise").mkdir(parents=True)
-    for number in range(IMAGES):
+    for number in range(count):
         pixels = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((256, 256)).save(folder / f"images/noise/{number}.png")
+
+
+def encode_again(program: str, command: str, folder: Path, exit_code: int) -> Figures:
+    """Measure `encode` without the store of the round before."""
+    shutil.rmtree(folder / "store", ignore_errors=True)
+    return measure(program, command, folder, exit_code)
+
+
+def prepare(program: str, folder: Path) -> Figures:
+    """Make everything that the commands look for; return the figures of the sweep."""
+    make_images(folder, IMAGES)
     (folder / "sweep.toml").write_text(SWEEP)
     for command in FINISHED[:-1]:
         measure(program, command, folder, 0)
@@ -97,19 +116,27 @@ def _print(table: dict[str, list[Figures]], command: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", action="append", default=None, help="program to measure; repeatable")
+    parser.add_argument("--encode", type=at_least(1), default=None, help="number of images to encode into a new store")
     parser.add_argument("--runs", type=int, default=5, help="runs per command")
     parser.add_argument("--folder", default=None, help="folder for the data. Default: the system's temporary folder")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
     programs = args.program or ["repa-pipe"]
     cases = [(command, 0) for command in FINISHED] + [(command, 2) for command in IMPOSSIBLE]
+    run = encode_again if args.encode else measure
+    table: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folders = {program: Path(temporary) / str(number) for number, program in enumerate(programs)}
-        table = {"the sweep": [prepare(program, folder) for program, folder in folders.items()]}
-        _print(table, "the sweep")
+        if args.encode:
+            cases = [(command, 0) for command in FROM_NOTHING]
+            for folder in folders.values():
+                make_images(folder, args.encode)
+        else:
+            table["the sweep"] = [prepare(program, folder) for program, folder in folders.items()]
+            _print(table, "the sweep")
         for command, exit_code in cases:
             rounds = [
-                [measure(program, command, folder, exit_code) for program, folder in folders.items()]
+                [run(program, command, folder, exit_code) for program, folder in folders.items()]
                 for _ in range(args.runs)
             ]
             table[command] = [
