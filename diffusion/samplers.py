@@ -115,13 +115,14 @@ def euler(velocity: Velocity, x: Tensor, num_steps: int, heun: bool = False) -> 
     """
     _check_steps(num_steps)
     times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    given = times.to(x.device, x.dtype)  # all at once: a copy to a GPU in every step would wait for the steps before
     state = x.double()
     for step, (start, end) in enumerate(pairwise(times)):
         step_velocity = _at_step(velocity, start)
-        slope = _evaluate(step_velocity, state, start, x.dtype)
+        slope = _evaluate(step_velocity, state, given[step])
         next_state = state + (end - start) * slope
         if heun and step < num_steps - 1:
-            slope = (slope + _evaluate(step_velocity, next_state, end, x.dtype)) / 2
+            slope = (slope + _evaluate(step_velocity, next_state, given[step + 1])) / 2
             next_state = state + (end - start) * slope
         state = next_state
     return state
@@ -150,9 +151,10 @@ def euler_maruyama(velocity: Velocity, x: Tensor, num_steps: int, noise: Noise, 
     _check_steps(num_steps)
     times = torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64)
     times = torch.cat([times, times.new_zeros(1)])
+    given = times.to(x.device, x.dtype)  # all at once, as in `euler`
     state = x.double()
     for step, (start, end) in enumerate(pairwise(times)):
-        slope = _evaluate(_at_step(velocity, start), state, start, x.dtype)
+        slope = _evaluate(_at_step(velocity, start), state, given[step])
         diffusion = 2 * start
         drift = slope - diffusion / 2 * interpolant.score(slope, state, start)
         span = end - start  # negative
@@ -171,5 +173,5 @@ def _at_step(velocity: Velocity, start: Tensor) -> Velocity:
     return velocity.at_step(float(start)) if isinstance(velocity, GuidedVelocity) else velocity
 
 
-def _evaluate(velocity: Velocity, state: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-    return velocity(state.to(dtype), t.to(state.device, dtype)).double()
+def _evaluate(velocity: Velocity, state: Tensor, t: Tensor) -> Tensor:
+    return velocity(state.to(t.dtype), t).double()

@@ -312,3 +312,13 @@ def mutations() -> Any:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def host_waits() -> Any:
+    """The class HostWaits of tests/host_waits.py."""
+    spec = importlib.util.spec_from_file_location("host_waits", Path(__file__).with_name("host_waits.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.HostWaits

@@ -64,7 +64,7 @@ class Sampler:
         config = self._config
         generators = [self._streams.of_image(i) for i in indices]
         shape = self._plain.state_shape
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self._device)
+        noise = _moved([torch.randn(shape, generator=generator) for generator in generators], self._device)
         labels = torch.tensor([self._label(i) for i in indices], device=self._device)
         velocity = guided(
             partial(self._model, project=False),
@@ -111,9 +111,15 @@ def _guidance_scales(config: SampleConfig, model: SiT) -> Tensor | None:
 def _step_noise(generators: list[torch.Generator]) -> Noise:
     def noise(step: int, like: Tensor) -> Tensor:
         draws = [torch.randn(like.shape[1:], generator=generator, dtype=like.dtype) for generator in generators]
-        return torch.stack(draws).to(like.device)
+        return _moved(draws, like.device)
 
     return noise
+
+
+def _moved(draws: list[Tensor], device: torch.device) -> Tensor:
+    """Stack draws of the CPU on the device; a GPU copies them from pinned memory while the host continues."""
+    stacked = torch.stack(draws)
+    return stacked.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else stacked.to(device)
 
 
 def _listed_labels(config: SampleConfig, sit: SiTConfig) -> tuple[int, ...]:

@@ -206,6 +206,22 @@ def test_guidance_of_heuns_second_evaluation_follows_the_start_of_the_step():
     ]
 
 
+@pytest.mark.parametrize("mode", ["euler", "heun", "sde"])
+def test_the_host_waits_for_no_step(host_waits, mode):
+    """The state is on another device than the times; a copy per step would wait for all earlier work of that device."""
+    x, noise = torch.zeros(2, 3, device="meta"), lambda step, like: torch.zeros_like(like)
+    copies = []
+    for steps in (2, 7):
+        velocity = guided(lambda x, t, labels: (x * t[:, None], []), torch.zeros(2, device="meta"), 10, 3.0, 0.3, 0.6)
+        with host_waits() as waits:
+            if mode == "sde":
+                euler_maruyama(velocity, x, steps, noise, Interpolant("linear"))
+            else:
+                euler(velocity, x, steps, heun=mode == "heun")
+        copies.append(len(waits.copies))
+    assert copies == [1, 1]  # all times at once
+
+
 def test_samplers_build_no_autograd_graph():
     weight = torch.ones((), requires_grad=True)
     assert not euler(lambda x, t: weight * x, torch.ones(2), 2).requires_grad
