@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 # make install CONSTRAINTS=constraints.txt installs the exact versions of the lock file
 CONSTRAINTS ?=
+# tests run in one process per core; one that has finished its part takes tests from the others
+PROCESSES := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: help install demo site test test-slow test-lowest audit lint format lock
 
@@ -21,11 +23,13 @@ $(VENV)/.installed: pyproject.toml
 demo: install  ## encode, train and sample on real images, then write an HTML report
 	$(BIN)/repa-pipe demo
 
+test test-slow test-lowest: export OMP_NUM_THREADS = 1
+
 test: install lint  ## run lint and all tests but the slow ones (minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PROCESSES)
 
 test-slow: install  ## run only the slow tests (35 minutes, up to 10 GB of memory)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PROCESSES) -m slow
 
 # Dependencies that users get at their declared lowest versions; test tools, and what dependencies need, at the newest.
 test-lowest: install  ## run the tests with the lowest versions that pyproject.toml allows (build/lowest, 7 GB)
@@ -34,7 +38,7 @@ test-lowest: install  ## run the tests with the lowest versions that pyproject.t
 	$(BIN)/uv pip compile --quiet --no-deps --resolution lowest-direct --extra demo --extra cloud --extra ray-train pyproject.toml > build/lowest.txt
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/lowest
 	$(BIN)/uv pip install --quiet --python build/lowest --editable '.[demo,dev]' --constraint build/lowest.txt
-	build/lowest/bin/python -m pytest
+	build/lowest/bin/python -m pytest $(PROCESSES)
 
 audit: install  ## look up the versions of constraints.txt in the database of known vulnerabilities (needs a network)
 	$(BIN)/python -m pip install --quiet pip-audit

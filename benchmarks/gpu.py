@@ -6,8 +6,10 @@ Parts, each in a process of its own with a time limit; together at most 40 minut
 takes too long is recorded with its error, and the next one begins:
 
     tests          the tests that are skipped without CUDA
-    step           training steps of SiT-S, B, L and XL: from memory, from the store, with the encoder online; MFU
-    step, giant    the same with the widest encoder
+    step           training steps of SiT-S, B and L: from memory, from the store, with the encoder online; MFU
+    step, float8   the same of SiT-XL, also with products in float8 (torchao)
+    loss, float8   losses of SiT-S after 2,000 steps with and without float8
+    step, giant    steps with the widest encoder
     sample         images per second with and without guidance, compared with the published loop
     encode models  images per second of the VAE, the encoder, and both
     decode codes   cost of decoding int8 and int4 tokens, with and without torch.compile
@@ -46,29 +48,41 @@ class Part:
 
 
 PARTS = [
-    Part("tests", 4, "-m pytest -q -k cuda {tests}", "-m pytest -q -k cuda {tests}/metrics/test_cuda.py"),
+    Part("tests", 3, "-m pytest -q -k cuda {tests}", "-m pytest -q -k cuda {tests}/metrics/test_cuda.py"),
     Part(
         "step",
-        14,
-        "{here}/step.py --model SiT-S/2 SiT-B/2 SiT-L/2 SiT-XL/2 --batch-size 128 --peak-tflops {peak} --out OUT",
+        9,
+        "{here}/step.py --model SiT-S/2 SiT-B/2 SiT-L/2 --batch-size 128 --peak-tflops {peak} --out OUT",
         "{here}/step.py --model SiT-T/2 --batch-size 1 --steps 1 --rounds 1 --samples 8 --precision fp32 --out OUT",
     ),
     Part(
-        "step, giant",
+        "step, float8",
         6,
+        "{here}/step.py --model SiT-XL/2 --float8 --batch-size 128 --peak-tflops {peak} --out OUT",
+        "",  # torchao is not among the development tools
+    ),
+    Part(
+        "loss, float8",
+        4,
+        "{here}/step.py --model SiT-S/2 --float8 --loss-steps 2000 --batch-size 128 --rounds 1 --out OUT",
+        "",
+    ),
+    Part(
+        "step, giant",
+        4,
         "{here}/step.py --model SiT-B/2 --encoder dinov2-vit-g --batch-size 128 --samples 2048 --out OUT",
         "",  # a billion weights are too many for a CPU
     ),
     Part(
         "sample",
-        5,
+        4,
         "{here}/sample.py --model SiT-XL/2 --vae {vae} --images 128 --batch-size 64 --num-steps 50 --precision bf16 "
         "--rounds 3 --compile --cfg-scale 1.8 --out OUT",
         "{here}/sample.py --model SiT-T/8 --resolution 64 --images 2 --batch-size 2 --num-steps 1 --rounds 1 --out OUT",
     ),
     Part(
         "sample, no guidance",
-        4,
+        3,
         "{here}/sample.py --model SiT-XL/2 --vae {vae} --images 128 --batch-size 64 --num-steps 50 --precision bf16 "
         "--rounds 3 --compile --cfg-scale 1 --out OUT",
         "",

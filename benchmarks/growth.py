@@ -1,6 +1,7 @@
 """Time and memory that a store of 1.28, 10 and 100 million samples costs: to open, to the first batch, to describe.
 
-    python benchmarks/growth.py [--samples 1281167 10000000 100000000] [--rounds 3] [--folder DIR]
+    python benchmarks/growth.py [--samples 1281167 10000000 100000000] [--rounds 3] [--shard-size 1024]
+        [--folder DIR] [--figure FILE.svg]
 
 Metadata, labels, sample index and commit records are real and differ between shards. The samples are holes in sparse
 files, and all shards of an array are links to the same one, so the disk has no influence on reading samples. Each round
@@ -8,7 +9,8 @@ is a new process. It opens the store and both its groups (`open_s`, with `metada
 dataset of a run (`dataset_s`), which lists the valid samples, and reads the first batch of 256 samples from latents and
 tokens, with its place in the order of the epoch (`first_batch_s`). `later_batch_ms` is the median of 20 more. Memory is
 that of the process without imports: after the dataset was created (`dataset_mb`), its peak until the first batch
-(`peak_mb`), and after 20 more batches (`after_mb`), each with the buffers of batches.
+(`peak_mb`), and after 20 more batches (`after_mb`), each with the buffers of batches. `info_s` is `store info`.
+`--figure` draws time and memory over the number of samples (`pip install '.[bench]'`).
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from repa_pipe.stores.layout import (
     ArraySpec,
     GroupSpec,
     commit_file,
+    default_shard_size,
     num_shards,
     shard_file,
     shard_range,
@@ -48,7 +51,6 @@ from repa_pipe.stores.metadata_writer import consolidate, create_root_node, writ
 from repa_pipe.stores.writer import create_group, shard_index
 
 ENCODER = "dinov2-vit-b"
-SHARD_SIZE = 1024
 INDEX_ROWS = 1 << 20  # written at a time
 
 OPEN = """
@@ -97,13 +99,13 @@ print(json.dumps({"info_s": time.perf_counter() - start}))
 """
 
 
-def sparse_store(path: Path, count: int) -> None:
+def sparse_store(path: Path, count: int, shard_size: int | None = None) -> None:
     """Create a store of `count` samples, of which only labels, sample index, metadata and commit records take space."""
     manifest = Manifest(
         num_samples=count,
         resolution=256,
         crop="none",
-        shard_size=SHARD_SIZE,
+        shard_size=shard_size or default_shard_size(count),
         index_digest="",
         class_names=tuple(map(str, range(1000))),
         source={"kind": "folder", "path": "none"},
@@ -156,7 +158,9 @@ def record_of(path: Path, manifest: Manifest, spec: GroupSpec, shard: int) -> di
     samples = len(shard_range(shard, manifest.num_samples, manifest.shard_size))
     files, checksums = {}, np.zeros((manifest.shard_size, len(spec.arrays)), dtype="<u4")
     for column, array in enumerate(spec.arrays):
-        files[f"{array.name}/{shard_file(array, shard)}"] = write_holes(path / spec.path, array, shard, samples)
+        files[f"{array.name}/{shard_file(array, shard)}"] = write_holes(
+            path / spec.path, array, shard, samples, manifest.shard_size
+        )
         checksums[:samples, column] = crc32c(np.zeros(array.sample_bytes, np.uint8))
     file = path / spec.path / CRC32C / f"c/{shard}/0"
     file.parent.mkdir(parents=True)
@@ -166,8 +170,8 @@ def record_of(path: Path, manifest: Manifest, spec: GroupSpec, shard: int) -> di
     return unstructure(new_commit(spec.path, shard, files, sources, ()))
 
 
-def write_holes(folder: Path, array: ArraySpec, shard: int, samples: int) -> dict[str, int]:
-    tail = shard_index(samples, array.sample_bytes, SHARD_SIZE)
+def write_holes(folder: Path, array: ArraySpec, shard: int, samples: int, shard_size: int) -> dict[str, int]:
+    tail = shard_index(samples, array.sample_bytes, shard_size)
     file = folder / array.name / shard_file(array, shard)
     file.parent.mkdir(parents=True)
     with file.open("wb") as out:
@@ -183,25 +187,53 @@ def measured(path: Path, script: str) -> dict[str, float]:
     return found
 
 
+def draw(rows: list[dict[str, float]], file: Path) -> None:
+    """Draw times and memory over the number of samples, on logarithmic axes, each with a line of linear growth."""
+    from matplotlib.figure import Figure
+
+    times = {
+        "open_s": "open",
+        "dataset_s": "create the dataset",
+        "first_batch_s": "first batch",
+        "info_s": "store info",
+    }
+    memory = {"dataset_mb": "dataset", "peak_mb": "until the first batch", "after_mb": "after 20 more batches"}
+    counts = [row["samples"] for row in rows]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, names, unit in zip(figure.subplots(1, 2), (times, memory), ("seconds", "MB"), strict=True):
+        for name, label in names.items():
+            axes.loglog(counts, [row[name] for row in rows], marker="o", label=label)
+        lowest = min(row[name] for row in rows[:1] for name in names)
+        axes.loglog(counts, [lowest * count / counts[0] for count in counts], "k:", linewidth=1, label="linear growth")
+        axes.set(xlabel="samples", ylabel=unit)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=at_least(1), nargs="+", default=[1_281_167, 10_000_000, 100_000_000])
     parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser.add_argument("--shard-size", type=at_least(1), default=None, help="samples per shard; default: as encode")
     parser.add_argument("--folder", type=Path, default=None, help="keep the stores here, and use those that exist")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
+    parser.add_argument("--figure", type=Path, default=None, help="image file for the figure, such as growth.svg")
     args = parser.parse_args()
-    rows = []
+    rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for count in args.samples:
             path = (args.folder or Path(temporary)) / f"store-{count}"
             if not path.exists():
-                sparse_store(path, count)
+                sparse_store(path, count, args.shard_size)
             rounds = [measured(path, OPEN) | measured(path, INFO) for _ in range(args.rounds)]
             row = {name: round(statistics.median(each[name] for each in rounds), 3) for name in rounds[0]}
             rows.append({"samples": count} | row)
             print(json.dumps(rows[-1]), flush=True)
     if args.out:
         args.out.write_text(json.dumps({"rounds": args.rounds, "rows": rows}, indent=1) + "\n")
+    if args.figure:
+        draw(rows, args.figure)
 
 
 if __name__ == "__main__":

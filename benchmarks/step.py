@@ -12,6 +12,10 @@ to take the same step are timed in turn, `--rounds` times each; results are medi
 A breakdown of the step from memory follows. The device is synchronized after every part, so the sum is more than the
 time of a step, whose parts overlap.
 
+With `--float8`, a second row follows with the matrix products of the blocks in float8 (torchao, `pip install
+'.[bench]'`, an H100 or later). `--loss-steps 2000` takes as many more steps from the store and adds the mean loss of
+the last tenth, to compare both.
+
 The weights of the encoder are random. MFU counts three forward passes of the model (without recomputation) relative to
 `--peak-tflops`.
 """
@@ -26,18 +30,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from itertools import islice, repeat
+from itertools import islice, product, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from arguments import at_least
 from synthetic import sample_bytes, synthetic_store
+from torch import nn
 
 from repa_pipe.config import TrainConfig
 from repa_pipe.models.flops import sit_flops
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
+from repa_pipe.pipeline.runtime.progress import progress
 from repa_pipe.pipeline.training.prefetch import prefetch_to_device
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.pipeline.training.trainer import Trainer
@@ -90,7 +96,30 @@ def online_batches(
         yield batch._replace(patch_tokens=[encode(images)])
 
 
-def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path) -> dict[str, object]:
+def use_float8(blocks: nn.Module, emulate: bool) -> None:
+    """Compute the products of attention and MLP in float8, scaled per tensor; weights stay float32.
+
+    Modulation stays as it is: its products have one row per image, too few for a gain.
+    """
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    convert_to_float8_training(
+        blocks,
+        module_filter_fn=lambda _, name: name.endswith(layers),
+        config=Float8LinearConfig(emulate=emulate),
+    )
+
+
+def late_loss(trainer: Trainer, batches: Iterator[Batch], steps: int) -> float:
+    """Take steps; return the mean loss of the last tenth."""
+    losses = [trainer.train_step(batch)[0] for batch in islice(batches, steps)]
+    return float(torch.stack(losses[-max(1, steps // 10) :]).mean())
+
+
+def measure(
+    model: str, encoder: str, args: argparse.Namespace, store_path: Path, float8: bool = False
+) -> dict[str, object]:
     """Time all three ways for one model and encoder; return one row of the result."""
     with open_store(store_path) as store, tempfile.TemporaryDirectory() as runs:
         config = TrainConfig(
@@ -104,6 +133,8 @@ def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path
         config = resolve(config, store)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32  # as `train` does
         trainer = Trainer(config, store, device, DistributedContext(0, 1), RunFolder(Path(runs)))
+        if float8:
+            use_float8(trainer.model.blocks, emulate=device.type == "cpu")
         sit = trainer.model.config
         flops = sit_flops(model, sit.input_size, sit.in_channels, sit.z_dims)
         encode = online_encoder(encoder, device)
@@ -118,12 +149,13 @@ def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path
                 seconds["store"].append(timed(trainer, batches, args.steps))
                 seconds["online"].append(timed(trainer, online_batches(batch, encode, images), args.steps))
             parts = breakdown(trainer, batch, args.steps)
+            loss = late_loss(trainer, batches, args.loss_steps) if args.loss_steps else None
     step = {name: statistics.median(values) for name, values in seconds.items()}
     row: dict[str, object] = {
         "model": model,
         "encoder": encoder,
         "batch_size": args.batch_size,
-        "precision": args.precision,
+        "precision": f"{args.precision}, float8" if float8 else args.precision,
         **{f"{name}_images_per_s": round(args.batch_size / value, 1) for name, value in step.items()},
         "store_over_memory": round(step["memory"] / step["store"], 3),
         "store_over_online": round(step["online"] / step["store"], 3),
@@ -131,6 +163,8 @@ def measure(model: str, encoder: str, args: argparse.Namespace, store_path: Path
         "forward_gflops_an_image": round(flops / 1e9, 2),
         "samples_mib_a_second": round(args.batch_size / step["store"] * sample_bytes(store) / 2**20),
     }
+    if loss is not None:
+        row["loss"] = round(loss, 4)
     if args.peak_tflops:
         row["mfu"] = round(3 * flops * args.batch_size / step["store"] / (args.peak_tflops * 1e12), 3)
     if device.type == "cuda":
@@ -158,6 +192,8 @@ def breakdown(trainer: Trainer, batch: Batch, steps: int) -> dict[str, float]:
         (trainer.objective, "inputs"),
         (trainer, "_call"),
         (trainer, "_accumulate_gradients"),
+        (nn.utils, "clip_grad_norm_"),
+        (trainer.nonfinite, "check"),
         (trainer.optimizer, "step"),
         (trainer.ema, "update"),
     ]
@@ -171,11 +207,25 @@ def breakdown(trainer: Trainer, batch: Batch, steps: int) -> dict[str, float]:
         "draws_and_decoding": spent["inputs"],
         "forward": spent["_call"],
         "backward": spent["_accumulate_gradients"] - spent["_call"],
+        "gradient_norm": spent["clip_grad_norm_"],
+        "finite_check": spent["check"],
         "optimizer": spent["step"],
         "ema": spent["update"],
     }
-    named["clipping_and_rest"] = max(0.0, total - sum(named.values()))
-    return {name: round(1000 * seconds / (steps + 2), 1) for name, seconds in named.items()}
+    named["rest"] = max(0.0, total - sum(named.values()))
+    per_step = {name: seconds / (steps + 2) for name, seconds in named.items()}
+    per_step["logging"] = logging_seconds(trainer, batch)
+    return {name: round(1000 * seconds, 2) for name, seconds in per_step.items()}
+
+
+def logging_seconds(trainer: Trainer, batch: Batch, steps: int = 300) -> float:
+    """Return seconds per step for metrics, progress line and the rows that are written every 100 steps."""
+    values = trainer.train_step(batch)
+    with closing(trainer._open_monitor(None)) as monitor, progress("log", steps, "steps") as bar:
+        start = time.perf_counter()
+        for step in range(1, steps + 1):
+            monitor.log_step(trainer.step + step, values, 0.0, bar, {})
+        return (time.perf_counter() - start) / steps
 
 
 def main() -> None:
@@ -187,6 +237,8 @@ def main() -> None:
     parser.add_argument("--steps", type=at_least(1), default=20, help="steps per measurement, after two for warm-up")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="number of rounds")
     parser.add_argument("--samples", type=at_least(1), default=4096, help="samples in the store")
+    parser.add_argument("--float8", action="store_true", help="also measure with products in float8")
+    parser.add_argument("--loss-steps", type=int, default=0, help="more steps, whose last losses are compared")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="peak TFLOP/s of the device, for MFU")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
@@ -195,8 +247,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             store = Path(folder) / "store"
             synthetic_store(store, encoder, args.samples)
-            for model in args.model:
-                rows.append(measure(model, encoder, args, store))
+            for model, float8 in product(args.model, [False, True] if args.float8 else [False]):
+                rows.append(measure(model, encoder, args, store, float8))
                 print(json.dumps(rows[-1]), flush=True)
                 if args.out:
                     args.out.write_text(json.dumps(rows, indent=1))

@@ -151,6 +151,14 @@ def end_workers(raised: pytest.ExceptionInfo[BaseException]) -> None:
     traceback.clear_frames(raised.tb)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    report = yield
+    # names that are not UTF-8 stand in captured logs; the processes of pytest-xdist cannot send them to each other
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Use an empty cache folder instead of the user's."""

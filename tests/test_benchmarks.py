@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 PARTS = {
@@ -142,3 +143,22 @@ def test_everything_for_a_gpu_runs_in_its_smallest_form(tmp_path):
     subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable}, timeout=600)
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert {part["part"] for part in parts} == {"tests", "step", "sample", "encode models", "decode codes"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_products_of_blocks_in_float8_keep_names_and_almost_the_output(benchmark):
+    pytest.importorskip("torchao")
+    from repa_pipe.models.sit import make_sit, sit_config
+
+    torch.manual_seed(0)
+    model = make_sit(sit_config("SiT-T/2", input_size=8, in_channels=4, num_classes=10, z_dims=(16,)))
+    for block in model.blocks:
+        torch.nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.02)
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.02)
+    names = list(model.state_dict())
+    inputs = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 1])
+    exact = model.eval()(*inputs)[0]
+    benchmark("step").use_float8(model.blocks, emulate=True)
+    rounded = model(*inputs)[0]
+    assert list(model.state_dict()) == names
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.1

@@ -26,7 +26,7 @@ MASK = np.arange(10) % 3 == 0
         torch.tensor([4, -4]),
         pa.array([7, 8]),
     ],
-    ids=repr,
+    ids=str,
 )
 def test_rows_are_those_that_numpy_selects(indices):
     expected = np.arange(10)[indices if isinstance(indices, slice) else np.asarray(indices)]
