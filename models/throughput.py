@@ -8,17 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 RESOLUTION = 256
-ENCODERS = {  # images per second
-    "dinov2-vit-b": 5401.0,
-    "dinov2-vit-l": 1919.0,
-    "dinov2-vit-g": 596.0,
-    "clip-vit-L": 1823.0,
-    "mae-vit-l": 2081.0,
-    "jepa-vit-h": 944.0,
+
+
+class Measured(NamedTuple):
+    """Images per second, and FLOPs per image, which are recorded because counting them takes a second per model."""
+
+    speed: float
+    flops: int
+
+
+ENCODERS = {
+    "dinov2-vit-b": Measured(5401.0, 46_322_454_528),
+    "dinov2-vit-l": Measured(1919.0, 162_023_964_672),
+    "dinov2-vit-g": Measured(596.0, 598_780_133_376),
+    "clip-vit-L": Measured(1823.0, 162_023_964_672),
+    "mae-vit-l": Measured(2081.0, 162_118_336_512),
+    "jepa-vit-h": Measured(944.0, 333_245_317_120),
 }
-STEPS = {"SiT-B/2": 2249.0, "SiT-L/2": 792.0, "SiT-XL/2": 513.0}  # images per second of complete training steps
+STEPS = {  # complete training steps; FLOPs of the forward pass alone
+    "SiT-B/2": Measured(2249.0, 49_762_009_088),
+    "SiT-L/2": Measured(792.0, 165_413_388_288),
+    "SiT-XL/2": Measured(513.0, 241_394_155_520),
+}
 READING = 0.005  # cost of reading the store, as a fraction of a training step whose batch is already on the GPU
 VAE_FLOPS_PER_SECOND = 1e14  # assumed: no VAE has been measured
 
@@ -42,11 +56,10 @@ def peak_flops_per_second(device: str, precision: str) -> float | None:
 def encoder_seconds(name: str, resolution: int) -> tuple[float, str]:
     """Return an encoder's seconds per image on the H100, and how the figure was obtained."""
     if name in ENCODERS and resolution == RESOLUTION:
-        return 1 / ENCODERS[name], "measured"
+        return 1 / ENCODERS[name].speed, "measured"
     from .flops import encoder_flops
 
-    measured = {known: encoder_flops(known, RESOLUTION) for known in ENCODERS}
-    return _estimate(encoder_flops(name, resolution), measured, ENCODERS)
+    return _estimate(encoder_flops(name, resolution), ENCODERS)
 
 
 def vae_seconds(name: str, resolution: int) -> tuple[float, str]:
@@ -60,14 +73,15 @@ def vae_seconds(name: str, resolution: int) -> tuple[float, str]:
 def step_seconds(model: str, input_size: int, channels: int, widths: tuple[int, ...]) -> tuple[float, str]:
     """Return a training step's seconds per image on the H100, reading a store, and how the figure was obtained."""
     if model in STEPS and input_size == RESOLUTION // 8:
-        return 1 / STEPS[model], "measured"
+        return 1 / STEPS[model].speed, "measured"
     from .flops import sit_flops
 
-    measured = {known: sit_flops(known, RESOLUTION // 8, 4, (768,)) for known in STEPS}
-    return _estimate(sit_flops(model, input_size, channels, widths), measured, STEPS)
+    return _estimate(sit_flops(model, input_size, channels, widths), STEPS)
 
 
-def _estimate(flops: int, measured: Mapping[str, int], speeds: Mapping[str, float]) -> tuple[float, str]:
+def _estimate(flops: int, measured: Mapping[str, Measured]) -> tuple[float, str]:
     """Assume the FLOP/s of the measured model whose FLOPs per image are closest, as a ratio."""
-    nearest = min(measured, key=lambda name: abs(math.log(measured[name] / flops)))
-    return flops / (measured[nearest] * speeds[nearest]), f"estimated from FLOPs at the speed of {nearest}"
+    nearest = min(measured, key=lambda name: abs(math.log(measured[name].flops / flops)))
+    return flops / (
+        measured[nearest].flops * measured[nearest].speed
+    ), f"estimated from FLOPs at the speed of {nearest}"

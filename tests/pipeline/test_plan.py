@@ -6,7 +6,7 @@ import pytest
 from repa_pipe.config import PlanConfig
 from repa_pipe.errors import ConfigError
 from repa_pipe.models import throughput
-from repa_pipe.models.flops import encoder_flops
+from repa_pipe.models.flops import encoder_flops, sit_flops
 from repa_pipe.pipeline import plan
 from repa_pipe.pipeline.encoding import batch_size
 
@@ -44,6 +44,16 @@ def test_hours_are_divided_among_gpus_and_doubled_by_flips():
     assert hours == pytest.approx(1e6 / 5401 / 3600)
     assert plan_of(gpus=4, flip=True).costs[1].hours == pytest.approx(hours / 2)
     assert plan_of(gpus=4).payback_epochs == plan_of().payback_epochs
+
+
+@pytest.mark.parametrize("name", ["dinov2-vit-b", "jepa-vit-h"])
+def test_recorded_flops_of_encoders_are_those_counted(name):
+    assert throughput.ENCODERS[name].flops == encoder_flops(name, throughput.RESOLUTION)
+
+
+@pytest.mark.parametrize("name", throughput.STEPS)
+def test_recorded_flops_of_steps_are_those_counted(name):
+    assert throughput.STEPS[name].flops == sit_flops(name, throughput.RESOLUTION // 8, 4, (768,))
 
 
 def test_the_time_of_an_unmeasured_encoder_is_estimated_from_flops():
