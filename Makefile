@@ -47,15 +47,20 @@ audit: install  ## look up the versions of constraints.txt in the database of kn
 	  grep --quiet --extended-regexp 'could not be audited|ConnectionError' build/audit.txt \
 	    && echo 'nothing was audited: pypi.org gave no answer (no network?)'; tail -n 1 build/audit.txt; exit 1; }
 
-site: install  ## build the documentation site in build/site
+# The files of the package without those around them (.venv, tests), for tools that read all of a package.
+PARTS := $(wildcard *.py) py.typed $(patsubst %/,%,$(dir $(wildcard */__init__.py)))
+build/types/repa_pipe: $(PARTS)
+	@rm -rf build/types && mkdir -p $@
+	@ln -s $(PARTS:%=../../../%) $@
+
+site: install build/types/repa_pipe  ## build the documentation site in build/site
 	$(BIN)/python -m mkdocs build --strict
 
-lint: install  ## check formatting, style, spelling, wording, types and the direction of imports
+lint: install build/types/repa_pipe  ## check formatting, style, spelling, wording, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/python tests/wording.py
-	@mkdir -p build/types && ln -sfn ../.. build/types/repa_pipe
 	MYPYPATH=build/types $(BIN)/mypy -p repa_pipe
 	$(BIN)/lint-imports
 
