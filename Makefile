@@ -28,7 +28,7 @@ test test-slow test-lowest: export OMP_NUM_THREADS = 1
 test: install lint  ## run lint and all tests but the slow ones (minutes)
 	$(BIN)/python -m pytest $(PROCESSES)
 
-test-slow: install  ## run only the slow tests (35 minutes, up to 10 GB of memory)
+test-slow: install  ## run only the slow tests (25 to 45 minutes, up to 10 GB of memory)
 	$(BIN)/python -m pytest $(PROCESSES) -m slow
 
 # Dependencies that users get at their declared lowest versions; test tools, and what dependencies need, at the newest.

@@ -14,7 +14,8 @@ from ..errors import StoreError
 from .layout import commit_file
 from .manifest import Commit, Quarantined, committed_shards, read_commit
 
-KEPT = 4096  # records in memory, of about 8 KB; groups of up to this many shards have all of theirs read on first use
+KEPT = 4096  # groups of up to this many shards have all of their records read on first use, and kept
+IN_USE = 1024  # records of larger groups in memory, of 8 to 50 KB: reading needs them when it opens the arrays of a shard
 READERS = 8  # threads: records on a network file system take half a millisecond each
 PART = 1024  # records that a thread reads at a time
 _NONE = b'"quarantined": []'  # in a record as it is written; within a text, quotation marks have a backslash
@@ -38,8 +39,9 @@ class CommitRecords(Mapping[int, Commit]):
         self._store, self._group, self._require_fitting = store, group, require_fitting
         self._shards = committed_shards(store, group)
         self._quarantined: dict[int, Sequence[Quarantined]] = {}  # of the shards that were read
-        self._read = functools.lru_cache(maxsize=KEPT)(self._read_record)
-        if len(self._shards) <= KEPT:
+        small = len(self._shards) <= KEPT
+        self._read = functools.lru_cache(maxsize=KEPT if small else IN_USE)(self._read_record)
+        if small:
             for shard in self:
                 self[shard]
 
