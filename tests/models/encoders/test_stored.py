@@ -13,13 +13,15 @@ from repa_pipe.stores.layout import features_group
 
 REFERENCE = Path(__file__).parents[2] / "reference"
 QUICK = ["dinov2-vit-s", "dinov2reg-vit-b", "mocov3-vit-s", "dinov2-vit-b_512"]
-LONG = [  # the two largest, of a billion weights each, are compared in test_encoder.py
+LONG = [
     "dinov2-vit-b",
     "dinov2-vit-l",
+    "dinov2-vit-g",
     "dinov1-vit-b",
     "mocov3-vit-b",
     "mocov3-vit-l",
     "clip-vit-L",
+    "jepa-vit-h",
     "mae-vit-l",
 ]
 HALF_ROUNDING = 2.0**-11  # relative rounding error of float16
