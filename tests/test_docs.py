@@ -28,7 +28,7 @@ PACKAGES = ("config", "diffusion", "metrics", "models", "pipeline", "sources", "
 @pytest.mark.slow
 def test_the_site_builds(tmp_path):
     pytest.importorskip("material", reason="mkdocs-material is not installed")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "repa-pipe rank" in (tmp_path / "site" / "ablations.html").read_text()
