@@ -28,7 +28,7 @@ test test-slow test-lowest: export OMP_NUM_THREADS = 1
 test: install lint  ## run lint and all tests but the slow ones (minutes)
 	$(BIN)/python -m pytest $(PROCESSES)
 
-test-slow: install  ## run only the slow tests (25 to 45 minutes, up to 10 GB of memory)
+test-slow: install  ## run only the slow tests (up to an hour, up to 10 GB of memory)
 	$(BIN)/python -m pytest $(PROCESSES) -m slow
 
 # Dependencies that users get at their declared lowest versions; test tools, and what dependencies need, at the newest.
@@ -49,19 +49,19 @@ audit: install  ## look up the versions of constraints.txt in the database of kn
 
 # The files of the package without those around them (.venv, tests), for tools that read all of a package.
 PARTS := $(wildcard *.py) py.typed $(patsubst %/,%,$(dir $(wildcard */__init__.py)))
-build/types/repa_pipe: $(PARTS)
-	@rm -rf build/types && mkdir -p $@
+build/package/repa_pipe: $(PARTS)
+	@rm -rf build/package && mkdir -p $@
 	@ln -s $(PARTS:%=../../../%) $@
 
-site: install build/types/repa_pipe  ## build the documentation site in build/site
+site: install build/package/repa_pipe  ## build the documentation site in build/site
 	$(BIN)/python -m mkdocs build --strict
 
-lint: install build/types/repa_pipe  ## check formatting, style, spelling, wording, types and the direction of imports
+lint: install build/package/repa_pipe  ## check formatting, style, spelling, wording, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/python tests/wording.py
-	MYPYPATH=build/types $(BIN)/mypy -p repa_pipe
+	MYPYPATH=build/package $(BIN)/mypy -p repa_pipe
 	$(BIN)/lint-imports
 
 format:  ## format the code and apply automatic fixes

@@ -99,13 +99,13 @@ print(json.dumps({"info_s": time.perf_counter() - start}))
 """
 
 
-def sparse_store(path: Path, count: int, shard_size: int | None = None) -> None:
+def sparse_store(path: Path, count: int, shard_size: int) -> None:
     """Create a store of `count` samples, of which only labels, sample index, metadata and commit records take space."""
     manifest = Manifest(
         num_samples=count,
         resolution=256,
         crop="none",
-        shard_size=shard_size or default_shard_size(count),
+        shard_size=shard_size,
         index_digest="",
         class_names=tuple(map(str, range(1000))),
         source={"kind": "folder", "path": "none"},
@@ -223,12 +223,13 @@ def main() -> None:
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for count in args.samples:
-            path = (args.folder or Path(temporary)) / f"store-{count}"
+            shard_size = args.shard_size or default_shard_size(count)
+            path = (args.folder or Path(temporary)) / f"store-{count}-{shard_size}"
             if not path.exists():
-                sparse_store(path, count, args.shard_size)
+                sparse_store(path, count, shard_size)
             rounds = [measured(path, OPEN) | measured(path, INFO) for _ in range(args.rounds)]
             row = {name: round(statistics.median(each[name] for each in rounds), 3) for name in rounds[0]}
-            rows.append({"samples": count} | row)
+            rows.append({"samples": count, "shard_size": shard_size} | row)
             print(json.dumps(rows[-1]), flush=True)
     if args.out:
         args.out.write_text(json.dumps({"rounds": args.rounds, "rows": rows}, indent=1) + "\n")

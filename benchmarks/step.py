@@ -44,6 +44,7 @@ from repa_pipe.models.flops import sit_flops
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.runtime.progress import progress
+from repa_pipe.pipeline.runtime.seeds import seed_weights
 from repa_pipe.pipeline.training.prefetch import prefetch_to_device
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.pipeline.training.trainer import Trainer
@@ -113,7 +114,10 @@ def use_float8(blocks: nn.Module, emulate: bool) -> None:
 
 def late_loss(trainer: Trainer, batches: Iterator[Batch], steps: int) -> float:
     """Take steps; return the mean loss of the last tenth."""
-    losses = [trainer.train_step(batch)[0] for batch in islice(batches, steps)]
+    losses = []
+    for batch in islice(batches, steps):
+        losses.append(trainer.train_step(batch)[0])
+        trainer.step += 1
     return float(torch.stack(losses[-max(1, steps // 10) :]).mean())
 
 
@@ -132,6 +136,7 @@ def measure(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = resolve(config, store)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32  # as `train` does
+        seed_weights(config.seed)  # so that losses with and without float8 begin with the same weights
         trainer = Trainer(config, store, device, DistributedContext(0, 1), RunFolder(Path(runs)))
         if float8:
             use_float8(trainer.model.blocks, emulate=device.type == "cpu")

@@ -4,7 +4,6 @@ A multiply-add counts as two operations. Matrix products, attention and convolut
 """
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from .sit import SIT_PRESETS, SiTConfig, make_sit
 from .vae import create_vae_on_meta
 
 
-@cache
 def encoder_flops(name: str, resolution: int) -> int:
     """Return the FLOPs of an encoder's forward pass, up to its last block or to the feature map that it returns.
 
@@ -38,7 +36,6 @@ def encoder_flops(name: str, resolution: int) -> int:
     )
 
 
-@cache
 def vae_flops(name_or_path: str | Path, resolution: int) -> int:
     """Return the FLOPs of a VAE's encoder. A Hugging Face name may download the config."""
     model = create_vae_on_meta(name_or_path)

@@ -81,7 +81,5 @@ def step_seconds(model: str, input_size: int, channels: int, widths: tuple[int, 
 
 def _estimate(flops: int, measured: Mapping[str, Measured]) -> tuple[float, str]:
     """Assume the FLOP/s of the measured model whose FLOPs per image are closest, as a ratio."""
-    nearest = min(measured, key=lambda name: abs(math.log(measured[name].flops / flops)))
-    return flops / (
-        measured[nearest].flops * measured[nearest].speed
-    ), f"estimated from FLOPs at the speed of {nearest}"
+    name, nearest = min(measured.items(), key=lambda item: abs(math.log(item[1].flops / flops)))
+    return flops / (nearest.flops * nearest.speed), f"estimated from FLOPs at the speed of {name}"
