@@ -111,7 +111,7 @@ def ranges_of(store: Store, names: list[str], rows: np.ndarray[Any, Any]) -> Ran
         group = store.group(path)
         index = group.shard_indexes[array]
         for shard, place in zip(*(part.tolist() for part in np.divmod(rows, index.layout.shard_size)), strict=True):
-            start = int(index.offsets(shard, group.commits[shard])[place])
+            start = int(index.offsets(shard, group.commits)[place])
             key = str(index.shard_path(shard).relative_to(store.path))
             found.append((key, start, index.layout.spec.sample_bytes))
     return found

@@ -115,13 +115,14 @@ def _print(table: dict[str, list[Figures]], command: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", action="append", default=None, help="program to measure; repeatable")
+    parser.add_argument("--program", action="append", required=True, help="program to measure; repeatable")
     parser.add_argument("--encode", type=at_least(1), default=None, help="number of images to encode into a new store")
     parser.add_argument("--runs", type=int, default=5, help="runs per command")
     parser.add_argument("--folder", default=None, help="folder for the data. Default: the system's temporary folder")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
-    programs = args.program or ["repa-pipe"]
+    found = [shutil.which(program) or parser.error(f"{program} was not found") for program in args.program]
+    programs = [str(Path(program).absolute()) for program in found]  # commands run in other folders
     cases = [(command, 0) for command in FINISHED] + [(command, 2) for command in IMPOSSIBLE]
     run = encode_again if args.encode else measure
     table: dict[str, list[Figures]] = {}

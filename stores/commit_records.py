@@ -15,7 +15,7 @@ from .layout import commit_file
 from .manifest import Commit, Quarantined, committed_shards, read_commit
 
 KEPT = 4096  # groups of up to this many shards have all of their records read on first use, and kept
-IN_USE = 1024  # records of larger groups in memory, of 8 to 50 KB; they are needed when a shard is opened
+IN_USE = 256  # records of larger groups in memory, of 8 to 50 KB; they are needed when a shard is opened
 READERS = 8  # threads: records on a network file system take half a millisecond each
 PART = 1024  # records that a thread reads at a time
 _NONE = b'"quarantined": []'  # in a record as it is written; within a text, quotation marks have a backslash

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 READ_THREADS = LEVELS[-1]  # requests in flight at most
-GAP_BYTES = 1 << 17  # bytes that are fetched and dropped rather than making another request
+GAP_BYTES = 1 << 20  # bytes that are fetched and dropped rather than making another request; object_store's own value
 MERGED_BYTES = 1 << 22  # of a request for several parts; a larger one would be waited for alone
 WRITE_THREADS = 8  # files in flight; obstore also uploads the parts of a large file concurrently
 PART_BYTES = 1 << 22  # of a file that is downloaded in parts

@@ -102,6 +102,30 @@ def test_encode_is_measured_with_few_images(benchmark):
 
 
 @pytest.mark.slow
+def test_reading_from_an_object_store_is_measured_with_one_batch(benchmark, tmp_path, monkeypatch):
+    remote, out = benchmark("remote"), tmp_path / "rows.json"
+    monkeypatch.setattr(remote, "WARM_UP", 1)
+    words = ["remote.py", "--rounds", "1", "--latencies", "0", "--folder", str(tmp_path), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT", "AWS_ALLOW_HTTP"):
+        monkeypatch.setenv(name, "")  # the script sets them
+    remote.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 7
+    assert all(row["samples_per_s"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_start_up_is_measured_with_one_image(benchmark, tmp_path, monkeypatch):
+    startup, out = benchmark("startup"), tmp_path / "table.json"
+    program = str(Path(sys.executable).with_name("repa-pipe"))
+    words = ["startup.py", "--program", program, "--encode", "1", "--runs", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    startup.main()
+    assert all(seconds > 0 for [[seconds, _]] in json.loads(out.read_text())["table"].values())
+
+
+@pytest.mark.slow
 def test_a_store_survives_ten_kills_with_identical_bytes(tmp_path, benchmark):
     summary = benchmark("kill_encode").kill_runs(tmp_path, runs=10, images=48, seed=1)
     assert summary["killed"] >= 5
