@@ -8,6 +8,7 @@ concatenated. Tensor names are those of the published code (github.com/Martinser
 import torch
 from torch import Tensor, nn
 
+from ..layers.embedders import unpatchify
 from .config import SiTConfig
 from .layers import FinalLayer
 from .model import SiT
@@ -72,7 +73,7 @@ class EntangledSiT(SiT):
 
     def _velocity(self, tokens: Tensor, condition: Tensor) -> Tensor:
         patches, cls_velocity = self.final_layer(tokens, condition)
-        return self.pack(self._unpatchify(patches), cls_velocity)
+        return self.pack(unpatchify(patches, self.config.patch_size), cls_velocity)
 
 
 class EntangledFinalLayer(FinalLayer):

@@ -12,16 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import CheckpointError, ConfigError
+from ..layers.embedders import LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_position_embedding, unpatchify
 from .config import SiTConfig
-from .layers import (
-    FinalLayer,
-    LabelEmbedder,
-    PatchEmbed,
-    SiTBlock,
-    TimestepEmbedder,
-    make_projector,
-    sincos_position_embedding,
-)
+from .layers import FinalLayer, SiTBlock, make_projector
 from .tensor_names import current_names
 
 
@@ -37,12 +30,11 @@ class SiT(nn.Module):
         self.config = config
         self.checkpoint_blocks = False
         self.grid_size = config.input_size // config.patch_size
-        self.x_embedder = PatchEmbed(config)
-        self.t_embedder = TimestepEmbedder(config)
-        self.y_embedder = LabelEmbedder(config)
-        self.pos_embed = nn.Parameter(
-            sincos_position_embedding(config.hidden_size, self.grid_size), requires_grad=False
-        )
+        width = config.hidden_size
+        self.x_embedder = PatchEmbed(config.in_channels, config.patch_size, width)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = LabelEmbedder(config.num_classes + (config.class_dropout_prob > 0), width)
+        self.pos_embed = nn.Parameter(sincos_position_embedding(width, self.grid_size), requires_grad=False)
         self.blocks = nn.ModuleList(SiTBlock(config) for _ in range(config.depth))
         self.projectors = nn.ModuleList(make_projector(config, z_dim) for z_dim in config.z_dims)
         self.final_layer = FinalLayer(config)
@@ -101,7 +93,7 @@ class SiT(nn.Module):
         return tokens, self.t_embedder(t, tokens.dtype) + self.y_embedder(labels)
 
     def _velocity(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        return self._unpatchify(self.final_layer(tokens, condition))
+        return unpatchify(self.final_layer(tokens, condition), self.config.patch_size)
 
     def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
         result: Tensor
@@ -110,12 +102,6 @@ class SiT(nn.Module):
         else:
             result = block(tokens, condition)
         return result
-
-    def _unpatchify(self, patches: Tensor) -> Tensor:
-        """Rearrange patches [B, N, p * p * C] to [B, C, H, W]."""
-        grid, side, size = self.grid_size, self.config.patch_size, self.config.input_size
-        pixels = patches.reshape(len(patches), grid, grid, side, side, -1)  # [B, row, column, p, q, C]
-        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, size, size)
 
 
 def drop_labels(labels: Tensor, drop_mask: Tensor, num_classes: int) -> Tensor:

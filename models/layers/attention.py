@@ -1,0 +1,39 @@
+"""Self-attention with queries, keys and values from one matrix."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from .linear import linear
+from .rotary import Rotary
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens [B, N, D].
+
+    Args:
+        width: channels of a token.
+        num_heads: number of heads.
+        norm: builds the norm of queries and keys over a head's channels, applied before rotation; None for no norm.
+    """
+
+    def __init__(self, width: int, num_heads: int, norm: Callable[[int], nn.Module] | None = None) -> None:
+        super().__init__()
+        self.num_heads, self.head_width = num_heads, width // num_heads
+        self.qkv = linear(width, 3 * width)
+        self.q_norm = norm(self.head_width) if norm else nn.Identity()
+        self.k_norm = norm(self.head_width) if norm else nn.Identity()
+        self.proj = linear(width, width)
+
+    def forward(self, tokens: Tensor, rotary: Rotary | None = None) -> Tensor:
+        """Return tokens [B, N, D]."""
+        batch, count, _ = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.num_heads, self.head_width)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, head width]
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rotary is not None:
+            query, key = rotary(query), rotary(key)
+        mixed = scaled_dot_product_attention(query, key, value)
+        result: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return result

@@ -1,0 +1,38 @@
+"""Rotary positions of a square grid of tokens (arXiv 2104.09864), as EVA-02 and LightningDiT rotate them."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Rotary(nn.Module):
+    """Rotates queries and keys by the position of their token.
+
+    The first half of a head's channels turns with the row, the second half with the column; neighboring pairs of
+    channels turn together. The tables are in the published checkpoints, and therefore in the state dict.
+
+    Args:
+        head_width: channels of a head, a multiple of 4.
+        grid_size: side of the grid.
+        unrotated: tokens after those of the grid, which are not rotated.
+    """
+
+    freqs_cos: Tensor
+    freqs_sin: Tensor
+
+    def __init__(self, head_width: int, grid_size: int, unrotated: int = 0) -> None:
+        super().__init__()
+        half = head_width // 2
+        frequencies = 10_000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
+        line = torch.outer(torch.arange(grid_size, dtype=torch.float64), frequencies).repeat_interleave(2, dim=1)
+        rows = line[:, None, :].expand(-1, grid_size, -1)
+        columns = line[None, :, :].expand(grid_size, -1, -1)
+        angles = torch.cat([rows, columns], dim=2).flatten(0, 1)
+        angles = torch.cat([angles, angles.new_zeros(unrotated, head_width)])
+        self.register_buffer("freqs_cos", angles.cos().float())
+        self.register_buffer("freqs_sin", angles.sin().float())
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """Rotate queries or keys [B, heads, N, head_width]."""
+        even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+        return (heads * self.freqs_cos + turned * self.freqs_sin).to(heads.dtype)
