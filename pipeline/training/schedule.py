@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from ...config import TrainConfig
 
@@ -14,11 +15,44 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         config: the settings of the run, as `resolve` returns them.
         step: the step, counted from 0: the number of optimizer steps before it.
     """
-    if step < config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    if config.lr_schedule == "constant":
-        return config.learning_rate
-    assert config.lr_decay_steps is not None  # resolved
-    progress = min(1.0, (step - config.warmup_steps) / (config.lr_decay_steps - config.warmup_steps))
-    left = (1 + math.cos(math.pi * progress)) / 2 if config.lr_schedule == "cosine" else 1 - progress
-    return config.learning_rate * left
+    return decayed(
+        step,
+        config.learning_rate,
+        0.0,
+        config.lr_schedule,
+        start=config.warmup_steps,
+        end=config.lr_decay_steps,  # resolved
+        warm_up=0,
+    )
+
+
+def decayed(
+    step: int,
+    base: float,
+    final: float,
+    kind: Literal["constant", "cosine", "linear"],
+    *,
+    start: int,
+    end: int | None,
+    warm_up: int | None,
+) -> float:
+    """Return a rate that decays from `base` at step `start` to `final` at step `end`.
+
+    Args:
+        step: the step, counted from 0.
+        base: rate until the decay.
+        final: rate after it.
+        kind: course of the decay.
+        start: its first step.
+        end: its last step; not needed without a decay.
+        warm_up: steps of the linear increase that come before step 0: 0, or 1 in RAE, whose first rate is not 0. None
+            to keep the rate at `base` before the decay.
+    """
+    if step < start:
+        return base if warm_up is None else base * (step + warm_up) / start
+    if kind == "constant":
+        return base
+    assert end is not None
+    progress = min(1.0, (step - start) / (end - start))
+    left = (1 + math.cos(math.pi * progress)) / 2 if kind == "cosine" else 1 - progress
+    return final + (base - final) * left
