@@ -15,6 +15,7 @@ from ..weight_files import weights_sha256
 from .entry import EncoderEntry, token_grid
 from .registry import REGISTRY, TIMM_NAMES, is_of_timm, parse_name
 from .sizes import require_encoder_resolution, set_input_size
+from .token_choice import TokenChoice
 
 Fingerprint = dict[str, str | int | float | list[int]]
 
@@ -61,8 +62,8 @@ def load_encoder(
     """Load a frozen encoder.
 
     Args:
-        name: one of `encoder_names()` or `timm:MODEL`, optionally with `@block=N` for the tokens after block N of a
-            vision transformer (counted from 1).
+        name: one of `encoder_names()` or `timm:MODEL`, optionally with what `token_choice` reads after an `@`: for
+            a vision transformer, `@block=N` for the tokens after block N (counted from 1).
         weights: a published checkpoint file, or a folder that holds it under REPA's name or its published name; None
             downloads it from the encoder's hub.
         resolution: side of the images in pixels, a multiple of 16.
@@ -75,12 +76,12 @@ def load_encoder(
     """
     dtype = autocast_dtype(dtype, "an encoder")
     token_grid(resolution)
-    entry, block = parse_name(name)
+    entry, choice = parse_name(name)
     if is_of_timm(name):
         require_encoder_resolution(name, resolution)
     path = None if weights is None else Path(weights).expanduser()
     model = entry.weights.load(name, entry.architecture, entry.options, path)
-    return Encoder(name, entry, model, block=block, resolution=resolution, device=torch.device(device), dtype=dtype)
+    return Encoder(name, entry, model, choice=choice, resolution=resolution, device=torch.device(device), dtype=dtype)
 
 
 class Encoder:
@@ -96,7 +97,7 @@ class Encoder:
         entry: EncoderEntry,
         model: nn.Module,
         *,
-        block: int | None,
+        choice: TokenChoice,
         resolution: int,
         device: torch.device,
         dtype: torch.dtype | None,
@@ -107,12 +108,15 @@ class Encoder:
         self.num_tokens = token_grid(resolution) ** 2
         self.has_cls_token = entry.has_cls_token
         self._entry = entry
-        self._index = block - 1 if block is not None else entry.last_index
+        self._choice = choice
+        self._indices = choice.indices or [entry.last_index]
         self._input_size = entry.input_size(resolution)
         self._device = device
         self._dtype = dtype
         digest = weights_sha256(model.state_dict())
         positions = _set_input_size(model, self._input_size)
+        if choice.plain_norm:
+            model.norm = _without_weights(model.norm)
         self._model: Any = model.requires_grad_(False).eval().to(device)
         self.fingerprint: Fingerprint = {
             "encoder": name,
@@ -121,7 +125,7 @@ class Encoder:
             "preprocessing": entry.preprocessing.describe(resolution, self._input_size),
             "input_size": self._input_size,
             "positions": positions,
-            "block": _describe_block(entry, block),
+            "block": _describe_block(entry, choice),
             "token_grid": [token_grid(resolution)] * 2,
             "token_resampling": self._describe_resampling(),
             "precision": "float32" if dtype is None else f"{precision_name(dtype)} autocast, float32 weights",
@@ -158,15 +162,24 @@ class Encoder:
     def _features(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the feature map [B, D, h, w] and prefix tokens [B, P, D] of the selected block or stage."""
         options: dict[str, Any] = {
-            "indices": [self._index],
+            "indices": self._indices,
             "norm": self._entry.final_norm,
             "stop_early": True,
             "intermediates_only": True,
         }
         if not self.has_cls_token:
-            return self._model.forward_intermediates(pixels, **options)[0], None
-        features, prefix = self._model.forward_intermediates(pixels, return_prefix_tokens=True, **options)[0]
-        return features, prefix
+            return self._combined(self._model.forward_intermediates(pixels, **options)), None
+        found = self._model.forward_intermediates(pixels, return_prefix_tokens=True, **options)
+        return self._combined([features for features, _ in found]), found[-1][1]
+
+    def _combined(self, maps: list[Tensor]) -> Tensor:
+        """Combine the feature maps [B, D, h, w] of several layers as RAEv2 does."""
+        if not self._choice.layers:
+            return maps[0]
+        mean = torch.stack([each.float() for each in maps]).mean(dim=0)
+        if self._entry.layer_rule == "mean":
+            return mean
+        return mean + maps[-1].float().mean(dim=(2, 3), keepdim=True)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self._dtype is not None:
@@ -212,12 +225,24 @@ def _grid(model: Any) -> str | None:
     return None if grid is None else "x".join(str(side) for side in grid)
 
 
-def _describe_block(entry: EncoderEntry, block: int | None) -> str:
+def _without_weights(norm: Any) -> nn.Module:
+    """Return a layer norm like this one, without weight and bias."""
+    assert isinstance(norm, nn.LayerNorm)
+    return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+
+
+def _describe_block(entry: EncoderEntry, choice: TokenChoice) -> str:
     """Return the fingerprint's description of the block or feature map. Its wording must not change."""
-    if block is None:
+    if choice.block is None:
         return f"feature map {entry.stage}, one vector in {entry.patch}x{entry.patch} pixels"
     norm = "after the final norm" if entry.final_norm else "before the final norm"
-    return f"{block} of {entry.depth}, {norm}"
+    if choice.plain_norm:
+        norm = f"{norm} without weight and bias"
+    if choice.layers:
+        blocks = ", ".join(str(layer + 1) for layer in choice.layers)
+        extra = " plus the mean over the tokens of the last" if entry.layer_rule == "mean and global" else ""
+        return f"mean of {blocks} of {entry.depth}{extra}, {norm}"
+    return f"{choice.block} of {entry.depth}, {norm}"
 
 
 def _resample(features: Tensor, grid: int) -> Tensor:

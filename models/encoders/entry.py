@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ...errors import ConfigError
 from .onnx_weights import OnnxWeights
@@ -26,6 +26,8 @@ class EncoderEntry:
         stage: index of the feature map that is taken from a hierarchical network; None for a vision transformer.
         has_cls_token: whether a class token comes with the patch tokens.
         final_norm: whether tokens are taken after the final norm.
+        layer_rule: how RAEv2 combines several layers: their mean, for DINOv3 plus the mean over the tokens of the last
+            one; None if that is unknown.
         image_size: the only input size that the network accepts; None if it accepts others.
         options: arguments of `timm.create_model`.
     """
@@ -41,6 +43,7 @@ class EncoderEntry:
     stage: int | None = None
     has_cls_token: bool = True
     final_norm: bool = True
+    layer_rule: Literal["mean", "mean and global"] | None = None
     image_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 

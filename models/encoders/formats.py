@@ -101,6 +101,26 @@ def misfit_message(path: Path, name: str, problem: str, origin: str) -> str:
     )
 
 
+def _dinov2_tensors(tensors: Tensors, names: Sequence[str]) -> Tensors:
+    return _fold_register_positions(_joined_qkv(tensors), names)
+
+
+def _joined_qkv(tensors: Tensors) -> Tensors:
+    """Join queries, keys and values, which are tensors of their own in transformers' files."""
+    import torch
+
+    joined = {}
+    for name, tensor in tensors.items():
+        block, part, kind = name.rpartition(".attn.query.")
+        if not part:
+            if not re.search(r"\.attn\.(key|value)\.", name):
+                joined[name] = tensor
+            continue
+        parts = [tensors.get(f"{block}.attn.{each}.{kind}") for each in ("query", "key", "value")]
+        joined[f"{block}.attn.qkv.{kind}"] = torch.cat([each for each in parts if each is not None])
+    return joined
+
+
 def _fold_register_positions(tensors: Tensors, _: Sequence[str]) -> Tensors:
     """DINOv2 with registers: timm's files have the class token's position embedding already added to it."""
     if "register_tokens" not in tensors:
@@ -129,9 +149,24 @@ def _rename_by_order(tensors: Tensors, names: Sequence[str]) -> Tensors:
 
 
 TIMM = PublishedFormat()
+# Meta's files, and those of transformers (facebook/dinov2-with-registers-base), which RAE loads
 DINOV2 = PublishedFormat(
-    renames=((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")),
-    convert=_fold_register_positions,
+    dropped=r"head\..*|(embeddings\.)?mask_token",
+    renames=(
+        (r"\.mlp\.w12\.", ".mlp.fc1."),
+        (r"\.mlp\.w3\.", ".mlp.fc2."),
+        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^embeddings\.", ""),
+        (r"^encoder\.layer\.", "blocks."),
+        (r"^layernorm\.", "norm."),
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+        (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+        (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+        (r"\.attention\.output\.dense\.", ".attn.proj."),
+        (r"\.attention\.attention\.", ".attn."),
+    ),
+    convert=_dinov2_tensors,
 )
 # The code that wrote the published files misnamed four tensors. RCG and REPA correct the same four.
 MOCOV3 = PublishedFormat(

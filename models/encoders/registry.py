@@ -5,7 +5,6 @@ Names are REPA's, architectures timm's. Token choice and preprocessing follow RE
 """
 
 import difflib
-import re
 from pathlib import Path
 
 from ...errors import ConfigError
@@ -15,6 +14,7 @@ from .entry import EncoderEntry
 from .onnx_weights import OnnxWeights
 from .preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from .timm_entry import timm_entry
+from .token_choice import TokenChoice, parse_choice
 from .weights import PublishedWeights, efficientnet_lite0_package
 
 IMAGENET = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -36,6 +36,7 @@ def _dinov2(size: str, letter: str, width: int, depth: int, *, recording: str, r
         width=width,
         depth=depth,
         patch=14,
+        layer_rule="mean",
         preprocessing=IMAGENET,
         license="apache-2.0",
         verified_by=_recording(recording),
@@ -207,7 +208,7 @@ TIMM_NAMES: dict[str, str] = {
 
 
 def find_entry(name: str) -> EncoderEntry:
-    """Return the entry of an encoder by name, without `@block=N`.
+    """Return the entry of an encoder by name, without what stands after an `@`.
 
     Raises:
         ConfigError: the name is unknown. The message suggests similar names.
@@ -224,21 +225,15 @@ def find_entry(name: str) -> EncoderEntry:
     raise ConfigError(f"unknown encoder {name!r}.{suggestion} Expected one of {', '.join(known)}, or timm:MODEL")
 
 
-def parse_name(name: str) -> tuple[EncoderEntry, int | None]:
-    """Split `NAME@block=N` into the name's entry and the block, counted from 1 and by default the last."""
-    base, at, selection = name.partition("@")
+def parse_name(name: str) -> tuple[EncoderEntry, TokenChoice]:
+    """Split `NAME@block=N` into the name's entry and the choice of tokens, by default those of the last block.
+
+    Raises:
+        ConfigError: the name is unknown, or the encoder does not have such tokens.
+    """
+    base, _, options = name.partition("@")
     entry = find_entry(base)
-    if not at:
-        return entry, entry.depth
-    match = re.fullmatch(r"block=(\d+)", selection)
-    if match is None:
-        raise ConfigError(f"encoder {name!r}: expected NAME@block=N, found {at + selection!r} after the name")
-    block = int(match.group(1))
-    if entry.depth is None:
-        raise ConfigError(f"encoder {name!r}: {base} has no numbered blocks; remove {at + selection!r}")
-    if not 1 <= block <= entry.depth:
-        raise ConfigError(f"encoder {name!r}: expected blocks 1 to {entry.depth} of {base}, found {block}")
-    return entry, block
+    return entry, parse_choice(name, base, entry, options)
 
 
 def check_encoder_name(name: str) -> None:

@@ -37,6 +37,7 @@ def timm_entry(model_name: str) -> EncoderEntry:
         stage=stage,
         has_cls_token=_has_cls_token(model),
         final_norm=plain,
+        layer_rule="mean and global" if "_dinov3" in model_name and "eupe" not in model_name else None,
         image_size=_fixed_input_size(model),
         preprocessing=Preprocessing(
             mean=tuple(config["mean"]),

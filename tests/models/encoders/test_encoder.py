@@ -147,6 +147,27 @@ def test_last_block_is_the_default(published_file, images):
     assert torch.equal(default(images).patch_tokens, last(images).patch_tokens)
 
 
+def test_a_plain_norm_is_the_final_norm_without_weight_and_bias(published_file, images):
+    name, file = "dinov2-vit-s", published_file("dinov2-vit-s")
+    usual, plain = load_encoder(name, weights=file), load_encoder(f"{name}@norm=plain", weights=file)
+    entry = find_entry(name)
+    norm = entry.weights.load(name, entry.architecture, entry.options, file).norm
+    found, expected = plain(images), usual(images)
+    for tokens, affine in ((found.patch_tokens, expected.patch_tokens), (found.cls_token, expected.cls_token)):
+        assert relative_error((tokens * norm.weight + norm.bias).detach(), affine.numpy()) < 1e-5
+    assert plain.fingerprint["block"] == "12 of 12, after the final norm without weight and bias"
+    assert plain.fingerprint["weights_sha256"] == usual.fingerprint["weights_sha256"]
+
+
+def test_layers_are_combined_as_in_raev2(published_file, images):
+    name, file = "dinov2-vit-s", published_file("dinov2-vit-s")
+    combined = load_encoder(f"{name}@layers=3.8.11", weights=file)  # counted from 0
+    single = [load_encoder(f"{name}@block={block}+norm=plain", weights=file) for block in (4, 9, 12)]
+    mean = torch.stack([encoder(images).patch_tokens for encoder in single]).mean(dim=0)
+    assert relative_error(combined(images).patch_tokens, mean.numpy()) < 1e-6
+    assert combined.fingerprint["block"] == "mean of 4, 9, 12 of 12, after the final norm without weight and bias"
+
+
 @pytest.mark.parametrize("resolution", [64, 512])
 def test_other_resolutions_keep_one_token_per_sixteen_pixels(published_file, resolution):
     encoder = load_encoder("mocov3-vit-s", weights=published_file("mocov3-vit-s"), resolution=resolution)
@@ -300,6 +321,15 @@ def test_truncated_file_is_reported(published_file, tmp_path):
         ("dinov2-vit-b@block=13", "blocks 1 to 12"),
         ("dinov2-vit-b@block=0", "blocks 1 to 12"),
         ("dinov2-vit-b@layer=3", "NAME@block=N"),
+        ("dinov2-vit-b@norm=affine", "NAME@norm=plain"),
+        ("dinov2-vit-b@block=3+block=4", "NAME@block=N"),
+        ("dinov2-vit-b@block=3+layers=2.3", "block and layers exclude each other"),
+        ("dinov2-vit-b@layers=3.12", "layers 0 to 11"),
+        ("dinov2-vit-b@layers=11.3", "different layers in ascending order, found 11.3"),
+        ("dinov2-vit-b@layers=3.3", "different layers in ascending order, found 3.3"),
+        ("mocov3-vit-s@layers=1.2", "known for DINOv2 and DINOv3 only, found mocov3-vit-s"),
+        ("clip-vit-L@norm=plain", "clip-vit-L gives tokens before its final norm"),
+        ("efficientnet-lite0@norm=plain", "no numbered blocks"),
         ("efficientnet-lite0@block=2", "no numbered blocks"),
     ],
 )

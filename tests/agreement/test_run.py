@@ -1,0 +1,42 @@
+"""The comparison with recorded figures: every file agrees, and the comparison can fail."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+FILES = ["lightningdit", "rae_ditdh", "rae_stage1", "raev2_ditig", "raev2_layers", "repae_sit"]
+spec = importlib.util.spec_from_file_location("agreement_run", Path(__file__).with_name("run.py"))
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_recorded_output_agrees(name, tmp_path):
+    path = shutil.copy(REFERENCE / f"{name}.npz", tmp_path / "other.npz")  # the method is not known by the file's name
+    assert run.compare(path) == []
+
+
+def test_an_output_that_differs_or_is_not_computed_is_reported(tmp_path, monkeypatch, capsys):
+    with np.load(REFERENCE / "rae_ditdh.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["eval_v"][0, 0, 0, 0] += 1
+    arrays["eval_other"] = arrays["eval_v"]
+    path = tmp_path / "figures.npz"
+    np.savez(path, **arrays)
+    monkeypatch.setattr("sys.argv", ["run.py", str(path)])
+    assert run.main() == 1
+    told = capsys.readouterr().err
+    assert "eval_v differs by" in told
+    assert "eval_other was not computed" in told
+    assert len(told.splitlines()) == 2
+
+
+def test_a_file_of_an_unknown_method_is_refused(tmp_path):
+    np.savez(tmp_path / "figures.npz", config=json.dumps({"model": {}}))
+    with pytest.raises(SystemExit, match="belongs to none of lightningdit"):
+        run.compare(tmp_path / "figures.npz")
