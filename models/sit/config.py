@@ -134,7 +134,7 @@ _FAMILIES = {
 SIT_PRESETS = {
     f"SiT-{family}/{patch_size}": _preset(patch_size, sizes)
     for family, sizes in _FAMILIES.items()
-    for patch_size in (2, 4, 8)
+    for patch_size in (1, 2, 4, 8)
 }
 
 
