@@ -33,7 +33,7 @@ from .config import (
     recipe_names,
 )
 from .config.source import PLUG_IN_HELP
-from .errors import RepaPipeError
+from .errors import ConfigError, RepaPipeError
 from .options import (
     PATH_TEXT,
     OrderedGroup,
@@ -435,17 +435,44 @@ def store_ls(store: str, class_name: str | None, quarantined: bool, limit: int) 
 
 @store.command("stats", positional=("store",))
 @_store_option
-@click.option("--vae", required=True, help="VAE whose latents are measured.")
+@click.option("--vae", default=None, help="VAE whose latents are measured: scale and bias per channel.")
+@click.option("--encoder", default=None, help="Encoder whose tokens are measured: mean and variance, as latents (RAE).")
+@click.option(
+    "--per",
+    type=click.Choice(["channel", "position", "all"]),
+    default="position",
+    show_default=True,
+    help="What --encoder averages over: images and positions (one number per channel), images alone (as RAE), or all.",
+)
+@click.option("--flip", is_flag=True, help="Also measure the flipped views of --encoder.")
+@click.option(
+    "--shards", default=None, metavar="FIRST:STOP", help="Shards to measure, without the last. Default: all shards."
+)
+@click.option(
+    "--from-file",
+    type=PATH_TEXT,
+    default=None,
+    help="Record mean and var of this file, as RAE publishes them, for --encoder, instead of measuring.",
+)
+@click.option("--note", default=None, help="What to record about the statistics of --encoder, such as their source.")
 @click.option(
     "--write",
     is_flag=True,
-    help="Record the measured values in the store. Runs started before can then no longer be resumed.",
+    help="Record the measured values in the store. With --vae, runs started before can then no longer be resumed.",
 )
-def store_stats(store: str, vae: str, write: bool) -> None:
-    """Measure scale and bias of the latents per channel."""
-    from .pipeline.store_tools import inspection
+def store_stats(store: str, vae: str | None, encoder: str | None, write: bool, **options: Any) -> None:
+    """Measure scale and bias of latents, or mean and variance of tokens.
 
-    echo(inspection.stats(store, vae, write))
+    Measuring tokens with --write can be stopped; the same command continues.
+    """
+    from .pipeline.store_tools import inspection, statistics
+
+    if vae is not None and encoder is None:
+        echo(inspection.stats(store, vae, write))
+    elif encoder is not None and vae is None:
+        echo(statistics.run(store, statistics.options_of(encoder, write=write, **options)))
+    else:
+        raise ConfigError("expected either --vae or --encoder")
 
 
 @store.command("verify", positional=("store",))

@@ -22,6 +22,7 @@ from .files import confined, fsync_directory
 from .layout import COMMITS, CRC32C, LABEL, SAMPLES_FILE, commit_file, num_shards, shard_file
 from .manifest import committed_shards
 from .remote import RemoteFiles, is_url, local_folder
+from .statistics import PERS, read_statistics, statistics_file
 from .store import Store, open_store
 from .verify_shard import DAMAGE, Problem, ShardVerifier
 from .zarr_metadata import read_node
@@ -74,7 +75,7 @@ def verify_store(
         jobs: list[ShardVerifier] = []
         for name in _group_names(store) if groups is None else groups:
             found, missing, shards = _plan_group(store, name, keys)
-            problems += found
+            problems += found + _verify_statistics(store, name)
             incomplete |= {name: missing} if missing else {}
             jobs += shards
         done, total = 0, sum(job.num_bytes for job in jobs)
@@ -153,6 +154,19 @@ def _verify_root(store: Store) -> tuple[pa.ChunkedArray | None, list[Problem]]:
         )
         for i in wrong
     ]
+
+
+def _verify_statistics(store: Store, group: str) -> list[Problem]:
+    """Return the problems of the recorded statistics of a features group."""
+    problems = []
+    for per in PERS if group in store and group.startswith("features/") else ():
+        try:
+            read_statistics(store, group, per)
+        except RemoteError:
+            raise
+        except DAMAGE as error:
+            problems.append(Problem(array=statistics_file(group, per), what=f"cannot be read ({error})"))
+    return problems
 
 
 def _plan_group(

@@ -13,6 +13,7 @@ from ...stores import Group, Store, open_store
 from ...stores.layout import latents_group, num_shards
 from ...stores.metadata_writer import consolidate, copy_is_current, record_digests, set_attributes
 from ...stores.remote import is_url, local_folder
+from ...stores.statistics import PERS, read_statistics
 from ...stores.verify import VerifyReport, drop_bad_shards, verify_store
 from ..artifacts.image_counts import count_images
 from ..reporting.tables import count_text
@@ -40,6 +41,7 @@ def _lines_about(path: str, store: Store) -> list[str]:
     total = num_shards(len(store), manifest.shard_size)
     for name in store.group_names():
         lines += _describe(store.group(name), total)
+        lines += _statistics_of(store, name)
     return lines
 
 
@@ -57,6 +59,21 @@ def _describe(group: Group, total: int) -> list[str]:
         f"{count_text(len(group.quarantined), 'image', 'images')} quarantined",
         f"    per sample: {arrays}; weights sha256 {weights}…{notes}",
     ]
+
+
+def _statistics_of(store: Store, group: str) -> list[str]:
+    """Describe the recorded statistics of a features group."""
+    if not group.startswith("features/"):
+        return []
+    lines = []
+    for per in PERS:
+        try:
+            found = read_statistics(store, group, per)
+        except StoreError as error:  # the rest can be shown
+            lines.append(f"    statistics per {per}: {error}")
+            continue
+        lines += [f"    statistics per {per}: {found.record.describe()}"] if found else []
+    return lines
 
 
 def list_samples(path: str, class_name: str | None, quarantined: bool, limit: int) -> str:
