@@ -461,7 +461,7 @@ def store_ls(store: str, class_name: str | None, quarantined: bool, limit: int) 
     help="Record the measured values in the store. With --vae, runs started before can then no longer be resumed.",
 )
 def store_stats(store: str, vae: str | None, encoder: str | None, write: bool, **options: Any) -> None:
-    """Measure scale and bias of latents, or mean and variance of tokens.
+    """Measure the latents of a VAE, or the tokens of an encoder.
 
     Measuring tokens with --write can be stopped; the same command continues.
     """

@@ -1,4 +1,4 @@
-"""`repa-pipe store stats` of an encoder: mean and variance of encoder tokens, with which they are normalized as latents."""
+"""`repa-pipe store stats` of an encoder: mean and variance of tokens, with which they are normalized as latents."""
 
 from __future__ import annotations
 
