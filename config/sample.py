@@ -71,6 +71,13 @@ class SampleConfig(Config):
     vae: str | None = option(
         MODEL, "VAE that decodes the latents. Default: the VAE that encoded the store.", None, path=PathKind.MODEL
     )
+    decoder: str | None = option(
+        MODEL,
+        "Decoder of latents that are encoder tokens (RAE): folder or Hugging Face name of a diffusers AutoencoderRAE. "
+        "Default: none.",
+        None,
+        path=PathKind.MODEL,
+    )
     global_seed: int = option(SAMPLING, "Random seed; image i depends only on the seed and on i.", 0)
     ema: bool = option(MODEL, "Use the EMA weights.", True)
     precision: Precision = option(HARDWARE, MODEL_PRECISION_HELP, "fp32")

@@ -30,7 +30,16 @@ class TrainConfig(Config):
 
     kind: ClassVar[str] = "train"
     added_later: ClassVar[frozenset[str] | None] = frozenset(
-        ("warmup_steps", "lr_schedule", "lr_decay_steps", "projector_kernel_size", "classes", "indices", "val_fraction")
+        (
+            "warmup_steps",
+            "lr_schedule",
+            "lr_decay_steps",
+            "projector_kernel_size",
+            "classes",
+            "indices",
+            "val_fraction",
+            "token_latents",
+        )
     )
 
     store: str = option(DATA, "Store to train from.", affects_result=False, path=PathKind.PATH)
@@ -51,6 +60,12 @@ class TrainConfig(Config):
     )
     vae: str | None = option(
         DATA, "VAE whose latents are used. Default: the only one in the store.", None, path=PathKind.MODEL
+    )
+    token_latents: str | None = option(
+        DATA,
+        "Encoder in the store whose patch tokens are the latents, instead of a VAE's (RAE). They are normalized by the "
+        "statistics that `store stats --encoder NAME --write` records. Default: a VAE's latents.",
+        None,
     )
     enc_type: tuple[str, ...] = option(
         DATA,
@@ -271,6 +286,12 @@ class TrainConfig(Config):
         gamma = self.spatial_norm
         self.require(gamma is None or 0 <= gamma <= 1, "spatial_norm", "expected a fraction from 0 to 1")
         self.require_no_repeats("enc_type")
+        self.require(not (self.token_latents and self.vae), "token_latents", "cannot be combined with --vae")
+        self.require(
+            not (self.token_latents and self.sampling_steps),
+            "token_latents",
+            "cannot be combined with --sampling-steps",
+        )
         self.require_no_repeats("classes")
         self.require_no_repeats("tag")
         self.require(self.val_steps is None or self.val_fraction > 0, "val_steps", "requires --val-fraction")

@@ -46,6 +46,11 @@ class RaeDecoder(nn.Module):
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1), persistent=False)
 
+    @property
+    def width(self) -> int:
+        """Width of the tokens that it decodes."""
+        return int(self.network.decoder_embed.in_features)
+
     def load(self, published: Mapping[str, Tensor], where: str) -> None:
         """Load the tensors of a decoder file strictly, under RAE's or diffusers' names.
 

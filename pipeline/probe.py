@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ProbeConfig
-from ..errors import DamagedCheckpointError, StoreError
+from ..errors import ConfigError, DamagedCheckpointError, StoreError
 from ..stores import Store, open_store
 from ..stores.files import atomic_write, remove_leftovers, write_json
 from ..stores.layout import features_group, latents_group
@@ -68,6 +68,11 @@ def run(config: ProbeConfig) -> ProbeResult:
     checkpoints = RunFolder(Path(config.checkpoint)).checkpoints() or [last]
     has_config = run_folder.config_file.exists()
     training = run_folder.read_config() if has_config else load_model(last, config.ema, unrecorded(config)).config
+    if training.token_latents:
+        raise ConfigError(
+            f"{config.checkpoint} was trained on tokens of {training.token_latents} (--token-latents): probe reads the "
+            "latents of a VAE"
+        )
     with open_store(config.store or training.store) as store:
         latents = store.vae_name(config.vae or str(training.vae))
         encoders = config.encoder or store.encoders

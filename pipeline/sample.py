@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import SampleConfig
+from ..models.rae_files import check_rae_decoder
 from ..models.vae_files import check_vae
 from ..models.weight_files import require_weights_file
 from .artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
@@ -55,6 +56,8 @@ def run(config: SampleConfig) -> SampleResult:
     else:
         if config.vae is not None and not config.uses_ray:  # on Ray, it needs to exist only on the nodes
             check_vae(config.vae)
+        if config.decoder is not None and not config.uses_ray:
+            check_rae_decoder(config.decoder)
         if config.latents_stats is not None and not config.uses_ray:
             require_weights_file(Path(config.latents_stats))
         result = _generate(config, checkpoint, files)

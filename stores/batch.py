@@ -19,21 +19,26 @@ class Batch(NamedTuple):
     Attributes:
         indices: `[B]` int64 in numpy: the samples.
         labels: `[B]` int64.
-        moments: `[B, 2C, h, w]`: mean and standard deviation of the posterior, unscaled.
+        moments: `[B, 2C, h, w]`: mean and standard deviation of the posterior, unscaled; None with `token_latents`.
         patch_tokens: per encoder `[B, N, D]` float16, or codes as the group's codec stores them.
         token_scales: per encoder `[B, N]` float16 if requested and the codec has scales, else None.
         cls_tokens: per encoder `[B, D]` float16 if requested and the encoder has class tokens, else None.
+        latent_tokens: `[B, N, D]` float16, or codes: the tokens that are the latents, with `token_latents`; else None.
+        latent_scales: `[B, N]` float16, their scales if the codec has scales, else None.
     """
 
     indices: npt.NDArray[np.int64]
     labels: torch.Tensor
-    moments: torch.Tensor
+    moments: torch.Tensor | None
     patch_tokens: list[torch.Tensor]
     token_scales: list[torch.Tensor | None]
     cls_tokens: list[torch.Tensor | None]
+    latent_tokens: torch.Tensor | None = None
+    latent_scales: torch.Tensor | None = None
 
     def __repr__(self) -> str:
-        named = {name: found for name, found in zip(self._fields, self, strict=True) if name != "indices"}
+        hidden = {"indices", *(name for name in ("latent_tokens", "latent_scales") if getattr(self, name) is None)}
+        named = {name: found for name, found in zip(self._fields, self, strict=True) if name not in hidden}
         return f"<Batch of {len(self.indices)} samples: {', '.join(f'{n} {_describe(v)}' for n, v in named.items())}>"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -54,12 +59,15 @@ class Batch(NamedTuple):
             patch_tokens=[move(tokens) for tokens in self.patch_tokens],
             token_scales=[move(scales) for scales in self.token_scales],
             cls_tokens=[move(token) for token in self.cls_tokens],
+            latent_tokens=move(self.latent_tokens),
+            latent_scales=move(self.latent_scales),
         )
 
     def tensors(self) -> list[torch.Tensor]:
         """Return all tensors of the batch."""
-        lists = (self.patch_tokens, self.token_scales, self.cls_tokens)
-        return [self.labels, self.moments, *(tensor for found in lists for tensor in found if tensor is not None)]
+        latents = [self.moments, self.latent_tokens, self.latent_scales]
+        lists = (latents, self.patch_tokens, self.token_scales, self.cls_tokens)
+        return [self.labels, *(tensor for found in lists for tensor in found if tensor is not None)]
 
 
 def _describe(value: Any) -> str:
@@ -97,6 +105,8 @@ def collate(batches: Sequence[Batch]) -> Batch:
         patch_tokens=join_lists("patch_tokens"),
         token_scales=join_lists("token_scales"),
         cls_tokens=join_lists("cls_tokens"),
+        latent_tokens=join([batch.latent_tokens for batch in batches]),
+        latent_scales=join([batch.latent_scales for batch in batches]),
     )
 
 

@@ -48,6 +48,8 @@ class AlignmentDataset(Base):
         store: an open store, its location, or a selection of its samples (`Store.select`). The groups that are read
             must be complete.
         latents: name of the VAE. None: the only one in the store.
+        token_latents: name of an encoder whose patch tokens are the latents (RAE), instead of a VAE's. It may be one of
+            `encoders` as well; the tokens are then read once.
         encoders: names of the encoders, in the order in which tokens are returned; a single one may be passed as a
             string. May be empty.
         batch_size: samples per global batch, over all ranks.
@@ -94,9 +96,12 @@ class AlignmentDataset(Base):
         process: bool = False,
         prefetch: int = 4,
         order: OrderName | None = None,
+        token_latents: str | None = None,
     ) -> None:
         if not 0 <= seed < 1 << 63:
             raise ConfigError(f"seed is {seed}: expected 0 to 2^63 - 1")
+        if latents and token_latents:
+            raise ConfigError(f"latents is {latents!r} and token_latents {token_latents!r}: expected only one of them")
         if prefetch < 1:
             raise ConfigError(f"prefetch is {prefetch}: expected at least 1 batch")
         self._owns_store = isinstance(store, str | Path)
@@ -105,10 +110,14 @@ class AlignmentDataset(Base):
         self.seed, self.window, self.prefetch = seed, window, prefetch
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.flip, self.alignment_steps = flip, alignment_steps
-        self.latents = latents_group(self.store.vae_name(latents) if latents else _only_vae(self.store))
+        self._has_moments = token_latents is None
+        if token_latents is not None:
+            self.latents = features_group(token_latents)
+        else:
+            self.latents = latents_group(self.store.vae_name(latents) if latents else _only_vae(self.store))
         self.features = [features_group(encoder) for encoder in as_names(encoders)]
         self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
-        groups = [self.latents, *self.features]
+        groups = list(dict.fromkeys([self.latents, *self.features]))
         self.rows = trainable_rows(chosen, groups, batch_size=batch_size, world_size=world_size, flip=flip)
         self._chosen_order = order
         self.use_order(order or default_order(len(self.store)))
@@ -208,10 +217,12 @@ class AlignmentDataset(Base):
         return Batch(
             indices=rows,
             labels=torch.from_numpy(self.store.labels_at(rows).astype(np.int64)),
-            moments=buffers[f"{self.latents}/moments"],
+            moments=buffers.get(f"{self.latents}/moments"),
             patch_tokens=tensors("tokens") if tokens else [],
             token_scales=tensors("token_scale") if tokens else [],
             cls_tokens=tensors("cls_token"),
+            latent_tokens=None if self._has_moments else buffers[f"{self.latents}/tokens"],
+            latent_scales=None if self._has_moments else buffers.get(f"{self.latents}/token_scale"),
         )
 
     def _past_the_page_cache(self, groups: Sequence[str]) -> dict[str, Any]:
@@ -234,9 +245,10 @@ class AlignmentDataset(Base):
         return self.__dict__ | {"_pool": None}
 
     def _array_names(self, features: Sequence[str], wanted: Sequence[str]) -> list[str]:
-        pairs = [(group, array) for group in features for array in wanted]
+        pairs = [(self.latents, array) for array in (["moments"] if self._has_moments else ["tokens", "token_scale"])]
+        pairs += [(group, array) for group in features for array in wanted]
         existing = [f"{group}/{array}" for group, array in pairs if array in self.store.group(group).shard_indexes]
-        return [f"{self.latents}/moments", *existing]
+        return list(dict.fromkeys(existing))
 
     def _take(self, name: str, count: int) -> torch.Tensor:
         group, array = name.rsplit("/", 1)

@@ -4,6 +4,7 @@ A checkpoint is a `torch.save` of plain values and tensors:
 `{"model", "ema", "opt", "scaler", "steps", "random_streams", "config", "sit", "store"}`. `model` and `ema` are SiT
 state dicts with the published names, `random_streams` is the version of the random streams (`runtime/seeds.py`; absent
 means 1), `sit` is the SiTConfig, `store` describes what the run was trained from (scale, bias, VAE, fingerprints).
+With token latents, `latents` holds their statistics, `{"mean", "var", "eps"}`.
 Finding one imports no torch, reading one does.
 """
 
@@ -31,10 +32,12 @@ from ..runtime.seeds import STREAMS_VERSION
 from .published import PUBLISHED, Unrecorded, find_published, published_model
 from .run_folder import RunFolder
 from .state_dicts import find_initial_weights
+from .token_statistics import read_normalization
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...diffusion.normalization import Normalization
     from ...models.sit import SiT, SiTConfig
 
 
@@ -50,12 +53,16 @@ class StoreMetadata:
     fingerprints: dict[str, dict[str, Any]]  # group → fingerprint
     samples: str | None = None  # digest of the samples trained on, if they were selected; None: all
     order: OrderName = ARGSORT  # of the samples and of those held out; not recorded if it is that of earlier versions
+    token_latents: str | None = None  # encoder whose tokens are the latents; then there is no VAE, scale or bias
+    statistics: str | None = None  # what identifies the statistics of these tokens
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         values = unstructure(self)
         if self.order == ARGSORT:
             del values["order"]
+        if self.token_latents is None:
+            del values["token_latents"], values["statistics"]
         return values
 
     @classmethod
@@ -69,6 +76,7 @@ class StoreMetadata:
             "images": (self.index_digest, other.index_digest),
             "scale of the latents": (self.latents_scale, other.latents_scale),
             "bias of the latents": (self.latents_bias, other.latents_bias),
+            "statistics of the latents": (self.statistics, other.statistics),
         }
         for group, fingerprint in other.fingerprints.items():
             recorded = self.fingerprints.get(group, {})
@@ -171,13 +179,19 @@ def read_header(values: Mapping[str, Any], path: Path) -> Header:
         require_sizes(sit, tensors_under(values, "ema", path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    _require_normalization(store, sit.in_channels, path)
+    return Header(**counts, config=TrainConfig.from_json(plain["config"], f"{path}: config"), sit=sit, store=store)
+
+
+def _require_normalization(store: StoreMetadata, channels: int, path: Path) -> None:
+    """Raise CheckpointError unless a VAE's latents have a scale and bias per channel, and tokens have none."""
     numbers = (*store.latents_scale, *store.latents_bias)
-    if not len(store.latents_scale) == len(store.latents_bias) == sit.in_channels or not all(map(isfinite, numbers)):
+    expected = channels if store.token_latents is None else 0
+    if not len(store.latents_scale) == len(store.latents_bias) == expected or not all(map(isfinite, numbers)):
         raise CheckpointError(
-            f"{path}: store: expected a finite scale and bias of each of {sit.in_channels} channels of the latents, "
+            f"{path}: store: expected a finite scale and bias of each of {expected} channels of the latents, "
             f"found {shown(store.latents_scale)} and {shown(store.latents_bias)}"
         )
-    return Header(**counts, config=TrainConfig.from_json(plain["config"], f"{path}: config"), sit=sit, store=store)
 
 
 _OWN_KEYS = {"model", "ema", "steps", "config", "sit", "store"}
@@ -272,6 +286,7 @@ class TrainedModel:
     store: StoreMetadata
     config: TrainConfig
     step: int
+    normalization: Normalization | None = None  # of token latents
 
 
 def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> TrainedModel:
@@ -299,7 +314,13 @@ def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> Train
         load_sit_state(model, tensors_under(values, "ema" if ema else "model", path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return TrainedModel(model.eval(), header.store, header.config, header.steps)
+    normalization = None
+    if header.store.token_latents is not None:
+        sit = header.sit
+        normalization = read_normalization(
+            values.get("latents"), (sit.in_channels, sit.input_size, sit.input_size), path
+        )
+    return TrainedModel(model.eval(), header.store, header.config, header.steps, normalization)
 
 
 def _published(values: dict[str, Any], ema: bool, path: Path, stated: Unrecorded) -> TrainedModel:

@@ -195,7 +195,7 @@ class RunFolder:
 def _same_latents(recorded: TrainConfig, config: TrainConfig) -> bool:
     """Return whether both have the latents of one VAE, whatever the spelling of its path."""
     first, second = (latents_group(canonical_name(str(each.vae))) for each in (recorded, config))
-    return first == second
+    return first == second and recorded.token_latents == config.token_latents
 
 
 def run_of(checkpoint: Path) -> RunFolder | None:

@@ -219,7 +219,7 @@ def settings_name(config: SampleConfig) -> str:
         words.append(f"from{config.guidance_low:g}to{config.guidance_high:g}")
     if config.labels != "random":
         words.append("balanced" if config.labels == "balanced" else f"labels{zlib.crc32(config.labels.encode()):08x}")
-    words += [Path(config.vae).name] if config.vae else []
+    words += [Path(each).name for each in (config.vae, config.decoder) if each]
     words += [config.path_type] if config.path_type else []
     words += [f"stats{zlib.crc32(config.latents_stats.encode()):08x}"] if config.latents_stats else []
     words += [] if config.ema else ["no-ema"]

@@ -17,9 +17,10 @@ from ...config import (
     SampleConfig,
     TrainConfig,
 )
+from ...errors import ConfigError
 from ...sources import open_source
 from ...stores import open_store
-from ...stores.layout import GroupSpec, features_group, latents_group
+from ...stores.layout import GroupSpec
 from ..artifacts.image_counts import listed_as_store
 from ..reporting.tables import count_text, list_text
 from ..runtime.sizes import bytes_text
@@ -75,7 +76,7 @@ def _train(config: TrainConfig) -> Preview:
     import torch
 
     from ..artifacts.run_folder import RunFolder
-    from ..training.setup import build_model, resolve, training_rows
+    from ..training.setup import build_model, groups_of, resolve, training_rows
 
     with open_store(config.store, config.store_cache) as store:
         config = resolve(config, store)
@@ -85,7 +86,7 @@ def _train(config: TrainConfig) -> Preview:
         folder.require_same_settings(config)
         done = int(folder.checkpoints()[-1].stem) if folder.checkpoints() else 0
         steps = max(0, config.max_train_steps - done)
-        groups = [latents_group(str(config.vae)), *map(features_group, config.enc_type)]
+        groups = groups_of(config)
         size = sum(_view_bytes(store.group(group).spec) for group in groups)
         samples = len(training_rows(config, store))
         reads = [
@@ -101,6 +102,7 @@ def _train(config: TrainConfig) -> Preview:
 
 
 def _sample(config: SampleConfig) -> Preview:
+    from ...models.rae_files import patch_size_of
     from ...models.vae import describe_vae
     from ...models.vae_files import require_trusted
     from ..artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
@@ -108,13 +110,19 @@ def _sample(config: SampleConfig) -> Preview:
 
     checkpoint = resolve_checkpoint(config.checkpoint)
     trained = load_model(checkpoint, config.ema, unrecorded(config))
-    vae = config.vae or require_trusted(trained.store.vae)
-    side = trained.model.config.input_size * describe_vae(vae)[1]
+    side = trained.model.config.input_size
+    if trained.normalization is None:
+        vae = config.vae or require_trusted(trained.store.vae)
+        side, decoder = side * describe_vae(vae)[1], f"VAE {vae}"
+    elif config.decoder is not None:
+        side, decoder = side * patch_size_of(config.decoder), f"decoder {config.decoder}"
+    else:
+        raise ConfigError(f"the latents are tokens of {trained.store.token_latents}: pass --decoder")
     size = config.num_fid_samples * side * side * 3
     images = f"{config.num_fid_samples:,} images of {side} pixels, {bytes_text(size)}"
     return Preview(
         (config,),
-        (f"{checkpoint}, step {trained.step:,}", f"VAE {vae}"),
+        (f"{checkpoint}, step {trained.step:,}", decoder),
         (f"{files_of(config, checkpoint).npz}: {images}",),
     )
 

@@ -21,24 +21,23 @@ from ...diffusion.samplers import Noise, euler, euler_maruyama, guided
 from ...errors import ConfigError
 from ...models.sit import EntangledSiT, SiT
 from ...models.sit.config import SiTConfig
-from ...models.vae import load_vae
-from ...models.vae_files import require_trusted
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block
 from ..runtime.console import NOTICE
 from ..runtime.device import DTYPES
 from ..runtime.seeds import STREAMS_VERSION, RandomStreams, image_label
+from .decoder import make_decoder
 
 logger = logging.getLogger(__name__)
 
 
 class Sampler:
-    """The model, the VAE and the labels of one set of images.
+    """The model, the decoder and the labels of one set of images.
 
     Raises:
         ConfigError: `--labels` has a class that the model does not have, or the model lacks what guidance needs: a null
-            label, or a class token for `--cls-cfg-scale`.
-        WeightsError: the VAE is unavailable.
+            label, or a class token for `--cls-cfg-scale`; or the decoder belongs to other latents.
+        WeightsError: the VAE or decoder is unavailable.
     """
 
     def __init__(
@@ -51,8 +50,7 @@ class Sampler:
         self._plain = trained.model.to(device)
         self._model: Any = torch.compile(self._plain) if config.compile else self._plain
         self._interpolant = Interpolant(trained.config.path_type)
-        vae = load_vae(config.vae or require_trusted(trained.store.vae), device=device)
-        self._vae = vae.with_scale(list(trained.store.latents_scale), list(trained.store.latents_bias))
+        self._decode = make_decoder(config, trained, device)
         self._scale_of = _guidance_scales(config, self._plain)
 
     def all_labels(self) -> npt.NDArray[np.int64]:
@@ -84,7 +82,7 @@ class Sampler:
 
     def decode(self, latents: Tensor) -> Block:
         """Decode latents into images, uint8 `[B, H, W, 3]`."""
-        return self._vae.decode(latents).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return self._decode(latents).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def _label(self, index: int) -> int:
         classes = self._sit.num_classes

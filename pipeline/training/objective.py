@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from ...config import TrainConfig
 from ...diffusion.interpolant import Interpolant, draw_times
-from ...diffusion.posterior import sample_posterior
 from ...models.sit import EntangledSiT, SiT, drop_labels
 from ...stores import Batch, Store
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.distributed import DistributedContext
 from ..runtime.seeds import RandomStreams, Stream
+from ..spaces.moments import MomentsSpace
+from ..spaces.space import Space
+from ..spaces.tokens import token_space
 from .setup import LEGACY_DROPOUT
 from .terms.alignment import AlignmentTerm
 from .terms.class_token import ClassTokenTerm
@@ -30,11 +32,11 @@ from .terms.term import ModelOutput, Prepared, Term
 class Inputs:
     """All inputs of a step, on the device: the rows of one rank, or some of them."""
 
-    moments: Tensor  # [B, 2C, h, w]
+    latents: Tensor  # [B, …], as the space reads them from the batch: moments [B, 2C, h, w], or tokens [B, C, h, w]
     labels: Tensor  # [B] int64
     times: Tensor  # [B] float32
     noise: Tensor  # [B, C, h, w] float32
-    posterior: Tensor  # [B, C, h, w] float32
+    posterior: Tensor | None  # [B, C, h, w] float32, if the space draws from a posterior
     dropped: Tensor  # [B] bool: labels to drop
     terms: list[Prepared]  # per term, what it prepared
     weights: list[float]  # per term
@@ -58,47 +60,43 @@ class Objective(nn.Module):
     Args:
         model: the model to train.
         config: the settings of the run.
-        metadata: scale and bias of the latents.
+        space: what the latents are made of.
         streams: the random streams of the run.
         terms: the terms; `inputs.terms[i]` and `inputs.weights[i]` belong to term i.
     """
 
-    scale: Tensor
-    bias: Tensor
-
     def __init__(
-        self, model: SiT, config: TrainConfig, metadata: StoreMetadata, streams: RandomStreams, terms: list[Term]
+        self, model: SiT, config: TrainConfig, space: Space, streams: RandomStreams, terms: list[Term]
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.space = model, space
         self._streams = streams
         self.terms = terms
         self.names = ("loss", *(term.metric for term in terms))  # of the values that `forward` returns
         self._config = config
         self._interpolant = Interpolant(config.path_type)
-        shape = (1, -1, 1, 1)
-        self.register_buffer("scale", torch.tensor(metadata.latents_scale).reshape(shape), persistent=False)
-        self.register_buffer("bias", torch.tensor(metadata.latents_bias).reshape(shape), persistent=False)
 
     def inputs(self, batch: Batch, step: int, ranks: DistributedContext) -> Inputs:
         """Return this rank's inputs of a step."""
-        config, moments = self._config, batch.moments
-        generator = self._streams.generator(Stream.STEP, step, moments.device)
+        config, latents = self._config, self.space.stored(batch)
+        device = latents.device
+        generator = self._streams.generator(Stream.STEP, step, device)
         count = config.batch_size
-        shape = (count, moments.shape[1] // 2, *moments.shape[2:])
+        shape = (count, *self.space.shape(latents))
         rows = ranks.rows(count)
         times = draw_times(config.weighting, self._interpolant, count, generator)
-        noise = torch.randn(shape, generator=generator, device=moments.device)
-        posterior = torch.randn(shape, generator=generator, device=moments.device)
-        dropped = torch.rand(count, generator=generator, device=moments.device) < config.cfg_prob
+        noise = torch.randn(shape, generator=generator, device=device)
+        draws = self.space.draws_posterior
+        posterior = torch.randn(shape, generator=generator, device=device) if draws else None
+        dropped = torch.rand(count, generator=generator, device=device) < config.cfg_prob
         if config.legacy:
-            dropped |= torch.rand(count, generator=generator, device=moments.device) < LEGACY_DROPOUT
+            dropped |= torch.rand(count, generator=generator, device=device) < LEGACY_DROPOUT
         return Inputs(
-            moments=moments,
+            latents=latents,
             labels=batch.labels,
             times=times[rows],
             noise=noise[rows],
-            posterior=posterior[rows],
+            posterior=None if posterior is None else posterior[rows],
             dropped=dropped[rows],
             terms=[term.prepare(batch, step, ranks) for term in self.terms],
             weights=[term.weight(step) for term in self.terms],
@@ -126,15 +124,23 @@ class Objective(nn.Module):
         return data, noise
 
     def latents(self, inputs: Inputs) -> Tensor:
-        """Return latents [B, C, h, w] float32, drawn from the posterior and scaled."""
-        return sample_posterior(inputs.moments, inputs.posterior, self.scale, self.bias)
+        """Return x0 [B, C, h, w] float32: drawn from the posterior, if any, and normalized."""
+        return self.space.data(inputs.latents, inputs.posterior)
 
 
 def make_objective(
     model: SiT, config: TrainConfig, store: Store, metadata: StoreMetadata, streams: RandomStreams
 ) -> Objective:
     """Build the objective of a config: denoising, alignment and, with class tokens, REG's term."""
+    space = make_space(config, store, metadata)
     terms: list[Term] = [DenoisingTerm(model), AlignmentTerm(config, store)]
     if isinstance(model, EntangledSiT):
         terms.append(ClassTokenTerm(config, model, streams))
-    return Objective(model, config, metadata, streams, terms)
+    return Objective(model, config, space, streams, terms)
+
+
+def make_space(config: TrainConfig, store: Store, metadata: StoreMetadata) -> Space:
+    """Build the space of the latents: a VAE's, or an encoder's tokens with `--token-latents`."""
+    if config.token_latents:
+        return token_space(store, config.token_latents)
+    return MomentsSpace(metadata.latents_scale, metadata.latents_bias)

@@ -20,6 +20,7 @@ from ...stores.layout import features_group, latents_group
 from ...stores.order import OrderName, default_order, held_out_samples
 from ...stores.row_set import RowSet
 from ...stores.selection import read_indices
+from ...stores.statistics import latents_shape
 from ...stores.store import Selection
 from ...stores.trainable import trainable_rows
 from ..artifacts.checkpoints import StoreMetadata
@@ -40,7 +41,9 @@ def resolve(config: TrainConfig, store: Store) -> TrainConfig:
     Raises:
         ConfigError: the store does not determine the VAE or the encoder, because it holds none or several.
     """
-    vae = store.vae_name(config.vae) if config.vae else _only(store, "latents", store.vaes, "--vae")
+    vae = None
+    if not config.token_latents:
+        vae = store.vae_name(config.vae) if config.vae else _only(store, "latents", store.vaes, "--vae")
     encoders = config.enc_type
     if not config.proj_coeff and not config.cls_coeff:
         encoders = ()
@@ -129,7 +132,7 @@ def require_trainable(config: TrainConfig, store: Store, run_folder: RunFolder, 
         StoreError: a group is missing or incomplete, or its shapes do not fit the model.
         WeightsError: there is no file at `--init-from`.
     """
-    groups = [latents_group(str(config.vae)), *map(features_group, config.enc_type)]
+    groups = groups_of(config)
     chosen = Selection(store, training_rows(config, store))
     trainable_rows(chosen, groups, batch_size=config.batch_size, world_size=ranks.world_size, flip=config.flip)
     per_rank = config.batch_size // ranks.world_size
@@ -150,14 +153,13 @@ def model_config(config: TrainConfig, store: Store) -> SiTConfig:
         StoreError: token grids differ.
     """
     _require_classes(config, store)
-    latents = store.group(latents_group(str(config.vae))).shard_indexes["moments"].layout.spec
-    channels, side, _ = latents.sample_shape
+    channels, side, _ = _latents_shape(config, store)
     encoders = {encoder: store.group(features_group(encoder)).attributes for encoder in config.enc_type}
     options = {} if config.encoder_depth is None else {"encoder_depth": config.encoder_depth}
     model = sit_config(
         config.model,
         input_size=side,
-        in_channels=channels // 2,
+        in_channels=channels,
         num_classes=int(config.num_classes or 0),
         class_dropout_prob=LEGACY_DROPOUT if config.legacy else config.cfg_prob,
         z_dims=tuple(attributes["width"] for attributes in encoders.values()) if config.proj_coeff else (),
@@ -176,6 +178,24 @@ def model_config(config: TrainConfig, store: Store) -> SiTConfig:
                 "choose a model with another patch size, or an encoder with that token grid"
             )
     return model
+
+
+def groups_of(config: TrainConfig) -> list[str]:
+    """Return the groups that a run reads, that of the latents first."""
+    return list(dict.fromkeys([group_of_latents(config), *map(features_group, config.enc_type)]))
+
+
+def group_of_latents(config: TrainConfig) -> str:
+    """Return the group of the latents: a VAE's, or that of an encoder with `--token-latents`."""
+    return features_group(config.token_latents) if config.token_latents else latents_group(str(config.vae))
+
+
+def _latents_shape(config: TrainConfig, store: Store) -> tuple[int, ...]:
+    """Return the shape `(C, h, w)` of the latents."""
+    if config.token_latents:
+        return latents_shape(store, group_of_latents(config))
+    channels, *sides = store.group(group_of_latents(config)).shard_indexes["moments"].layout.spec.sample_shape
+    return (channels // 2, *sides)
 
 
 def _require_classes(config: TrainConfig, store: Store) -> None:
@@ -230,7 +250,8 @@ def open_held_out(
 def _reading(config: TrainConfig, ranks: DistributedContext) -> dict[str, Any]:
     """Return the arguments that the datasets of training and validation have in common."""
     return {
-        "latents": str(config.vae),
+        "latents": config.vae,
+        "token_latents": config.token_latents,
         "encoders": config.enc_type,
         "batch_size": config.batch_size,
         "seed": config.seed,
@@ -251,12 +272,15 @@ def build_model(config: TrainConfig, store: Store) -> SiT:
 
 def store_metadata(config: TrainConfig, store: Store, order: OrderName | None = None) -> StoreMetadata:
     """Return the metadata of the store that checkpoints record, with the order with which the run began."""
-    latents = store.group(latents_group(str(config.vae)))
-    groups = [latents.path, *(features_group(encoder) for encoder in config.enc_type)]
+    from ..spaces.tokens import statistics_digest
+
+    latents, groups, encoder = store.group(group_of_latents(config)), groups_of(config), config.token_latents
     return StoreMetadata(
-        vae=latents.attributes["vae"],
-        latents_scale=tuple(latents.attributes["scale"]),
-        latents_bias=tuple(latents.attributes["bias"]),
+        vae="" if encoder else latents.attributes["vae"],
+        latents_scale=() if encoder else tuple(latents.attributes["scale"]),
+        latents_bias=() if encoder else tuple(latents.attributes["bias"]),
+        token_latents=encoder,
+        statistics=statistics_digest(store, encoder) if encoder else None,
         class_names=store.manifest.class_names,
         index_digest=store.manifest.index_digest,
         fingerprints={path: store.group(path).fingerprint for path in groups},

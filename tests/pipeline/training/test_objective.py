@@ -13,7 +13,7 @@ from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.runtime.seeds import RandomStreams, Stream
 from repa_pipe.pipeline.training import trainer as trainer_module
-from repa_pipe.pipeline.training.objective import Objective
+from repa_pipe.pipeline.training.objective import Objective, make_space
 from repa_pipe.pipeline.training.setup import resolve
 from repa_pipe.pipeline.training.terms.alignment import AlignmentTerm
 from repa_pipe.pipeline.training.terms.denoising import DenoisingTerm
@@ -71,7 +71,8 @@ def with_extra_term(trainer):
     """Return the objective of a trainer with VelocityNorm as third term."""
     config = trainer.config
     terms = [DenoisingTerm(trainer.model), AlignmentTerm(config, trainer.store), VelocityNorm(config.seed)]
-    return Objective(trainer.model, config, trainer.metadata, trainer.streams, terms)
+    space = make_space(config, trainer.store, trainer.metadata)
+    return Objective(trainer.model, config, space, trainer.streams, terms)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_the_rows_of_ranks_together_are_those_of_one_rank(trainer_of):
         ranks = DistributedContext(rank, 2)
         rows = trainer.dataset.read(trainer.dataset.indices_of_step(0)[half])
         own = objective.inputs(rows, 3, ranks)
-        assert torch.equal(own.moments, whole.moments[half])
+        assert torch.equal(own.latents, whole.latents[half])
         assert torch.equal(own.noise, whole.noise[half])
         assert torch.equal(own.terms[2]["factor"], whole.terms[2]["factor"][half])
 
@@ -166,7 +167,7 @@ def test_the_rows_of_ranks_together_are_those_of_one_rank(trainer_of):
 def test_a_run_trains_with_a_term_of_a_user(config_of, monkeypatch):
     def make_objective(model, config, store, metadata, streams):
         terms = [DenoisingTerm(model), AlignmentTerm(config, store), VelocityNorm(config.seed)]
-        return Objective(model, config, metadata, streams, terms)
+        return Objective(model, config, make_space(config, store, metadata), streams, terms)
 
     monkeypatch.setattr(trainer_module, "make_objective", make_objective)
     result = train.run(config_of(max_train_steps=3, log_steps=1, microbatches=2, learning_rate=1e-2))

@@ -49,7 +49,7 @@ def test_an_unavailable_vae_is_an_error_before_training(config_of, monkeypatch):
     def load_vae(name, device):
         raise WeightsError(f"no {name}")
 
-    monkeypatch.setattr("repa_pipe.pipeline.sampling.sampler.load_vae", load_vae)
+    monkeypatch.setattr("repa_pipe.pipeline.sampling.decoder.load_vae", load_vae)
     with pytest.raises(WeightsError, match="no tiny-kl-f8"):
         train.run(config_of(sampling_steps=1000))
     train.run(config_of())
