@@ -50,7 +50,7 @@ class SampleConfig(Config):
     num_fid_samples: int = option(SAMPLING, "Number of images to generate.", 50_000)
     per_proc_batch_size: int = option(HARDWARE, "Images per batch and process.", 32, affects_result=False)
     mode: Literal["ode", "sde"] = option(SAMPLING, "Sampler: ode (probability flow) or sde (Euler-Maruyama).", "ode")
-    num_steps: int = option(SAMPLING, "Number of sampling steps.", 50)
+    num_steps: int = option(SAMPLING, "Number of sampling steps; with --time-shift, of times (RAE).", 50)
     heun: bool = option(SAMPLING, "Use Heun's second-order steps instead of Euler's; requires --mode ode.", False)
     cfg_scale: float = option(SAMPLING, "Classifier-free guidance scale; 1 disables guidance.", 1.5)
     cls_cfg_scale: float | None = option(

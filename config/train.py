@@ -39,6 +39,7 @@ class TrainConfig(Config):
             "indices",
             "val_fraction",
             "token_latents",
+            "time_shift",
         )
     )
 
@@ -121,7 +122,17 @@ class TrainConfig(Config):
         False,
     )
     path_type: Literal["linear", "cosine"] = option(OBJECTIVE, "Interpolant between data and noise.", "linear")
-    weighting: Literal["uniform", "lognormal"] = option(OBJECTIVE, "Distribution of the training times t.", "uniform")
+    weighting: Literal["uniform", "lognormal", "truncated_lognormal"] = option(
+        OBJECTIVE,
+        "Distribution of the training times t; truncated_lognormal has none above 0.999 (RAE).",
+        "uniform",
+    )
+    time_shift: float = option(
+        OBJECTIVE,
+        "Move times toward the noise: t becomes s t / (1 + (s - 1) t), also in sampling. RAE: s is the square root of "
+        "the numbers per latent / 4096; 1 for no shift.",
+        1.0,
+    )
     batch_size: int = option(OPTIMIZATION, "Global batch size: samples per step over all ranks.", 256)
     microbatches: int = option(
         OPTIMIZATION,
@@ -285,6 +296,12 @@ class TrainConfig(Config):
             )
         gamma = self.spatial_norm
         self.require(gamma is None or 0 <= gamma <= 1, "spatial_norm", "expected a fraction from 0 to 1")
+        self.require(0 < self.time_shift <= 1000, "time_shift", "expected a number above 0 and up to 1000")
+        self.require(
+            self.path_type == "linear" or (self.time_shift == 1 and self.weighting != "truncated_lognormal"),
+            "path_type",
+            "--time-shift and truncated_lognormal times require the linear path",
+        )
         self.require_no_repeats("enc_type")
         self.require(not (self.token_latents and self.vae), "token_latents", "cannot be combined with --vae")
         self.require(

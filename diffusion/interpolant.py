@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .times import truncated_logit_normal
 
 
 class Schedule(NamedTuple):
@@ -66,7 +67,7 @@ class Interpolant:
 
 
 def draw_times(
-    weighting: Literal["uniform", "lognormal"],
+    weighting: Literal["uniform", "lognormal", "truncated_lognormal"],
     interpolant: Interpolant,
     count: int,
     generator: torch.Generator,
@@ -74,10 +75,15 @@ def draw_times(
     """Draw training times [count] float32 on the generator's device: uniform, or with a lognormal noise ratio.
 
     Raises:
-        ConfigError: the weighting is unknown.
+        ConfigError: the weighting is unknown, or not defined for the path.
     """
     if weighting == "uniform":
         return torch.rand(count, generator=generator, device=generator.device)
     if weighting == "lognormal":
         return interpolant.lognormal_time(torch.randn(count, generator=generator, device=generator.device))
-    raise ConfigError(f"unknown time weighting {weighting!r}; expected 'uniform' or 'lognormal'")
+    if weighting == "truncated_lognormal" and interpolant.path == "linear":
+        return truncated_logit_normal(torch.rand(count, generator=generator, device=generator.device), 0.0, 1.0)
+    raise ConfigError(
+        f"unknown time weighting {weighting!r} for the {interpolant.path} path; expected 'uniform', 'lognormal' or, on "
+        "the linear path, 'truncated_lognormal'"
+    )

@@ -98,14 +98,15 @@ def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
 
 
 @torch.no_grad()
-def euler(velocity: Velocity, x: Tensor, num_steps: int, heun: bool = False) -> Tensor:
-    """Integrate the velocity (the probability flow ODE) in `num_steps` equal steps.
+def euler(velocity: Velocity, x: Tensor, num_steps: int, heun: bool = False, times: Tensor | None = None) -> Tensor:
+    """Integrate the velocity (the probability flow ODE) in `num_steps` equal steps, or along the given times.
 
     Args:
         velocity: `(x_t, t) -> velocity`, or the result of `guided`.
         x: noise [B, ...].
         num_steps: number of steps, at least 1.
         heun: use Heun's second-order method, with two evaluations per step. The last step, to t = 0, remains Euler's.
+        times: falling times [points], from 1 on, instead of those of equal steps; `num_steps` is then not used.
 
     Returns:
         The data [B, ...] float64.
@@ -114,14 +115,14 @@ def euler(velocity: Velocity, x: Tensor, num_steps: int, heun: bool = False) -> 
         ConfigError: `num_steps` is below 1.
     """
     _check_steps(num_steps)
-    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64) if times is None else times.double().cpu()
     given = times.to(x.device, x.dtype)  # all at once: a copy to a GPU in every step would wait for the steps before
     state = x.double()
     for step, (start, end) in enumerate(pairwise(times)):
         step_velocity = _at_step(velocity, start)
         slope = _evaluate(step_velocity, state, given[step])
         next_state = state + (end - start) * slope
-        if heun and step < num_steps - 1:
+        if heun and step < len(times) - 2:
             slope = (slope + _evaluate(step_velocity, next_state, given[step + 1])) / 2
             next_state = state + (end - start) * slope
         state = next_state

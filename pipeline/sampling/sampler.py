@@ -18,6 +18,7 @@ from torch import Tensor
 from ...config import SampleConfig
 from ...diffusion.interpolant import Interpolant
 from ...diffusion.samplers import Noise, euler, euler_maruyama, guided
+from ...diffusion.times import falling_grid
 from ...errors import ConfigError
 from ...models.sit import EntangledSiT, SiT
 from ...models.sit.config import SiTConfig
@@ -29,6 +30,8 @@ from ..runtime.seeds import STREAMS_VERSION, RandomStreams, image_label
 from .decoder import make_decoder
 
 logger = logging.getLogger(__name__)
+
+LAST_TIME = 0.001  # of RAE's sampler, before the shift
 
 
 class Sampler:
@@ -50,6 +53,7 @@ class Sampler:
         self._plain = trained.model.to(device)
         self._model: Any = torch.compile(self._plain) if config.compile else self._plain
         self._interpolant = Interpolant(trained.config.path_type)
+        self._times = _shifted_times(config, trained.config.time_shift)
         self._decode = make_decoder(config, trained, device)
         self._scale_of = _guidance_scales(config, self._plain)
 
@@ -75,7 +79,7 @@ class Sampler:
         )
         with torch.autocast(self._device.type, DTYPES[config.precision], config.precision != "fp32"):
             if config.mode == "ode":
-                state = euler(velocity, noise, config.num_steps, config.heun)
+                state = euler(velocity, noise, config.num_steps, config.heun, self._times)
             else:
                 state = euler_maruyama(velocity, noise, config.num_steps, _step_noise(generators), self._interpolant)
         return self._plain.latents_of(state).float()
@@ -91,6 +95,18 @@ class Sampler:
         if self._config.labels == "balanced":
             return index % classes
         return image_label(self._config.global_seed, index, classes)
+
+
+def _shifted_times(config: SampleConfig, shift: float) -> Tensor | None:
+    """Return the times of a model that was trained with a time shift, as RAE steps: one step less than times."""
+    if shift == 1:
+        return None
+    if config.num_steps < 2 or config.mode == "sde":
+        raise ConfigError(
+            f"the model was trained with --time-shift {shift:g}: expected --mode ode and --num-steps of at least 2, "
+            f"found --mode {config.mode} --num-steps {config.num_steps}"
+        )
+    return falling_grid(config.num_steps, LAST_TIME, shift)
 
 
 def _guidance_scales(config: SampleConfig, model: SiT) -> Tensor | None:

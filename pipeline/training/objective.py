@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...config import TrainConfig
 from ...diffusion.interpolant import Interpolant, draw_times
+from ...diffusion.times import shifted
 from ...models.sit import EntangledSiT, SiT, drop_labels
 from ...stores import Batch, Store
 from ..artifacts.checkpoints import StoreMetadata
@@ -85,6 +86,8 @@ class Objective(nn.Module):
         shape = (count, *self.space.shape(latents))
         rows = ranks.rows(count)
         times = draw_times(config.weighting, self._interpolant, count, generator)
+        if config.time_shift != 1:
+            times = shifted(times, config.time_shift)
         noise = torch.randn(shape, generator=generator, device=device)
         draws = self.space.draws_posterior
         posterior = torch.randn(shape, generator=generator, device=device) if draws else None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from repa_pipe.converter import structure
 from repa_pipe.diffusion.interpolant import Interpolant
+from repa_pipe.diffusion.samplers import euler, guided
 from repa_pipe.diffusion.times import falling_grid, shifted, truncated_logit_normal
 from repa_pipe.models.dit_dh.config import DiTDHConfig
 from repa_pipe.models.dit_dh.model import DiTDH
@@ -104,7 +105,7 @@ def _schedules(case: Case) -> Figures:
 def _samples(case: Case, model: DiTDH, weak: DiTDH) -> Figures:
     config, noise, labels = case.config, case["sample_noise"], case["sample_labels"]
     count, shift = config["sampler"]["num_steps"], config["time_dist_shift"]
-    null, half = torch.full_like(labels, model.config.num_classes), torch.full((len(noise),), 0.5)
+    half = torch.full((len(noise),), 0.5)
     times = falling_grid(count, 1 - LAST, shift)
     published = falling_grid(config["published_num_steps"], 1 - LAST, config["published_shift"])
     figures: Figures = {
@@ -113,15 +114,27 @@ def _samples(case: Case, model: DiTDH, weak: DiTDH) -> Figures:
         "guidance_model_v": weak(noise, half, labels),
     }
     for mode, scale, low, high in config["samplers"]:
+        key = f"ode_n{count}_{mode}{scale}_lo{low}_hi{high}"
+        if mode != "autoguidance":
+            velocity = guided(
+                lambda *inputs: (model(*inputs), ()),
+                labels,
+                model.config.num_classes,
+                scale if mode == "cfg" else 1.0,
+                low,
+                high,
+            )
+            figures[key] = euler(velocity, noise, count, times=times)
+            continue
         x = noise
         for start, end in pairwise(times):
             t = start.expand(len(x))
             velocity = model(x, t, labels)
-            if mode != "none" and scale > 1 and low <= float(start) <= high:
-                other = weak(x, t, labels) if mode == "autoguidance" else model(x, t, null)
+            if scale > 1 and low <= float(start) <= high:
+                other = weak(x, t, labels)
                 velocity = other + scale * (velocity - other)
             x = x + (end - start) * velocity
-        figures[f"ode_n{count}_{mode}{scale}_lo{low}_hi{high}"] = x
+        figures[key] = x
     return figures
 
 

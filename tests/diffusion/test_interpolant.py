@@ -68,8 +68,17 @@ def test_drawn_times_depend_only_on_the_generator_and_have_their_distribution():
         assert float(first.std()) == pytest.approx(deviation, rel=0.02)
 
 
+def test_truncated_times_are_lognormal_below_the_last():
+    drawn = draw_times("truncated_lognormal", Interpolant("linear"), 20_000, torch.Generator().manual_seed(5))
+    assert 0.97 < drawn.max() <= 0.999
+    assert float(drawn.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(drawn.std()) == pytest.approx(0.20838, abs=0.005)
+    with pytest.raises(ConfigError, match="'truncated_lognormal' for the cosine path"):
+        draw_times("truncated_lognormal", Interpolant("cosine"), 1, torch.Generator())
+
+
 def test_unknown_path_and_weighting_are_rejected():
     with pytest.raises(ConfigError, match="'edm'; expected 'linear'"):
         Interpolant("edm")
-    with pytest.raises(ConfigError, match="'cosine'; expected 'uniform'"):
+    with pytest.raises(ConfigError, match="'cosine' for the linear path; expected 'uniform'"):
         draw_times("cosine", Interpolant("linear"), 1, torch.Generator())

@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from repa_pipe.config import EncodeConfig, ProbeConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import CheckpointError, ConfigError, WeightsError
 from repa_pipe.models.rae_files import load_rae_decoder
+from repa_pipe.models.sit import SiT
 from repa_pipe.pipeline import encode, probe, sample, train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, load_model, resolve_checkpoint, save_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
+from repa_pipe.pipeline.runtime.seeds import RandomStreams, Stream
 from repa_pipe.pipeline.spaces.tokens import token_space
 from repa_pipe.pipeline.store_tools import statistics
 from repa_pipe.pipeline.store_tools.statistics import StatsOptions
@@ -274,6 +276,33 @@ def test_a_decoder_file_of_rae_is_to_be_converted(tmp_path):
     (tmp_path / "model.pt").touch()
     with pytest.raises(ConfigError, match="convert RAE's own files with"):
         load_rae_decoder(str(tmp_path / "model.pt"))
+
+
+def test_times_are_shifted_in_training_and_stepped_as_in_rae(token_store, decoder, tmp_path, monkeypatch):
+    options = {"time_shift": 2.0, "weighting": "truncated_lognormal", "max_train_steps": 2, "proj_coeff": 0.0}
+    drawn, stepped = [], []
+
+    def recording(found):
+        def forward(model, x_t, t, labels, project=True):
+            found.append(t.clone())
+            return whole(model, x_t, t, labels, project)
+
+        return forward
+
+    whole = SiT.forward
+    with monkeypatch.context() as patched:
+        patched.setattr(SiT, "forward", recording(drawn))
+        run = train.run(train_config(token_store, tmp_path, **options)).run
+        patched.setattr(SiT, "forward", recording(stepped))
+        sample.run(sample_config(run, tmp_path, decoder=str(decoder), num_steps=5, cfg_scale=1.0))
+    generator = RandomStreams(0).generator(Stream.STEP, 0, torch.device("cpu"))
+    uniform = torch.rand(4, generator=generator)
+    expected = torch.special.ndtri(uniform.double() * torch.special.ndtr(torch.tensor(999.0).double().log())).sigmoid()
+    torch.testing.assert_close(drawn[0], (2 * expected / (1 + expected)).float())
+    grid = 1 - torch.arange(4) * 0.999 / 4  # five times are four steps
+    torch.testing.assert_close(torch.stack(stepped)[:, 0], 2 * grid / (1 + grid))
+    with pytest.raises(ConfigError, match="expected --mode ode and --num-steps of at least 2, found --mode sde"):
+        sample.run(sample_config(run, tmp_path, decoder=str(decoder), mode="sde"))
 
 
 @pytest.mark.slow
