@@ -51,7 +51,9 @@ class TrainConfig(Config):
         None,
         affects_result=False,
     )
-    model: str = option(MODEL, "Model size and patch size: SiT-{T,S,B,L,XL}/{1,2,4,8}.", "SiT-XL/2")
+    model: str = option(
+        MODEL, "Model: SiT-{T,S,B,L,XL}/{1,2,4,8} (size/patch size), or DiT-DH-{T,S,B,L,XL} (RAE).", "SiT-XL/2"
+    )
     init_from: str | None = option(
         MODEL,
         "Checkpoint whose EMA weights the run starts from, saved by repa-pipe or published by REPA. "

@@ -9,26 +9,23 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...errors import CheckpointError, ConfigError
+from ..diffusion_model import DiffusionModel
 from ..layers.embedders import LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_position_embedding, unpatchify
 from .config import SiTConfig
 from .layers import FinalLayer, SiTBlock, make_projector
 from .tensor_names import current_names
 
 
-class SiT(nn.Module):
-    """A diffusion transformer that maps (x_t, time, label) to the velocity and to projected tokens per encoder.
+class SiT(DiffusionModel):
+    """A diffusion transformer that maps (x_t, time, label) to the velocity and to projected tokens per encoder."""
 
-    Set `checkpoint_blocks = True` to recompute every block's activations in the backward pass: less memory, about a
-    third more compute.
-    """
+    config: SiTConfig
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_blocks = False
         self.grid_size = config.input_size // config.patch_size
         width = config.hidden_size
         self.x_embedder = PatchEmbed(config.in_channels, config.patch_size, width)
@@ -78,30 +75,12 @@ class SiT(nn.Module):
                 states.append(tokens)
         return states
 
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of x_t, the noise that samplers start from."""
-        config = self.config
-        return (config.in_channels, config.input_size, config.input_size)
-
-    def latents_of(self, state: Tensor) -> Tensor:
-        """Return the latents [B, C, H, W] of a state [B, *state_shape]."""
-        return state
-
     def _embed(self, x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.x_embedder(x_t) + self.pos_embed
         return tokens, self.t_embedder(t, tokens.dtype) + self.y_embedder(labels)
 
     def _velocity(self, tokens: Tensor, condition: Tensor) -> Tensor:
         return unpatchify(self.final_layer(tokens, condition), self.config.patch_size)
-
-    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
-        result: Tensor
-        if self.checkpoint_blocks and torch.is_grad_enabled():
-            result = checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
-        else:
-            result = block(tokens, condition)
-        return result
 
 
 def drop_labels(labels: Tensor, drop_mask: Tensor, num_classes: int) -> Tensor:
@@ -112,7 +91,7 @@ def drop_labels(labels: Tensor, drop_mask: Tensor, num_classes: int) -> Tensor:
 _ADVICE = "Use the model, input size, projectors and qk_norm that it was trained with"
 
 
-def load_sit_state(model: SiT, state_dict: Mapping[str, Tensor], advice: str = _ADVICE) -> None:
+def load_sit_state(model: DiffusionModel, state_dict: Mapping[str, Tensor], advice: str = _ADVICE) -> None:
     """Load the weights of a published checkpoint or of repa-pipe strictly: every tensor must match.
 
     Other names of the same tensors are accepted (`tensor_names.py`), and `decoder_blocks.0` for the first block after

@@ -3,8 +3,9 @@
 A checkpoint is a `torch.save` of plain values and tensors:
 `{"model", "ema", "opt", "scaler", "steps", "random_streams", "config", "sit", "store"}`. `model` and `ema` are SiT
 state dicts with the published names, `random_streams` is the version of the random streams (`runtime/seeds.py`; absent
-means 1), `sit` is the SiTConfig, `store` describes what the run was trained from (scale, bias, VAE, fingerprints).
-With token latents, `latents` holds their statistics, `{"mean", "var", "eps"}`.
+means 1), `sit` is the SiTConfig (of a DiT-DH, `dit_dh` is its config instead), `store` describes what the run was
+trained from (scale, bias, VAE, fingerprints). With token latents, `latents` holds their statistics, `{"mean", "var",
+"eps"}`.
 Finding one imports no torch, reading one does.
 """
 
@@ -23,6 +24,7 @@ from msgspec import Meta
 from ...config import ProbeConfig, SampleConfig, TrainConfig
 from ...converter import require_plain, shown, structure, unstructure
 from ...errors import CheckpointError, DamagedCheckpointError, DamagedWeightsError, WeightsError, first_line
+from ...models.architectures import KEYS, AnyConfig, make_model, read_model_config, require_fitting
 from ...models.checked_zip import find_damage
 from ...models.weight_files import read_weights_file, tensors_under
 from ...stores.files import atomic_write
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...diffusion.normalization import Normalization
-    from ...models.sit import SiT, SiTConfig
+    from ...models.diffusion_model import DiffusionModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class Header:
 
     steps: int
     config: TrainConfig
-    sit: SiTConfig
+    model: AnyConfig
     store: StoreMetadata
     random_streams: int
 
@@ -166,21 +168,19 @@ def read_header(values: Mapping[str, Any], path: Path) -> Header:
         CheckpointError, ConfigError: a value has another type or is out of its range, or the header contradicts the
             weights.
     """
-    from ...models.sit import SiTConfig, require_sizes
-
-    names = ("steps", "config", "sit", "store")
+    names = ("steps", "config", "store", *KEYS)
     plain = {"random_streams": 1} | {name: values[name] for name in (*names, "random_streams") if name in values}
     require_plain(plain, str(path), CheckpointError)
     counts = {name: plain[name] for name in ("steps", "random_streams")}
     structure(counts, _Counts, str(path), CheckpointError)
-    sit = structure(plain["sit"], SiTConfig, f"{path}: sit", CheckpointError)
+    model = read_model_config(plain, str(path))
     store = StoreMetadata.from_json(plain["store"], f"{path}: store")
     try:
-        require_sizes(sit, tensors_under(values, "ema", path))
+        require_fitting(model, tensors_under(values, "ema", path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    _require_normalization(store, sit.in_channels, path)
-    return Header(**counts, config=TrainConfig.from_json(plain["config"], f"{path}: config"), sit=sit, store=store)
+    _require_normalization(store, model.in_channels, path)
+    return Header(**counts, config=TrainConfig.from_json(plain["config"], f"{path}: config"), model=model, store=store)
 
 
 def _require_normalization(store: StoreMetadata, channels: int, path: Path) -> None:
@@ -194,13 +194,14 @@ def _require_normalization(store: StoreMetadata, channels: int, path: Path) -> N
         )
 
 
-_OWN_KEYS = {"model", "ema", "steps", "config", "sit", "store"}
+_OWN_KEYS = {"model", "ema", "steps", "config", "store"}  # and one of `KEYS`
 
 
 def _require_own(values: dict[str, Any], path: Path) -> None:
-    if not values.keys() >= _OWN_KEYS:
+    if not (values.keys() >= _OWN_KEYS and values.keys() & KEYS):
+        expected = ", ".join(sorted({*_OWN_KEYS, "sit"}))
         raise CheckpointError(
-            f"{path} is not a checkpoint of repa-pipe: expected the keys {', '.join(sorted(_OWN_KEYS))}; found "
+            f"{path} is not a checkpoint of repa-pipe: expected the keys {expected}; found "
             f"{', '.join(list(values)[:6])}"
         )
 
@@ -241,7 +242,7 @@ def load_initial_weights(path: str, num_classes: int) -> dict[str, Tensor]:
 
 def _num_classes(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int | None:
     """Return the recorded number of classes, else that of REPA's table, which ends with the null label."""
-    recorded = content.get("sit")
+    recorded = next((content[key] for key in sorted(KEYS) if key in content), None)
     if isinstance(recorded, Mapping) and isinstance(recorded.get("num_classes"), int):
         return int(recorded["num_classes"])
     tables = [value for name, value in tensors.items() if name.endswith("y_embedder.embedding_table.weight")]
@@ -282,7 +283,7 @@ def unrecorded(config: SampleConfig | ProbeConfig) -> Unrecorded:
 class TrainedModel:
     """The model of a checkpoint, and how it was trained."""
 
-    model: SiT
+    model: DiffusionModel
     store: StoreMetadata
     config: TrainConfig
     step: int
@@ -301,25 +302,23 @@ def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> Train
         CheckpointError: the file is missing or damaged, or its model is not supported.
         ConfigError: `stated` contradicts the file.
     """
-    from ...models.sit import load_sit_state, make_sit
+    from ...models.sit import load_sit_state
 
     values, stated = _read(path), stated or Unrecorded()
-    if not values.keys() & {"sit", "store"}:
+    if not values.keys() & {"store", *KEYS}:
         return _published(values, ema, path, stated)
     _require_own(values, path)
     header = read_header(values, path)
     stated.require_none(path, header.config.path_type)
-    model = make_sit(header.sit)
+    model = make_model(header.model)
     try:
         load_sit_state(model, tensors_under(values, "ema" if ema else "model", path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     normalization = None
     if header.store.token_latents is not None:
-        sit = header.sit
-        normalization = read_normalization(
-            values.get("latents"), (sit.in_channels, sit.input_size, sit.input_size), path
-        )
+        shape = (header.model.in_channels, header.model.input_size, header.model.input_size)
+        normalization = read_normalization(values.get("latents"), shape, path)
     return TrainedModel(model.eval(), header.store, header.config, header.steps, normalization)
 
 

@@ -14,7 +14,9 @@ from torch.nn.functional import normalize
 from ...config import ProbeConfig
 from ...diffusion.interpolant import Interpolant
 from ...diffusion.posterior import sample_posterior
+from ...errors import ConfigError
 from ...metrics import cknna, linear_probe
+from ...models.sit import SiT
 from ...stores import Store
 from ...stores.layout import features_group, latents_group
 from ...stores.tokens import read_tokens
@@ -52,8 +54,8 @@ class ProbedImages:
         As in REPA's probing, the model gets latents drawn from the posterior and noised to `time`, without a label. The
         draws for an image depend on (seed, its index) alone, so they are the same for every checkpoint and time.
         """
-        config, model, sit = self._config, trained.model, trained.model.config
-        device = model.pos_embed.device
+        config, model = self._config, sit_of(trained)
+        sit, device = model.config, model.pos_embed.device
         blocks = sorted(set(config.block)) or list(range(1, sit.depth + 1))
         interpolant = Interpolant(trained.config.path_type)
         scale, bias = (
@@ -85,6 +87,13 @@ class ProbedImages:
                 bar.update(len(rows))
 
 
+def sit_of(trained: TrainedModel) -> SiT:
+    """Return the model of a checkpoint; raise ConfigError unless it is a SiT, whose blocks can be probed."""
+    if not isinstance(trained.model, SiT):
+        raise ConfigError(f"the model is a {trained.config.model}: probe reads the blocks of a SiT")
+    return trained.model
+
+
 def _draws(streams: RandomStreams, row: int, shape: torch.Size) -> Tensor:
     return torch.randn((2, *shape), generator=streams.of_image(row))
 
@@ -93,7 +102,7 @@ def probe_checkpoint(
     name: str, trained: TrainedModel, images: ProbedImages, target: dict[str, Tensor], times: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Return one row per time and block of a checkpoint, named `name` in the rows."""
-    device = trained.model.pos_embed.device
+    device = sit_of(trained).pos_embed.device
     rows: list[dict[str, Any]] = []
     for time in times:
         for block, features in images.of_blocks(trained, time).items():

@@ -20,8 +20,8 @@ from ...diffusion.interpolant import Interpolant
 from ...diffusion.samplers import Noise, euler, euler_maruyama, guided
 from ...diffusion.times import falling_grid
 from ...errors import ConfigError
-from ...models.sit import EntangledSiT, SiT
-from ...models.sit.config import SiTConfig
+from ...models.diffusion_model import DiffusionModel, ModelConfig
+from ...models.sit import EntangledSiT
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block
 from ..runtime.console import NOTICE
@@ -109,7 +109,7 @@ def _shifted_times(config: SampleConfig, shift: float) -> Tensor | None:
     return falling_grid(config.num_steps, LAST_TIME, shift)
 
 
-def _guidance_scales(config: SampleConfig, model: SiT) -> Tensor | None:
+def _guidance_scales(config: SampleConfig, model: DiffusionModel) -> Tensor | None:
     """Return the guidance scale of every element of the model's state; None if it is the same for all."""
     if config.cls_cfg_scale is None:
         return None
@@ -136,7 +136,7 @@ def _moved(draws: list[Tensor], device: torch.device) -> Tensor:
     return stacked.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else stacked.to(device)
 
 
-def _listed_labels(config: SampleConfig, sit: SiTConfig) -> tuple[int, ...]:
+def _listed_labels(config: SampleConfig, sit: ModelConfig) -> tuple[int, ...]:
     """Return the labels in `--labels`; raise ConfigError for labels, listed or of guidance, that the model lacks."""
     outside = [number for number in config.listed_labels if number >= sit.num_classes]
     if outside:

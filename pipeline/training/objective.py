@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ...config import TrainConfig
 from ...diffusion.interpolant import Interpolant, draw_times
 from ...diffusion.times import shifted
-from ...models.sit import EntangledSiT, SiT, drop_labels
+from ...models.diffusion_model import DiffusionModel
+from ...models.sit import EntangledSiT, drop_labels
 from ...stores import Batch, Store
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.distributed import DistributedContext
@@ -67,7 +68,7 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, model: SiT, config: TrainConfig, space: Space, streams: RandomStreams, terms: list[Term]
+        self, model: DiffusionModel, config: TrainConfig, space: Space, streams: RandomStreams, terms: list[Term]
     ) -> None:
         super().__init__()
         self.model, self.space = model, space
@@ -132,7 +133,7 @@ class Objective(nn.Module):
 
 
 def make_objective(
-    model: SiT, config: TrainConfig, store: Store, metadata: StoreMetadata, streams: RandomStreams
+    model: DiffusionModel, config: TrainConfig, store: Store, metadata: StoreMetadata, streams: RandomStreams
 ) -> Objective:
     """Build the objective of a config: denoising, alignment and, with class tokens, REG's term."""
     space = make_space(config, store, metadata)

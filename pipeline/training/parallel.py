@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ...models.sit import SiT
+from ...models.diffusion_model import DiffusionModel
 
 
-def shard_model(model: SiT) -> None:
+def shard_model(model: DiffusionModel) -> None:
     """Shard the weights of every block across ranks; they are gathered only while the block is computed."""
     from torch.distributed.fsdp import fully_shard
 
@@ -29,7 +29,7 @@ def shard_model(model: SiT) -> None:
         fully_shard(model)
 
 
-def data_parallel(objective: nn.Module, model: SiT, world_size: int) -> nn.Module:
+def data_parallel(objective: nn.Module, model: DiffusionModel, world_size: int) -> nn.Module:
     """Return the objective with gradients averaged over ranks; a sharded model averages them itself."""
     if world_size == 1 or is_sharded(model):
         return objective
@@ -37,7 +37,7 @@ def data_parallel(objective: nn.Module, model: SiT, world_size: int) -> nn.Modul
 
 
 @contextmanager
-def gradient_sync(call: nn.Module, model: SiT, enabled: bool) -> Iterator[None]:
+def gradient_sync(call: nn.Module, model: DiffusionModel, enabled: bool) -> Iterator[None]:
     """Average gradients over ranks in backward passes within the block or, if not enabled, only accumulate them."""
     if is_sharded(model):
         cast(Any, model).set_requires_gradient_sync(enabled)  # FSDP2 adds this method

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...config import TrainConfig
+from ...converter import shown
 from ...errors import ConfigError, RepaPipeError, StoreError
-from ...models.sit.config import SiTConfig, sit_config
+from ...models.architectures import AnyConfig, make_model, model_names
+from ...models.dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
+from ...models.sit.config import SIT_PRESETS, SiTConfig, sit_config
 from ...models.weight_files import require_weights_file
 from ...stores import Store
 from ...stores.layout import features_group, latents_group
@@ -28,7 +31,7 @@ from ..artifacts.run_folder import RunFolder
 from ..runtime.distributed import DistributedContext
 
 if TYPE_CHECKING:
-    from ...models.sit import SiT
+    from ...models.diffusion_model import DiffusionModel
     from ...stores import AlignmentDataset
 
 CLS_TOKEN = "cls_token"
@@ -145,7 +148,7 @@ def require_trainable(config: TrainConfig, store: Store, run_folder: RunFolder, 
         require_weights_file(Path(config.init_from))
 
 
-def model_config(config: TrainConfig, store: Store) -> SiTConfig:
+def model_config(config: TrainConfig, store: Store) -> AnyConfig:
     """Return the config of the model for the shapes and labels in the store.
 
     Raises:
@@ -153,6 +156,30 @@ def model_config(config: TrainConfig, store: Store) -> SiTConfig:
         StoreError: token grids differ.
     """
     _require_classes(config, store)
+    if config.model in DIT_DH_PRESETS:
+        return _dit_dh_config(config, store)
+    if config.model not in SIT_PRESETS:
+        raise ConfigError(f"unknown model {shown(config.model)}; expected one of {', '.join(model_names())}")
+    return _sit_config(config, store)
+
+
+def _dit_dh_config(config: TrainConfig, store: Store) -> DiTDHConfig:
+    """Return the config of RAE's model, which has no projectors and no class token."""
+    for name in ("proj_coeff", "cls_coeff"):
+        config.require(not getattr(config, name), name, f"must be 0 for {config.model}, which has no projectors")
+    for name in ("qk_norm", "legacy"):
+        config.require(not getattr(config, name), name, f"does not apply to {config.model}")
+    channels, side, _ = _latents_shape(config, store)
+    return DiTDHConfig(
+        input_size=side,
+        in_channels=channels,
+        num_classes=int(config.num_classes or 0),
+        class_dropout_prob=config.cfg_prob,
+        **DIT_DH_PRESETS[config.model],
+    )
+
+
+def _sit_config(config: TrainConfig, store: Store) -> SiTConfig:
     channels, side, _ = _latents_shape(config, store)
     encoders = {encoder: store.group(features_group(encoder)).attributes for encoder in config.enc_type}
     options = {} if config.encoder_depth is None else {"encoder_depth": config.encoder_depth}
@@ -263,11 +290,9 @@ def _reading(config: TrainConfig, ranks: DistributedContext) -> dict[str, Any]:
     }
 
 
-def build_model(config: TrainConfig, store: Store) -> SiT:
+def build_model(config: TrainConfig, store: Store) -> DiffusionModel:
     """Build the model with random weights, for the shapes in the store."""
-    from ...models.sit import make_sit
-
-    return make_sit(model_config(config, store))
+    return make_model(model_config(config, store))
 
 
 def store_metadata(config: TrainConfig, store: Store, order: OrderName | None = None) -> StoreMetadata:

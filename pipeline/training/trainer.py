@@ -16,6 +16,7 @@ from torch.profiler import record_function
 
 from ...config import TrainConfig
 from ...errors import CheckpointError, RankError, first_line
+from ...models.architectures import key_of
 from ...models.ema import Ema
 from ...models.sit import current_names, load_sit_state
 from ...models.weight_files import tensors_under
@@ -376,7 +377,7 @@ class Trainer:
             "steps": step,
             "random_streams": self.streams.version,
             "config": self.config.as_json(),
-            "sit": self.model.config.to_dict(),
+            key_of(self.model.config): self.model.config.to_dict(),
             "store": self.metadata.as_json(),
             **self.objective.space.checkpoint(),
         }

@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 
 from ...config import TrainConfig
+from ...models.diffusion_model import ModelConfig
 from ...models.sit import SiTConfig
 
 STEP_PER_FORWARD = 3  # the backward pass takes twice as many FLOPs as the forward pass
 
 
-def mfu_per_image_rate(config: TrainConfig, model: SiTConfig, device: torch.device, num_devices: int) -> float | None:
+def mfu_per_image_rate(config: TrainConfig, model: ModelConfig, device: torch.device, num_devices: int) -> float | None:
     """Return the factor from images per second to MFU; None where the peak of the device is unknown.
 
     The FLOPs are those of the SiT without projectors, and without the recomputation of `--checkpoint-blocks`.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or not isinstance(model, SiTConfig):
         return None
     from ...models.throughput import peak_flops_per_second
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 
 from ...config import TrainConfig
-from ...models.sit import SiT
+from ...models.diffusion_model import DiffusionModel
 from ...stores import Batch, Store
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.device import DTYPES
@@ -44,7 +44,7 @@ class Validation:
         config: TrainConfig,
         store: Store,
         ranks: DistributedContext,
-        model: SiT,
+        model: DiffusionModel,
         metadata: StoreMetadata,
         device: torch.device,
         streams: RandomStreams,

@@ -64,8 +64,8 @@ def _evaluation(case: Case, model: DiTDH) -> Figures:
     return {
         "eval_xt": x_t,
         "eval_target": target,
-        "eval_v": model(x_t, t, labels),
-        "eval_v_null": model(x_t, t, torch.full_like(labels, model.config.num_classes)),
+        "eval_v": model(x_t, t, labels)[0],
+        "eval_v_null": model(x_t, t, torch.full_like(labels, model.config.num_classes))[0],
         "eval_encoder_tokens": model.encode(x_t, time, labels),
         "eval_time_embedding": time,
         "enc_rope_cos": model.enc_feat_rope.freqs_cos,
@@ -111,13 +111,13 @@ def _samples(case: Case, model: DiTDH, weak: DiTDH) -> Figures:
     figures: Figures = {
         f"grid_n{count}": times,
         f"grid_published_n{config['published_num_steps']}": published,
-        "guidance_model_v": weak(noise, half, labels),
+        "guidance_model_v": weak(noise, half, labels)[0],
     }
     for mode, scale, low, high in config["samplers"]:
         key = f"ode_n{count}_{mode}{scale}_lo{low}_hi{high}"
         if mode != "autoguidance":
             velocity = guided(
-                lambda *inputs: (model(*inputs), ()),
+                model,
                 labels,
                 model.config.num_classes,
                 scale if mode == "cfg" else 1.0,
@@ -129,9 +129,9 @@ def _samples(case: Case, model: DiTDH, weak: DiTDH) -> Figures:
         x = noise
         for start, end in pairwise(times):
             t = start.expand(len(x))
-            velocity = model(x, t, labels)
+            velocity = model(x, t, labels)[0]
             if scale > 1 and low <= float(start) <= high:
-                other = weak(x, t, labels)
+                other = weak(x, t, labels)[0]
                 velocity = other + scale * (velocity - other)
             x = x + (end - start) * velocity
         figures[key] = x
@@ -151,7 +151,7 @@ def _training(case: Case, model: DiTDH) -> Figures:
         x_t, target = Interpolant("linear").interpolate(case[f"step{step}_latents"], case[f"step{step}_noise"], t)
         dropped = case[f"step{step}_label_dropped"].bool()
         labels = torch.where(dropped, model.config.num_classes, case[f"step{step}_labels"])
-        losses = (model(x_t, t, labels) - target).square().flatten(1).mean(dim=1)
+        losses = (model(x_t, t, labels)[0] - target).square().flatten(1).mean(dim=1)
         adamw.zero_grad()
         losses.mean().backward()
         if step == 0:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from repa_pipe.config import EncodeConfig, ProbeConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import CheckpointError, ConfigError, WeightsError
+from repa_pipe.models.dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
 from repa_pipe.models.rae_files import load_rae_decoder
 from repa_pipe.models.sit import SiT
 from repa_pipe.pipeline import encode, probe, sample, train
@@ -276,6 +277,59 @@ def test_a_decoder_file_of_rae_is_to_be_converted(tmp_path):
     (tmp_path / "model.pt").touch()
     with pytest.raises(ConfigError, match="convert RAE's own files with"):
         load_rae_decoder(str(tmp_path / "model.pt"))
+
+
+def test_dit_dh_trains_on_tokens_resumes_and_samples(token_store, decoder, tmp_path):
+    options = {"model": "DiT-DH-T", "proj_coeff": 0.0, "time_shift": 1.5, "checkpoint_blocks": True}
+    whole = train.run(train_config(token_store, tmp_path, exp_name="whole", **options)).run
+    train.run(train_config(token_store, tmp_path, max_train_steps=2, **options | {"checkpoint_blocks": False}))
+    resumed = train.run(train_config(token_store, tmp_path, **options)).run
+    first, second = (load_checkpoint(resolve_checkpoint(run)) for run in (whole, resumed))
+    assert "sit" not in first
+    for part in ("model", "ema"):
+        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
+    expected = DiTDHConfig(input_size=4, in_channels=112, num_classes=3, **DIT_DH_PRESETS["DiT-DH-T"])
+    assert load_model(resolve_checkpoint(resumed), ema=True).model.config == expected
+    result = sample.run(sample_config(resumed, tmp_path, decoder=str(decoder), cfg_scale=2.0))
+    with np.load(result.npz) as archive:
+        assert archive["arr_0"].shape == (3, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "--proj-coeff is 0.5: must be 0 for DiT-DH-T, which has no projectors"),
+        ({"proj_coeff": 0.0, "qk_norm": True}, "does not apply to DiT-DH-T"),
+        ({"proj_coeff": 0.0, "model": "DiT-DH-Q"}, "unknown model 'DiT-DH-Q'; expected one of SiT-T/1, .*DiT-DH-XL"),
+    ],
+)
+def test_settings_that_dit_dh_does_not_have_are_refused(token_store, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        train.run(train_config(token_store, tmp_path, **{"model": "DiT-DH-T"} | changes))
+
+
+def test_blocks_of_dit_dh_are_not_probed(images, tmp_path):
+    store = str(tmp_path / "store")
+    encode_tokens(images, store, resolution=64, device="cpu")
+    config = train_config(store, tmp_path, token_latents=None, model="DiT-DH-T", proj_coeff=0.0, max_train_steps=1)
+    with pytest.raises(ConfigError, match="the model is a DiT-DH-T: probe reads the blocks of a SiT"):
+        probe.run(ProbeConfig(checkpoint=train.run(config).run))
+
+
+@pytest.mark.parametrize("change", ["depth", "width", "both", "none"])
+def test_weights_of_another_dit_dh_are_refused(token_store, tmp_path, change):
+    run = train.run(train_config(token_store, tmp_path, model="DiT-DH-T", proj_coeff=0.0, max_train_steps=1)).run
+    values = load_checkpoint(resolve_checkpoint(run))
+    recorded = values.pop("dit_dh")
+    changes = {"depth": {"depth": [10**9, 2]}, "width": {"hidden_size": [192, 512]}, "both": {}}
+    if change != "none":
+        values["dit_dh"] = recorded | changes[change]
+    if change == "both":
+        values["sit"] = recorded
+    save_checkpoint(tmp_path / "other.pt", values)
+    message = {"depth": "depth: 8 blocks in the weights", "width": "not those of the recorded model"}
+    with pytest.raises(CheckpointError, match=message.get(change, "the config of one model|is not a checkpoint")):
+        load_model(tmp_path / "other.pt", ema=True)
 
 
 def test_times_are_shifted_in_training_and_stepped_as_in_rae(token_store, decoder, tmp_path, monkeypatch):

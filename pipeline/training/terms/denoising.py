@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ....diffusion.loss import denoising_loss
-from ....models.sit import SiT
+from ....models.diffusion_model import DiffusionModel
 from .term import ModelOutput, Prepared, Term
 
 
@@ -16,7 +16,7 @@ class DenoisingTerm(Term):
 
     metric: ClassVar[str] = "denoising_loss"
 
-    def __init__(self, model: SiT) -> None:
+    def __init__(self, model: DiffusionModel) -> None:
         self._latents_of = model.latents_of
 
     def loss(self, output: ModelOutput, prepared: Prepared) -> Tensor:

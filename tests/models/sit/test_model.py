@@ -385,7 +385,7 @@ def test_presets_have_the_published_sizes():
     assert (config.hidden_size, config.depth, config.num_heads, config.patch_size) == (1152, 28, 16, 2)
     assert (config.mlp_ratio, config.num_classes, config.projector_dim, config.z_dims) == (4.0, 1000, 2048, (768,))
     assert {name.rpartition("/")[0] for name in SIT_PRESETS} == {"SiT-T", "SiT-S", "SiT-B", "SiT-L", "SiT-XL"}
-    assert len(SIT_PRESETS) == 15
+    assert len(SIT_PRESETS) == 20  # with patch sizes 1, 2, 4 and 8
 
 
 @pytest.mark.parametrize(("name", "depth"), [("SiT-XL/2", 8), ("SiT-L/4", 8), ("SiT-B/2", 4), ("SiT-S/8", 4)])

@@ -1,0 +1,76 @@
+"""The architectures that can be trained: their presets by name, and a model from a config or from a checkpoint.
+
+Imports no torch until a model is built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..converter import structure
+from ..errors import CheckpointError
+from .dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
+from .sit.config import SIT_PRESETS, SiTConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .diffusion_model import DiffusionModel
+
+AnyConfig: TypeAlias = SiTConfig | DiTDHConfig
+
+# The entry of a checkpoint that holds the config
+_KINDS: dict[str, type[AnyConfig]] = {"sit": SiTConfig, "dit_dh": DiTDHConfig}
+KEYS = frozenset(_KINDS)
+
+
+def model_names() -> list[str]:
+    """Return the names of `--model`."""
+    return [*SIT_PRESETS, *DIT_DH_PRESETS]
+
+
+def key_of(config: object) -> str:
+    """Return the entry of a checkpoint that holds this config."""
+    return next(key for key, kind in _KINDS.items() if isinstance(config, kind))
+
+
+def read_model_config(values: Mapping[str, Any], where: str) -> AnyConfig:
+    """Return the config in a checkpoint's contents; raise CheckpointError, naming `where`, unless there is one."""
+    keys = [key for key in _KINDS if key in values]
+    if len(keys) != 1:
+        raise CheckpointError(
+            f"{where}: expected the config of one model under {' or '.join(_KINDS)}, found {len(keys)}"
+        )
+    return structure(values[keys[0]], _KINDS[keys[0]], f"{where}: {keys[0]}", CheckpointError)
+
+
+def make_model(config: AnyConfig) -> DiffusionModel:
+    """Build a model with fresh weights."""
+    if isinstance(config, SiTConfig):
+        from .sit import make_sit
+
+        return make_sit(config)
+    from .dit_dh.model import DiTDH
+
+    return DiTDH(config)
+
+
+def require_fitting(config: AnyConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless weights are those of a model of these sizes, before it takes any memory."""
+    if isinstance(config, SiTConfig):
+        from .sit import require_sizes
+
+        require_sizes(config, tensors)
+        return
+    import torch
+
+    blocks = len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))})
+    if sum(config.depth) != blocks:
+        raise CheckpointError(f"depth: {blocks} blocks in the weights, {config.depth} recorded")
+    with torch.device("meta"):
+        expected = make_model(config).state_dict()
+    different = [name for name, value in expected.items() if name not in tensors or tensors[name].shape != value.shape]
+    if different:
+        raise CheckpointError(f"its weights are not those of the recorded model ({', '.join(different[:3])})")

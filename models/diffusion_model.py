@@ -1,0 +1,74 @@
+"""What training and sampling need of a model, whatever its architecture."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class ModelConfig(Protocol):
+    """What training and sampling read of a model's config."""
+
+    @property
+    def input_size(self) -> int:
+        """Latents are [in_channels, input_size, input_size]."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latents."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes without the null label, whose number this is."""
+
+    @property
+    def class_dropout_prob(self) -> float:
+        """Above 0, the model has a null label."""
+
+    @property
+    def encoder_depth(self) -> int | None:
+        """The block that the projectors read, counted from 1; None without projectors."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+
+
+class DiffusionModel(nn.Module):
+    """A model that maps (x_t, time, label) to the velocity, and to projected tokens per encoder.
+
+    Set `checkpoint_blocks = True` to recompute every block's activations in the backward pass: less memory, about a
+    third more compute.
+    """
+
+    config: ModelConfig
+    blocks: nn.ModuleList  # sharded one by one
+    projectors: nn.ModuleList  # frozen once alignment has ended
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkpoint_blocks = False
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor, project: bool = True) -> tuple[Tensor, list[Tensor]]:
+        """Predict the velocity, like x_t, and the projected tokens; times are 0 at the data and 1 at the noise."""
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of x_t, the noise that samplers start from."""
+        return (self.config.in_channels, self.config.input_size, self.config.input_size)
+
+    def latents_of(self, state: Tensor) -> Tensor:
+        """Return the latents [B, C, H, W] of a state [B, *state_shape]."""
+        return state
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        result: Tensor
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            result = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        else:
+            result = block(*inputs)
+        return result
