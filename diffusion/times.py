@@ -9,11 +9,6 @@ import torch
 from torch import Tensor
 
 
-def shift_for(dimensions: int, base: int = 4096) -> float:
-    """Return the time shift of latents of this many numbers, `sqrt(dimensions / base)` (RAE, arXiv 2510.11690)."""
-    return math.sqrt(dimensions / base)
-
-
 def shifted(t: Tensor, shift: float) -> Tensor:
     """Move times t of any shape toward the noise, for a shift above 1 (arXiv 2403.03206, equation 23).
 

@@ -17,7 +17,7 @@ from ..config import AblateConfig, TrainConfig
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
 from ..stores.files import last_change, remove_abandoned
-from ..stores.layout import features_group, latents_group
+from ..stores.layout import features_group
 from .ablation import results
 from .ablation.fork_server import fork_server
 from .ablation.job import STAGES, Job, Outcome, run_job
@@ -30,7 +30,7 @@ from .reporting.tables import count_text, list_text
 from .runtime.gpu import has_gpu
 from .runtime.lease import lease
 from .runtime.signals import signals_as_interrupt
-from .training.setup import resolve
+from .training.setup import groups_of, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -134,8 +134,7 @@ def plan(sweep: Sweep, store: str) -> list[Job]:
                 f"{store} lacks {list_text(lacking)}: run 'repa-pipe encode' with "
                 f"{' '.join(f'--encoder {name}' for name in lacking)} first, or remove them from the sweep"
             )
-        vaes = dict.fromkeys(str(job.train.vae) for job in jobs)
-        for group in [*map(features_group, encoders), *map(latents_group, vaes)]:
+        for group in dict.fromkeys(group for job in jobs for group in groups_of(job.train)):
             opened.group(group).require_complete()
     return jobs
 

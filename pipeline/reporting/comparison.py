@@ -27,7 +27,7 @@ class Headline:
 def headline(runs: Sequence[Run], store: Store | None) -> Headline:
     """Return models, data and encoders of the runs, for the top of the report."""
     models = list_text(_distinct([run.config.model for run in runs]))
-    vaes = list_text(_distinct([str(run.config.vae) for run in runs]))
+    vaes = list_text(_distinct([str(run.config.token_latents or run.config.vae) for run in runs]))
     encoders = _distinct([encoder for run in runs for encoder in run.config.enc_type])
     batches = _distinct([f"{run.config.batch_size:,}" for run in runs])
     steps = _distinct([f"{run.step:,}" for run in runs])

@@ -78,7 +78,7 @@ def sampling_text(config: SampleConfig) -> str:
     parts = [solver, count_text(config.num_steps, "step", "steps"), guidance, labels, f"seed {config.global_seed}"]
     parts += [f"{config.path_type} path"] if config.path_type else []
     parts += [] if config.ema else ["no EMA"]
-    parts += [f"decoded with {config.vae}"] if config.vae else []
+    parts += [f"decoded with {each}" for each in (config.vae, config.decoder) if each]
     return ", ".join(parts)
 
 

@@ -17,7 +17,8 @@ from repa_pipe.errors import CheckpointError, ConfigError, WeightsError
 from repa_pipe.models.dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
 from repa_pipe.models.rae_files import load_rae_decoder
 from repa_pipe.models.sit import SiT
-from repa_pipe.pipeline import encode, probe, sample, train
+from repa_pipe.pipeline import ablate, encode, probe, report, sample, train
+from repa_pipe.pipeline.ablation.sweep import read_sweep
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, load_model, resolve_checkpoint, save_checkpoint
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
@@ -176,6 +177,19 @@ def test_tokens_are_latents_and_targets_at_once(token_store, decoder, tmp_path):
         generated = archive["arr_0"]
     assert generated.shape == (3, 64, 64, 3)
     assert generated.std() > 1
+    page = report.run([run], str(tmp_path / "report.html")).read_text()
+    assert ENCODER in page
+    assert "Traceback" not in page
+
+
+def test_a_sweep_compares_tokens_with_a_vae(token_store, tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        f'[train]\nbatch_size = 4\n[[runs]]\nmodel = "SiT-T/1"\ntoken_latents = "{ENCODER}"\n'
+        '[[runs]]\nmodel = "SiT-T/2"\n'
+    )
+    jobs = ablate.plan(read_sweep(path, token_store, tmp_path / "out"), token_store)
+    assert [(job.train.token_latents, job.train.vae) for job in jobs] == [(ENCODER, None), (None, "tiny-kl-f8")]
 
 
 def test_a_killed_run_on_tokens_resumes_to_the_same_bits(token_store, tmp_path):
