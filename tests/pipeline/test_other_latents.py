@@ -94,6 +94,7 @@ def test_every_pixel_of_16x_downsampled_latents_is_a_token(images, f16_vae, tmp_
 
 
 ENCODER = "efficientnet-lite0"  # 112 channels; any tokens on a grid can be latents
+BOTH_CODECS = pytest.mark.parametrize("token_store", ["float16", "int8"], indirect=True)
 SIZES = {
     "encoder_hidden_size": 112,
     "encoder_patch_size": 14,
@@ -106,11 +107,11 @@ SIZES = {
 }
 
 
-@pytest.fixture(params=["float16", "int8"])
+@pytest.fixture
 def token_store(images, tmp_path, request):
-    """A store of tokens alone, with their statistics."""
+    """A store with quantized tokens, or those of another codec, and their statistics."""
     store = str(tmp_path / "store")
-    options = {"resolution": 64, "shard_size": 4, "device": "cpu", "codec": request.param}
+    options = {"resolution": 64, "shard_size": 4, "device": "cpu", "codec": getattr(request, "param", "int8")}
     encode_tokens(images, store, **options)
     statistics.run(store, StatsOptions(encoder=ENCODER, per="position", write=True))
     return store
@@ -162,6 +163,7 @@ def sample_config(run, tmp_path, **changes):
     return SampleConfig(checkpoint=run, **options | changes)
 
 
+@BOTH_CODECS
 def test_tokens_are_latents_and_targets_at_once(token_store, decoder, tmp_path):
     run = train.run(train_config(token_store, tmp_path)).run
     trained = load_model(resolve_checkpoint(run), ema=True)
@@ -201,6 +203,7 @@ def test_a_killed_run_on_tokens_resumes_to_the_same_bits(token_store, tmp_path):
         assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
 
 
+@BOTH_CODECS
 def test_the_latents_are_the_normalized_tokens_and_read_once(token_store):
     with open_store(token_store) as store:
         dataset = AlignmentDataset(store, token_latents=ENCODER, encoders=[ENCODER], batch_size=4)

@@ -74,7 +74,7 @@ def test_a_probe_times_the_models_of_encode(monkeypatch):
 
 
 def test_unknown_models_are_refused():
-    with pytest.raises(ConfigError, match="--model is 'SiT-Z/2': expected one of SiT-T/2"):
+    with pytest.raises(ConfigError, match="--model is 'SiT-Z/2': expected one of SiT-T/1"):
         plan_of(model="SiT-Z/2")
     with pytest.raises(ConfigError, match="dino-v9"):
         plan_of(encoder=("dino-v9",))
