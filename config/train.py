@@ -39,6 +39,8 @@ class TrainConfig(Config):
             "indices",
             "val_fraction",
             "token_latents",
+            "lr_constant_steps",
+            "lr_final",
             "time_shift",
         )
     )
@@ -146,13 +148,20 @@ class TrainConfig(Config):
     learning_rate: float = option(OPTIMIZATION, "AdamW learning rate.", 1e-4)
     warmup_steps: int = option(OPTIMIZATION, "Increase the learning rate linearly from 0 over this many steps.", 0)
     lr_schedule: Literal["constant", "cosine", "linear"] = option(
-        OPTIMIZATION, "Learning rate after the warmup: constant, or a decay to 0 at --lr-decay-steps.", "constant"
+        OPTIMIZATION,
+        "Learning rate after the warmup: constant, or a decay to --lr-final at --lr-decay-steps.",
+        "constant",
     )
     lr_decay_steps: int | None = option(
         OPTIMIZATION,
-        "Step at which --lr-schedule cosine or linear reaches 0. Default: --max-train-steps when the run is created.",
+        "Step at which --lr-schedule cosine or linear reaches --lr-final. Default: --max-train-steps when the run is "
+        "created.",
         None,
     )
+    lr_constant_steps: int = option(
+        OPTIMIZATION, "Steps between the warmup and the decay of --lr-schedule, with the full learning rate.", 0
+    )
+    lr_final: float = option(OPTIMIZATION, "Learning rate at the end of --lr-schedule cosine or linear.", 0.0)
     adam_beta1: float = option(OPTIMIZATION, "AdamW beta1.", 0.9)
     adam_beta2: float = option(OPTIMIZATION, "AdamW beta2.", 0.999)
     adam_weight_decay: float = option(OPTIMIZATION, "AdamW weight decay.", 0.0)
@@ -283,6 +292,8 @@ class TrainConfig(Config):
             "proj_coeff",
             "cls_coeff",
             "warmup_steps",
+            "lr_constant_steps",
+            "lr_final",
             "adam_weight_decay",
         ):
             self.require(getattr(self, name) >= 0, name, "must be 0 or more")
@@ -332,11 +343,16 @@ class TrainConfig(Config):
 
     def _validate_schedule(self) -> None:
         """Raise ConfigError for a learning rate schedule that cannot work."""
+        for name in ("lr_constant_steps", "lr_final"):
+            decays = self.lr_schedule != "constant" or not getattr(self, name)
+            self.require(decays, name, "requires --lr-schedule cosine or linear")
+        self.require(self.lr_final <= self.learning_rate, "lr_final", "must not be above --learning-rate")
         if self.lr_decay_steps is None:
             return
         self.require(self.lr_schedule != "constant", "lr_decay_steps", "requires --lr-schedule cosine or linear")
-        expected = f"must be above --warmup-steps ({self.warmup_steps})"
-        self.require(self.lr_decay_steps > self.warmup_steps, "lr_decay_steps", expected)
+        before = self.warmup_steps + self.lr_constant_steps
+        expected = f"must be above --warmup-steps and --lr-constant-steps ({before:,} in all)"
+        self.require(self.lr_decay_steps > before, "lr_decay_steps", expected)
 
     @property
     def profiled(self) -> range:

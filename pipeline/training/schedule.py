@@ -15,14 +15,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         config: the settings of the run, as `resolve` returns them.
         step: the step, counted from 0: the number of optimizer steps before it.
     """
+    warming_up = step < config.warmup_steps
     return decayed(
         step,
         config.learning_rate,
-        0.0,
+        config.lr_final,
         config.lr_schedule,
-        start=config.warmup_steps,
+        start=config.warmup_steps if warming_up else config.warmup_steps + config.lr_constant_steps,
         end=config.lr_decay_steps,  # resolved
-        warm_up=0,
+        warm_up=0 if warming_up else None,
     )
 
 

@@ -56,6 +56,8 @@ NEEDED = {
     "projector_kernel_size": {"projector": "conv"},
     "val_steps": {"val_fraction": 0.125},
     "lr_decay_steps": {"lr_schedule": "cosine"},
+    "lr_constant_steps": {"lr_schedule": "cosine"},
+    "lr_final": {"lr_schedule": "cosine", "learning_rate": 1.0},
 }
 
 

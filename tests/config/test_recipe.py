@@ -23,7 +23,7 @@ def recipe_file(tmp_path):
 
 
 def test_the_published_methods_are_shipped():
-    assert recipe_names() == ["irepa", "reg", "repa"]
+    assert recipe_names() == ["irepa", "rae-dit-dh", "reg", "repa"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -40,6 +40,9 @@ def test_shipped_recipes_have_the_published_coefficients():
     assert (repa.proj_coeff, repa.projector, repa.spatial_norm, repa.legacy) == (0.5, "mlp", None, True)
     assert (irepa.proj_coeff, irepa.projector, irepa.spatial_norm) == (1.0, "conv", 0.6)
     assert (reg.proj_coeff, reg.cls_coeff) == (0.5, 0.03)
+    rae = parse("--recipe", "rae-dit-dh")
+    assert rae.time_shift == pytest.approx((768 * 16 * 16 / 4096) ** 0.5)
+    assert (rae.learning_rate, rae.lr_final, rae.ema_decay, rae.adam_beta2) == (2e-4, 2e-5, 0.9995, 0.95)
 
 
 def test_flags_override_the_recipe_and_the_recipe_overrides_defaults():
@@ -98,7 +101,9 @@ def test_an_error_in_a_recipe_is_one_line_that_names_the_file_and_the_key(recipe
 
 
 def test_an_unknown_recipe_is_one_line_that_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"^--recipe is 'sit': expected one of irepa, reg, repa, or a \.toml file$"):
+    with pytest.raises(
+        ConfigError, match=r"^--recipe is 'sit': expected one of irepa, rae-dit-dh, reg, repa, or a \.toml file$"
+    ):
         read_recipe("sit")
 
 

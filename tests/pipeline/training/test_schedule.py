@@ -28,6 +28,28 @@ def test_the_warmup_is_linear_from_zero():
     assert rates(range(6), warmup_steps=4) == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
 
 
+def test_the_rate_is_constant_before_it_decays_to_its_final_value():
+    options = {"lr_schedule": "linear", "warmup_steps": 2, "lr_constant_steps": 3, "lr_decay_steps": 9, "lr_final": 1.0}
+    assert rates(range(11), **options) == [0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 1.75, 1.5, 1.25, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_final": 0.5}, "lr-final is 0.5: requires --lr-schedule cosine or linear"),
+        ({"lr_constant_steps": 5}, "lr-constant-steps is 5: requires --lr-schedule"),
+        ({"lr_schedule": "linear", "lr_final": 3.0}, "must not be above --learning-rate"),
+        (
+            {"lr_schedule": "linear", "warmup_steps": 2, "lr_constant_steps": 3, "lr_decay_steps": 5},
+            r"must be above --warmup-steps and --lr-constant-steps \(5 in all\)",
+        ),
+    ],
+)
+def test_schedules_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        rates([0], **options)
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
@@ -44,7 +66,10 @@ def test_a_decay_starts_after_the_warmup_and_ends_at_zero(schedule, expected):
     ("options", "match"),
     [
         ({"lr_decay_steps": 5}, "--lr-decay-steps is 5: requires --lr-schedule cosine or linear"),
-        ({"lr_decay_steps": 5, "lr_schedule": "cosine", "warmup_steps": 5}, r"must be above --warmup-steps \(5\)"),
+        (
+            {"lr_decay_steps": 5, "lr_schedule": "cosine", "warmup_steps": 5},
+            r"must be above --warmup-steps and --lr-constant-steps \(5 in all\)",
+        ),
         ({"warmup_steps": -1}, "--warmup-steps is -1: must be 0 or more"),
         ({"lr_schedule": "step"}, "--lr-schedule is 'step': expected one of constant, cosine, linear"),
     ],
