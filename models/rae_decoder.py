@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from .layers.embedders import sincos_position_embedding, unpatchify
 
+_TABLE = "decoder_pos_embed"
 # Names of the projections in RAE's own files, and in diffusers'
 _TO = {"query": "to_q", "key": "to_k", "value": "to_v"}
 
@@ -62,22 +63,22 @@ class RaeDecoder(nn.Module):
             WeightsError: names or shapes belong to another decoder.
         """
         tensors = {name: value for key, value in published.items() if (name := _diffusers_name(key))}
-        table = tensors.pop("decoder_pos_embed", None)
         expected = self.network.state_dict()
+        if _TABLE in tensors:  # in RAE's own files; diffusers does not store it
+            expected[_TABLE] = self.network.decoder_pos_embed
         problems = [f"{name} is missing" for name in expected if name not in tensors]
         problems += [f"{name} is unexpected" for name in tensors if name not in expected]
         problems += [
             f"{name} has another shape (expected {list(value.shape)}, found {list(tensors[name].shape)})"
-            for name, value in [*expected.items(), ("decoder_pos_embed", self.network.decoder_pos_embed)]
-            if (tensors | {"decoder_pos_embed": table if table is not None else value}).get(name, value).shape
-            != value.shape
+            for name, value in expected.items()
+            if name in tensors and tensors[name].shape != value.shape
         ]
         if problems:
             more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
             raise WeightsError(f"{where} does not fit this decoder: {problems[0]}{more}")
+        if _TABLE in tensors:
+            self.network.decoder_pos_embed = tensors.pop(_TABLE).float()
         self.network.load_state_dict(tensors)
-        if table is not None:
-            self.network.decoder_pos_embed = table.float()
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return patches [B, N, p * p * 3] of tokens [B, N, C]; another grid than the decoder's is resampled."""

@@ -30,13 +30,7 @@ class DiTDH(DiffusionModel):
         self.config = config
         (narrow, wide), (depth, head_depth) = config.hidden_size, config.depth
         heads, grid = config.num_heads, config.input_size // config.patch_size
-        options = BlockOptions(
-            mlp_ratio=config.mlp_ratio,
-            use_rmsnorm=config.use_rmsnorm,
-            use_swiglu=config.use_swiglu,
-            use_qknorm=config.use_qknorm,
-            wo_shift=config.wo_shift,
-        )
+        options = BlockOptions.of(config)
         self.s_embedder = PatchEmbed(config.in_channels, config.patch_size, narrow)
         self.x_embedder = PatchEmbed(config.in_channels, config.patch_size, wide)
         self.s_projector = linear(narrow, wide) if narrow != wide else nn.Identity()

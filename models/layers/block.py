@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
 
@@ -23,6 +23,11 @@ class BlockOptions:
     use_swiglu: bool = True  # instead of a GELU
     use_qknorm: bool = False
     wo_shift: bool = False  # modulation scales but does not shift
+
+    @classmethod
+    def of(cls, config: object) -> BlockOptions:
+        """Return the options that a model's config has under the same names."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 class DiTBlock(nn.Module):

@@ -21,13 +21,7 @@ class LightningDiT(nn.Module):
         super().__init__()
         self.config = config
         width, grid = config.hidden_size, config.input_size // config.patch_size
-        options = BlockOptions(
-            mlp_ratio=config.mlp_ratio,
-            use_rmsnorm=config.use_rmsnorm,
-            use_swiglu=config.use_swiglu,
-            use_qknorm=config.use_qknorm,
-            wo_shift=config.wo_shift,
-        )
+        options = BlockOptions.of(config)
         self.x_embedder = PatchEmbed(config.in_channels, config.patch_size, width)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.num_classes + (config.class_dropout_prob > 0), width)

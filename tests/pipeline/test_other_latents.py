@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from repa_pipe.config import EncodeConfig, ProbeConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import CheckpointError, ConfigError, WeightsError
@@ -287,6 +287,13 @@ def test_damaged_decoders_are_refused(decoder, change, message):
     config = json.loads((decoder / "config.json").read_text())
     (decoder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(WeightsError, match=message):
+        load_rae_decoder(str(decoder))
+
+
+def test_a_table_of_positions_of_another_grid_is_refused(decoder):
+    path = decoder / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(path) | {"decoder.decoder_pos_embed": torch.zeros(1, 26, 32)}, path)
+    with pytest.raises(WeightsError, match=r"decoder_pos_embed has another shape \(expected \[1, 17, 32\]"):
         load_rae_decoder(str(decoder))
 
 
