@@ -199,7 +199,7 @@ def breakdown(trainer: Trainer, batch: Batch, steps: int) -> dict[str, float]:
         (trainer, "_accumulate_gradients"),
         (nn.utils, "clip_grad_norm_"),
         (trainer.nonfinite, "check"),
-        (trainer.optimizer, "step"),
+        (trainer.optimizers["adamw"], "step"),
         (trainer.ema, "update"),
     ]
     functions = [getattr(owner, name) for owner, name in parts]

@@ -50,9 +50,36 @@ class SampleConfig(Config):
     num_fid_samples: int = option(SAMPLING, "Number of images to generate.", 50_000)
     per_proc_batch_size: int = option(HARDWARE, "Images per batch and process.", 32, affects_result=False)
     mode: Literal["ode", "sde"] = option(SAMPLING, "Sampler: ode (probability flow) or sde (Euler-Maruyama).", "ode")
-    num_steps: int = option(SAMPLING, "Number of sampling steps; with --time-shift, of times (RAE).", 50)
+    num_steps: int = option(
+        SAMPLING,
+        "Number of sampling steps. With LightningDiT or, with a time shift, RAE: number of times, one more than steps.",
+        50,
+    )
+    time_shift: float | None = option(
+        SAMPLING,
+        "Move the sampler's times toward the noise, as in training: t becomes s t / (1 + (s - 1) t). LightningDiT: "
+        "3.33, the inverse of the published 0.3. Default: that of training.",
+        None,
+    )
     heun: bool = option(SAMPLING, "Use Heun's second-order steps instead of Euler's; requires --mode ode.", False)
-    cfg_scale: float = option(SAMPLING, "Classifier-free guidance scale; 1 disables guidance.", 1.5)
+    cfg_scale: float = option(SAMPLING, "Guidance scale; 1 disables guidance.", 1.5)
+    guidance: Literal["cfg", "internal"] = option(
+        SAMPLING,
+        "What the model is guided away from: cfg (classifier-free guidance), its prediction without a label; internal, "
+        "that of its base head (RAEv2).",
+        "cfg",
+    )
+    guidance_checkpoint: str | None = option(
+        SAMPLING,
+        "Checkpoint of a weaker model that the model is guided away from (autoguidance; RAE). Default: none.",
+        None,
+        path=PathKind.PATH,
+    )
+    guidance_channels: int | None = option(
+        SAMPLING,
+        "Number of channels of the latents, counted from the first, that are guided (LightningDiT: 3). Default: all.",
+        None,
+    )
     cls_cfg_scale: float | None = option(
         SAMPLING,
         "Guidance scale of the class token (REG); 1, or 0 and less, disables its guidance. Default: --cfg-scale.",
@@ -102,6 +129,19 @@ class SampleConfig(Config):
         self.require_seed("global_seed")
         self.require(self.cfg_scale >= 1, "cfg_scale", "must be 1 (no guidance) or more")
         self.require(not (self.heun and self.mode == "sde"), "heun", "requires --mode ode")
+        shift = self.time_shift
+        self.require(shift is None or 0 < shift <= 1000, "time_shift", "expected a number above 0 and up to 1000")
+        self.require_at_least_1("guidance_channels")
+        self.require(
+            self.guidance == "cfg" or self.guidance_checkpoint is None,
+            "guidance",
+            "cannot be combined with --guidance-checkpoint",
+        )
+        self.require(
+            self.guidance_channels is None or self.cls_cfg_scale is None,
+            "guidance_channels",
+            "cannot be combined with --cls-cfg-scale",
+        )
         words = () if self.labels in LABEL_RULES else self.labels.split(",")
         self.require(
             all(is_count(word.strip()) for word in words),

@@ -42,6 +42,9 @@ class TrainConfig(Config):
             "lr_constant_steps",
             "lr_final",
             "time_shift",
+            "optimizer",
+            "cosine_coeff",
+            "latents_eps",
         )
     )
 
@@ -54,7 +57,10 @@ class TrainConfig(Config):
         affects_result=False,
     )
     model: str = option(
-        MODEL, "Model: SiT-{T,S,B,L,XL}/{1,2,4,8} (size/patch size), or DiT-DH-{T,S,B,L,XL} (RAE).", "SiT-XL/2"
+        MODEL,
+        "Model: SiT-{T,S,B,L,XL}/{1,2,4,8} (size/patch size), DiT-DH-{T,S,B,L,XL} (RAE), LightningDiT-{T,B,L,XL}/1, or "
+        "RAEv2-{T,XL}.",
+        "SiT-XL/2",
     )
     init_from: str | None = option(
         MODEL,
@@ -89,8 +95,8 @@ class TrainConfig(Config):
         "Stop alignment after this many steps; no tokens are read from then on (HASTE). Default: never.",
         None,
     )
-    alignment_loss: Literal["cosine", "nt_xent"] = option(
-        OBJECTIVE, "Loss between projected and stored tokens.", "cosine"
+    alignment_loss: Literal["cosine", "nt_xent", "mse"] = option(
+        OBJECTIVE, "Loss between projected and stored tokens; mse is RAEv2's.", "cosine"
     )
     spatial_norm: float | None = option(
         OBJECTIVE,
@@ -100,6 +106,12 @@ class TrainConfig(Config):
     )
     projector: Literal["mlp", "conv"] = option(
         MODEL, "Projector of the hidden tokens: mlp (REPA), or conv, one convolution (iREPA).", "mlp"
+    )
+    cosine_coeff: float = option(
+        OBJECTIVE,
+        "Weight of the cosine distance between predicted and true velocity, over the channels of each position "
+        "(LightningDiT: 1).",
+        0.0,
     )
     cls_coeff: float = option(
         OBJECTIVE,
@@ -137,6 +149,12 @@ class TrainConfig(Config):
         "the numbers per latent / 4096; 1 for no shift.",
         1.0,
     )
+    latents_eps: float = option(
+        OBJECTIVE,
+        "Number that is added to the variance of a VAE's latents where training normalizes them, but not where "
+        "samples are decoded (REPA-E: 1e-4).",
+        0.0,
+    )
     batch_size: int = option(OPTIMIZATION, "Global batch size: samples per step over all ranks.", 256)
     microbatches: int = option(
         OPTIMIZATION,
@@ -145,7 +163,12 @@ class TrainConfig(Config):
         affects_result=False,
     )
     max_train_steps: int = option(OPTIMIZATION, "Number of training steps.", 400_000, affects_result=False)
-    learning_rate: float = option(OPTIMIZATION, "AdamW learning rate.", 1e-4)
+    optimizer: Literal["adamw", "muon"] = option(
+        OPTIMIZATION,
+        "Optimizer: adamw, or muon, which updates matrices by Muon and all else by AdamW (RAEv2).",
+        "adamw",
+    )
+    learning_rate: float = option(OPTIMIZATION, "Learning rate.", 1e-4)
     warmup_steps: int = option(OPTIMIZATION, "Increase the learning rate linearly from 0 over this many steps.", 0)
     lr_schedule: Literal["constant", "cosine", "linear"] = option(
         OPTIMIZATION,
@@ -164,7 +187,7 @@ class TrainConfig(Config):
     lr_final: float = option(OPTIMIZATION, "Learning rate at the end of --lr-schedule cosine or linear.", 0.0)
     adam_beta1: float = option(OPTIMIZATION, "AdamW beta1.", 0.9)
     adam_beta2: float = option(OPTIMIZATION, "AdamW beta2.", 0.999)
-    adam_weight_decay: float = option(OPTIMIZATION, "AdamW weight decay.", 0.0)
+    adam_weight_decay: float = option(OPTIMIZATION, "Weight decay, of AdamW and of Muon.", 0.0)
     adam_epsilon: float = option(OPTIMIZATION, "AdamW epsilon.", 1e-8)
     max_grad_norm: float = option(OPTIMIZATION, "Maximum gradient norm (gradient clipping).", 1.0, may_be_infinite=True)
     ema_decay: float = option(OPTIMIZATION, "Decay of the exponential moving average (EMA) of the weights.", 0.9999)
@@ -291,6 +314,8 @@ class TrainConfig(Config):
             "sampling_steps",
             "proj_coeff",
             "cls_coeff",
+            "cosine_coeff",
+            "latents_eps",
             "warmup_steps",
             "lr_constant_steps",
             "lr_final",
@@ -302,6 +327,8 @@ class TrainConfig(Config):
         for name in ("cfg_prob", "ema_decay", "adam_beta1", "adam_beta2", "val_fraction"):
             self.require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         self.require(not (self.fsdp and self.sampling_steps), "fsdp", "cannot be combined with --sampling-steps")
+        self.require(not (self.fsdp and self.optimizer == "muon"), "fsdp", "cannot be combined with --optimizer muon")
+        self.require(not (self.token_latents and self.latents_eps), "latents_eps", "applies to the latents of a VAE")
         for name in ("proj_coeff_decay_steps", "alignment_steps"):
             value = getattr(self, name)
             self.require(

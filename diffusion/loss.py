@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cosine_similarity, cross_entropy, mse_loss, normalize
 
 from ..errors import ConfigError
 
@@ -20,6 +20,29 @@ def denoising_loss(velocity: Tensor, target: Tensor) -> Tensor:
         [B] float32.
     """
     return (velocity.float() - target.float()).square().flatten(1).mean(dim=1)
+
+
+def direction_loss(velocity: Tensor, target: Tensor) -> Tensor:
+    """Return the mean over positions of 1 - cosine similarity over channels, per sample (LightningDiT).
+
+    Args:
+        velocity: the model's prediction [B, C, h, w], of any floating dtype.
+        target: the velocity of the path, with the same shape.
+
+    Returns:
+        [B] float32.
+    """
+    return (1 - cosine_similarity(velocity.float(), target.float(), dim=1)).flatten(1).mean(dim=1)
+
+
+def mse_alignment_loss(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> Tensor:
+    """Return the mean squared error of projected tokens, averaged over encoders (RAEv2).
+
+    Args and errors are those of `alignment_loss`.
+    """
+    _check_pairs(projected, patch_tokens)
+    errors = [mse_loss(ours.float(), theirs.float()) for ours, theirs in zip(projected, patch_tokens, strict=True)]
+    return torch.stack(errors).mean()
 
 
 def alignment_loss(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> Tensor:
@@ -75,16 +98,21 @@ def nt_xent_loss(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor], te
 
 def _normalized_pairs(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return (projected, stored) tokens per encoder, normalized in float32."""
+    _check_pairs(projected, patch_tokens)
+    return [
+        (normalize(prediction.float(), dim=-1), normalize(token.float(), dim=-1))
+        for prediction, token in zip(projected, patch_tokens, strict=True)
+    ]
+
+
+def _check_pairs(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> None:
+    """Raise ConfigError unless projected and stored tokens have the same shapes."""
     found, expected = [list(each.shape) for each in projected], [list(each.shape) for each in patch_tokens]
     if found != expected or not found:
         raise ConfigError(
             f"projected tokens have shapes {found}; expected those of the encoders' patch tokens, {expected}, and at "
             "least one encoder. z_dims sets the widths, (input_size / patch_size) squared the number of tokens"
         )
-    return [
-        (normalize(prediction.float(), dim=-1), normalize(token.float(), dim=-1))
-        for prediction, token in zip(projected, patch_tokens, strict=True)
-    ]
 
 
 def spatial_zscore(patch_tokens: Tensor, gamma: float) -> Tensor:

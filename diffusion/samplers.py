@@ -4,97 +4,21 @@ Both integrate noise [B, ...] from t = 1 to t = 0 and return float64. The state 
 function is called in the dtype of the noise.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .guidance import GuidedVelocity, Velocity, guided
 from .interpolant import Interpolant
 
-Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], scalar t) -> velocity [B, ...]
-Model = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Sequence[Tensor]]]  # (x_t, t [B], labels [B]) -> as SiT
+__all__ = ["Noise", "Velocity", "euler", "euler_maruyama", "guided"]
+
 Noise = Callable[[int, Tensor], Tensor]  # (step from 0, a tensor like the state) -> standard normal draws
 
 LAST_NOISY_TIME = 0.04  # the published SDE sampler adds no noise after this time and takes one deterministic step to 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GuidedVelocity:
-    """A velocity function with classifier-free guidance within a time interval; create it with `guided`.
-
-    Heun's method evaluates the velocity at the start and at the end of a step. The published sampler applies guidance
-    to both evaluations or to neither, depending on the start, so samplers call `at_step` once per step.
-    """
-
-    model: Model
-    labels: Tensor
-    null_label: int
-    scale: float
-    low: float
-    high: float
-    scale_of: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.scale < 1:
-            raise ConfigError(f"guidance scale is {self.scale}; expected at least 1, which means no guidance")
-        if not 0 <= self.low <= self.high <= 1:
-            raise ConfigError(f"guidance interval is {self.low} to {self.high}; expected 0 <= low <= high <= 1")
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the velocity at x and the scalar time t."""
-        return self.at_step(float(t))(x, t)
-
-    def at_step(self, start: float) -> Velocity:
-        """Return the velocity function for the step that starts at this time, guided or not throughout."""
-        inside = self.low <= start <= self.high
-        return self._guided if self.scale > 1 and inside else self._conditional
-
-    def _conditional(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.model(x, t.repeat(len(x)), self.labels)[0]
-
-    def _guided(self, x: Tensor, t: Tensor) -> Tensor:
-        """Evaluate with labels and null label in one batch, and extrapolate."""
-        labels = torch.cat([self.labels, torch.full_like(self.labels, self.null_label)])
-        both = self.model(torch.cat([x, x]), t.repeat(len(labels)), labels)[0]
-        conditional, unconditional = both.double().chunk(2)
-        scale = self.scale if self.scale_of is None else self.scale_of.double()
-        return unconditional + scale * (conditional - unconditional)
-
-
-def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
-    model: Model,
-    labels: Tensor,
-    null_label: int,
-    scale: float = 1.0,
-    low: float = 0.0,
-    high: float = 1.0,
-    scale_of: Tensor | None = None,
-) -> GuidedVelocity:
-    """Return the model's velocity for labels, with classifier-free guidance for low <= t <= high.
-
-    The guided velocity is `null + scale * (label - null)`.
-
-    Args:
-        model: `(x_t, t, labels) -> (velocity, ...)`, as SiT. `functools.partial(model, project=False)` skips the
-            projectors.
-        labels: [B] int64, one per sample.
-        null_label: the label that stands for no class.
-        scale: 1 for no guidance, at one forward pass per evaluation. Above 1, evaluations inside the interval run two
-            passes in one batch.
-        low: end of the guided interval toward the data.
-        high: end of the guided interval toward the noise (arXiv 2404.07724 explains why it may be below 1).
-        scale_of: scales of the elements of the state, which broadcast against it, instead of `scale` for all; 1 for
-            those that follow the label without guidance. `scale` still decides whether there is any guidance.
-
-    Raises:
-        ConfigError: the scale is below 1, or the interval is not within [0, 1].
-    """
-    return GuidedVelocity(
-        model=model, labels=labels, null_label=null_label, scale=scale, low=low, high=high, scale_of=scale_of
-    )
 
 
 @torch.no_grad()

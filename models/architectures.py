@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..converter import structure
 from ..errors import CheckpointError
 from .dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
+from .lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
+from .raev2.config import RAEV2_PRESETS, RAEv2Config
 from .sit.config import SIT_PRESETS, SiTConfig
 
 if TYPE_CHECKING:
@@ -19,16 +21,21 @@ if TYPE_CHECKING:
 
     from .diffusion_model import DiffusionModel
 
-AnyConfig: TypeAlias = SiTConfig | DiTDHConfig
+AnyConfig: TypeAlias = SiTConfig | DiTDHConfig | LightningDiTConfig | RAEv2Config
 
 # The entry of a checkpoint that holds the config
-_KINDS: dict[str, type[AnyConfig]] = {"sit": SiTConfig, "dit_dh": DiTDHConfig}
+_KINDS: dict[str, type[AnyConfig]] = {
+    "sit": SiTConfig,
+    "dit_dh": DiTDHConfig,
+    "lightningdit": LightningDiTConfig,
+    "raev2": RAEv2Config,
+}
 KEYS = frozenset(_KINDS)
 
 
 def model_names() -> list[str]:
     """Return the names of `--model`."""
-    return [*SIT_PRESETS, *DIT_DH_PRESETS]
+    return [*SIT_PRESETS, *DIT_DH_PRESETS, *LIGHTNINGDIT_PRESETS, *RAEV2_PRESETS]
 
 
 def key_of(config: object) -> str:
@@ -52,9 +59,17 @@ def make_model(config: AnyConfig) -> DiffusionModel:
         from .sit import make_sit
 
         return make_sit(config)
-    from .dit_dh.model import DiTDH
+    if isinstance(config, DiTDHConfig):
+        from .dit_dh.model import DiTDH
 
-    return DiTDH(config)
+        return DiTDH(config)
+    if isinstance(config, LightningDiTConfig):
+        from .lightningdit.model import LightningDiT
+
+        return LightningDiT(config)
+    from .raev2.model import RAEv2
+
+    return RAEv2(config)
 
 
 def require_fitting(config: AnyConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -67,7 +82,7 @@ def require_fitting(config: AnyConfig, tensors: Mapping[str, Tensor]) -> None:
     import torch
 
     blocks = len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))})
-    if sum(config.depth) != blocks:
+    if (config.depth if isinstance(config.depth, int) else sum(config.depth)) != blocks:
         raise CheckpointError(f"depth: {blocks} blocks in the weights, {config.depth} recorded")
     with torch.device("meta"):
         expected = make_model(config).state_dict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class DiffusionModel(nn.Module):
     """
 
     config: ModelConfig
+    taps: ClassVar[tuple[str, ...]] = ()  # what else the model can return
     blocks: nn.ModuleList  # sharded one by one
     projectors: nn.ModuleList  # frozen once alignment has ended
 
@@ -54,7 +55,22 @@ class DiffusionModel(nn.Module):
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor, project: bool = True) -> tuple[Tensor, list[Tensor]]:
-        """Predict the velocity, like x_t, and the projected tokens; times are 0 at the data and 1 at the noise."""
+        """Predict the velocity, like x_t, and the projected tokens; times are 0 at the data and 1 at the noise.
+
+        Whatever a published model predicts, and in whatever direction its time runs, is converted here. A model with
+        `taps` also takes an argument of that name: what else to return, as a dict by name in a third value.
+        """
+
+    def target(self, x_t: Tensor, velocity: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """Return what the predicted velocity is compared with in training.
+
+        Args:
+            x_t: the model's input [B, ...].
+            velocity: that of the path, like x_t.
+            data: like x_t.
+            t: times [B].
+        """
+        return velocity
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -72,3 +88,15 @@ class DiffusionModel(nn.Module):
         else:
             result = block(*inputs)
         return result
+
+
+def velocity_from_data(x_t: Tensor, data: Tensor, t: Tensor, t_eps: float) -> Tensor:
+    """Convert data to the velocity of the linear path, `(x_t - data) / max(t, t_eps)`.
+
+    Args:
+        x_t: [B, ...].
+        data: predicted or true, like x_t.
+        t: times [B].
+        t_eps: smallest divisor; the published one is 0.05.
+    """
+    return (x_t - data) / t.clamp(min=t_eps).reshape(-1, *[1] * (x_t.ndim - 1))

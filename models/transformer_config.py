@@ -12,6 +12,7 @@ from ..errors import ConfigError
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Ratio = Annotated[float, msgspec.Meta(ge=0.01, le=1000)]
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Time = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 def require(condition: bool, message: str) -> None:

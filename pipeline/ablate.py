@@ -30,7 +30,8 @@ from .reporting.tables import count_text, list_text
 from .runtime.gpu import has_gpu
 from .runtime.lease import lease
 from .runtime.signals import signals_as_interrupt
-from .training.setup import groups_of, resolve
+from .training.model_config import groups_of
+from .training.setup import resolve
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,14 @@ Tensor names and shapes are those of the published checkpoints (github.com/nanov
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from ..diffusion_model import DiffusionModel, velocity_from_data
 from ..layers.embedders import PatchEmbed, unpatchify
 from ..layers.linear import linear
 from ..layers.rotary import Rotary
@@ -26,8 +28,17 @@ class Prediction(NamedTuple):
     projected: Tensor | None  # [B, N, z_dim]; None without a projector
 
 
-class RAEv2(nn.Module):
-    """A diffusion transformer that maps (x_t, time, label) to the data."""
+BASE = "base_velocity"
+
+
+class RAEv2(DiffusionModel):
+    """A diffusion transformer that predicts the data, from which the velocity follows.
+
+    Its tap `base_velocity` is the velocity of the base head, inside the encoder; it guides the model in sampling.
+    """
+
+    config: RAEv2Config
+    taps: ClassVar[tuple[str, ...]] = (BASE,)
 
     def __init__(self, config: RAEv2Config) -> None:
         super().__init__()
@@ -52,8 +63,40 @@ class RAEv2(nn.Module):
         if config.repa_layer_depth:
             self.repa_projector = linear(narrow, config.z_dim)
 
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Prediction:
-        """Predict the data.
+    @property
+    def projectors(self) -> nn.ModuleList:  # type: ignore[override]
+        """The projector, if any: one linear layer under its published name."""
+        return nn.ModuleList([self.repa_projector] if self.config.repa_layer_depth else [])
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, labels: Tensor, project: bool = True, taps: Sequence[str] = ()
+    ) -> tuple[Any, ...]:
+        """Predict the velocity noise - data, and patch tokens.
+
+        Args:
+            x_t: noisy latents [B, C, H, W].
+            t: time [B], 0 at the data and 1 at the noise.
+            labels: [B] int64; `num_classes` for no class.
+            project: False to return no patch tokens.
+            taps: `base_velocity`, or nothing.
+
+        Returns:
+            The velocity [B, C, H, W]; the projected tokens [B, N, z_dim] in a list, empty without a projector; and
+            `{"base_velocity": [B, C, H, W]}` if asked for.
+        """
+        data, base, projected = self.predict(x_t, t, labels)
+        velocity = velocity_from_data(x_t, data, t, self.config.t_eps)
+        tokens = [projected] if project and projected is not None else []
+        if not taps:
+            return velocity, tokens
+        return velocity, tokens, {BASE: velocity_from_data(x_t, base, t, self.config.t_eps)}
+
+    def target(self, x_t: Tensor, velocity: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """Return the velocity that follows from the data as it does from predicted data, also at times near 0."""
+        return velocity_from_data(x_t, data, t, self.config.t_eps)
+
+    def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Prediction:
+        """Predict the data, with both heads.
 
         Args:
             x_t: noisy latents [B, C, H, W].
@@ -66,7 +109,7 @@ class RAEv2(nn.Module):
         condition = self.s_projector(self._timed(sequence, time))
         tokens = self.x_embedder(x_t)
         for block in self.blocks[self.config.depth[0] :]:
-            tokens = block(tokens, condition, self.dec_rope)
+            tokens = self._run(block, tokens, condition, self.dec_rope)
         data = unpatchify(self.final_layer(tokens, condition), side)
         return Prediction(data, unpatchify(self.base_final_layer(base, base), side), projected)
 
@@ -85,7 +128,7 @@ class RAEv2(nn.Module):
         sequence = torch.cat([self.s_embedder(x_t), self.condition_tokens(time, labels)], dim=1)
         base, projected = sequence, None
         for number, block in enumerate(self.blocks[: self.config.depth[0]], start=1):
-            sequence = block(sequence, None, self.enc_rope)
+            sequence = self._run(block, sequence, None, self.enc_rope)
             if number == self.config.base_model_depth:
                 base = self._timed(sequence, time)
             if number == self.config.repa_layer_depth:

@@ -116,5 +116,5 @@ def load_sit_state(model: DiffusionModel, state_dict: Mapping[str, Tensor], advi
     ]
     if problems:
         more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
-        raise CheckpointError(f"the checkpoint does not fit this SiT: {'; '.join(problems[:4])}{more}. {advice}")
+        raise CheckpointError(f"the checkpoint does not fit the model: {'; '.join(problems[:4])}{more}. {advice}")
     model.load_state_dict(loaded)

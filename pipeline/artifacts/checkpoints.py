@@ -31,6 +31,7 @@ from ...stores.files import atomic_write
 from ...stores.order import ARGSORT, OrderName
 from ..runtime.lease import require_held
 from ..runtime.seeds import STREAMS_VERSION
+from .latents_stats import Latents
 from .published import PUBLISHED, Unrecorded, find_published, published_model
 from .run_folder import RunFolder
 from .state_dicts import find_initial_weights
@@ -291,7 +292,7 @@ class TrainedModel:
 
 
 def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> TrainedModel:
-    """Load the model of a checkpoint of repa-pipe, REPA, iREPA or REG on the CPU, in evaluation mode.
+    """Load the model of a checkpoint of repa-pipe or of a published program on the CPU, in evaluation mode.
 
     Args:
         path: the file.
@@ -325,6 +326,11 @@ def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> Train
 def _published(values: dict[str, Any], ema: bool, path: Path, stated: Unrecorded) -> TrainedModel:
     found = published_model(values, ema, path, stated)
     latents = found.latents
-    config = TrainConfig.from_settings({"store": "", "vae": latents.vae, "path_type": found.path_type}, str(path))
-    metadata = StoreMetadata(latents.vae, latents.scale, latents.bias, (), "", {})
-    return TrainedModel(found.model.eval(), metadata, config, found.step)
+    settings = {"store": "", "path_type": found.path_type, "time_shift": found.time_shift}
+    if isinstance(latents, Latents):
+        metadata = StoreMetadata(latents.vae or "", latents.scale, latents.bias, (), "", {})
+        config = TrainConfig.from_settings(settings | {"vae": latents.vae}, str(path))
+        return TrainedModel(found.model.eval(), metadata, config, found.step)
+    metadata = StoreMetadata("", (), (), (), "", {}, token_latents="an encoder")
+    config = TrainConfig.from_settings(settings, str(path))
+    return TrainedModel(found.model.eval(), metadata, config, found.step, latents)

@@ -1,4 +1,5 @@
-"""Checkpoints of published programs (REPA, iREPA, REG): by name, downloaded once, or from a file.
+"""Checkpoints of published programs (REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2): by name, downloaded once, or
+from a file.
 
 A file holds either `{"model", "ema", "opt", "args", "steps"}`, as saved by their trainers, or weights under other keys
 or alone. Sizes follow from the weights. The path is in `args`, if at all; the latents are never recorded.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 from ...converter import shown
 from ...errors import CheckpointError, ConfigError, WeightsError
+from ...models.architectures import make_model
 from ...stores.files import atomic_write, remove_abandoned
 from ..runtime.cache import VARIABLE, cache_folder
 from ..runtime.console import NOTICE
-from .latents_stats import Latents, irepa_latents, repa_latents
+from .latents_stats import Latents, latents_of_batch_norm, read_latents, repa_latents
 from .state_dicts import find_weights
 
 if TYPE_CHECKING:
-    from ...models.sit import SiT
+    from torch import Tensor
+
+    from ...diffusion.normalization import Normalization
+    from ...models.diffusion_model import DiffusionModel
 
 logger = logging.getLogger(__name__)
 
 PATH_TYPES = ("linear", "cosine")
-_ADVICE = "Expected a checkpoint of REPA, iREPA, REG or repa-pipe"
+_ADVICE = "Expected a checkpoint of REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2 or repa-pipe"
+_BATCH_NORM = "bn."  # REPA-E's, of the latents
+_RAE_BASE = 4096  # numbers per latent for which RAE and RAEv2 shift no times
 _ORIGINAL_PATH_TYPES = ("Linear", "GVP", "VP")  # names in the options of the original SiT code
 
 
@@ -93,9 +101,10 @@ class Unrecorded:
 class PublishedModel:
     """The model of a published checkpoint, and what is known about its training."""
 
-    model: SiT
+    model: DiffusionModel
     path_type: str
-    latents: Latents
+    time_shift: float
+    latents: Latents | Normalization  # a VAE's, or tokens
     step: int  # 0 if not recorded
 
 
@@ -109,31 +118,48 @@ def published_model(values: Mapping[str, Any], ema: bool, path: Path, stated: Un
         stated: what the user states about the checkpoint.
 
     Raises:
-        CheckpointError: the file holds no SiT, or not the requested weights, or those of an unsupported program.
+        CheckpointError: the file holds no model, or not the requested weights, or those of an unsupported program.
         ConfigError: `stated` contradicts what the file records.
         WeightsError: the statistics of the latents cannot be read.
     """
-    from ...models.sit import infer_sit_config, load_sit_state, make_sit
+    from ...models.infer_config import infer_config
+    from ...models.sit import SiT, load_sit_state
 
     args = _args(values)
     try:
         weights = find_weights(values, ema)
-        model = make_sit(infer_sit_config(weights, args.get("encoder_depth"), args.get("num_classes")))
-        load_sit_state(model, weights, _ADVICE)
+        batch_norm = {name: weights.pop(name) for name in list(weights) if name.startswith(_BATCH_NORM)}
+        model = make_model(infer_config(weights, args.get("encoder_depth"), args.get("num_classes")))
+        load_sit_state(model, _rotary_tables(model) | weights, _ADVICE)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    path_type = _path_type(args, path, stated.path_type)
-    if not args and not model.config.z_dims:
+    if isinstance(model, SiT) and not args and not model.config.z_dims:
         logger.warning(
             "%s has neither training options nor projectors: if the original SiT code wrote it, where time runs from "
             "noise to data, its images are noise",
             path,
             extra=NOTICE,
         )
-    is_irepa = "spnorm_method" in args or any(".projection_layer." in name for name in weights)
-    latents = _latents(is_irepa, model.config.in_channels, path, stated.latents_stats)
     step = values.get("steps", values.get("global_step"))
-    return PublishedModel(model, path_type, latents, step if isinstance(step, int) else 0)
+    is_irepa = "spnorm_method" in args or any(".projection_layer." in name for name in weights)
+    latents = _latents(model, batch_norm, is_irepa, path, stated.latents_stats)
+    return PublishedModel(
+        model,
+        _path_type(args, path, stated.path_type) if isinstance(model, SiT) else _linear(path, stated.path_type),
+        1.0 if isinstance(latents, Latents) else max(1.0, math.sqrt(math.prod(model.state_shape) / _RAE_BASE)),
+        latents,
+        step if isinstance(step, int) else 0,
+    )
+
+
+def _rotary_tables(model: DiffusionModel) -> dict[str, Tensor]:
+    """Return the tables of rotary positions, which averaged weights of some programs lack."""
+    return {name: value for name, value in model.state_dict().items() if name.endswith(("freqs_cos", "freqs_sin"))}
+
+
+def _linear(path: Path, stated: str | None) -> str:
+    require_same_path_type(stated, "linear", path)
+    return "linear"
 
 
 def _args(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,12 +201,25 @@ def require_same_path_type(stated: str | None, recorded: str, path: Path) -> Non
         raise ConfigError(f"--path-type is {stated!r}, but {path} was trained on the {recorded} path: remove it")
 
 
-def _latents(is_irepa: bool, channels: int, path: Path, stats: str | None) -> Latents:
+def _latents(
+    model: DiffusionModel, batch_norm: Mapping[str, Tensor], is_irepa: bool, path: Path, stats: str | None
+) -> Latents | Normalization:
+    from ...models.sit import SiT
+
+    config, is_sit = model.config, isinstance(model, SiT)
     if stats:
-        return irepa_latents(stats, channels)
+        vae = "sd-vae-ft-mse" if is_sit and not batch_norm else None
+        return read_latents(stats, (config.in_channels, config.input_size, config.input_size), vae)
+    if batch_norm:
+        return latents_of_batch_norm(batch_norm, config.in_channels, path)
     if is_irepa:
         raise CheckpointError(
             f"{path} was written by iREPA, whose latents are normalized with statistics in another file: pass it "
             "with --latents-stats (sdvae-ft-mse-f8d4-latents-stats.pt of REPA-E/iREPA-collections on Hugging Face)"
         )
-    return repa_latents(channels)
+    if not is_sit:
+        raise CheckpointError(
+            f"{path} does not record the statistics with which its latents are normalized: pass them with "
+            "--latents-stats (stat.pt of RAE and RAEv2, latents_stats.pt of LightningDiT)"
+        )
+    return repa_latents(config.in_channels)

@@ -215,6 +215,10 @@ def settings_name(config: SampleConfig) -> str:
     solver = "sde" if config.mode == "sde" else ("heun" if config.heun else "ode")
     words = [f"{solver}{config.num_steps}", f"cfg{config.cfg_scale:g}"]
     words += [] if config.cls_cfg_scale is None else [f"cls{config.cls_cfg_scale:g}"]
+    words += [] if config.guidance == "cfg" else [config.guidance]
+    words += [f"auto{zlib.crc32(config.guidance_checkpoint.encode()):08x}"] if config.guidance_checkpoint else []
+    words += [] if config.guidance_channels is None else [f"channels{config.guidance_channels}"]
+    words += [] if config.time_shift is None else [f"shift{config.time_shift:g}"]
     if (config.guidance_low, config.guidance_high) != (0, 1):
         words.append(f"from{config.guidance_low:g}to{config.guidance_high:g}")
     if config.labels != "random":
@@ -230,8 +234,12 @@ def settings_name(config: SampleConfig) -> str:
 
 def sample_settings(config: SampleConfig, checkpoint: Path) -> dict[str, Any]:
     """Return all values that determine the images; a checkpoint is known by its content, wherever it is."""
-    digest = {"digest": file_digest(checkpoint)}
-    return canonical_settings(config.result_settings()) | {"checkpoint": digest, "random_streams": STREAMS_VERSION}
+    from .checkpoints import resolve_checkpoint
+
+    settings = {"checkpoint": {"digest": file_digest(checkpoint)}, "random_streams": STREAMS_VERSION}
+    if config.guidance_checkpoint:
+        settings["guidance_checkpoint"] = {"digest": file_digest(resolve_checkpoint(config.guidance_checkpoint))}
+    return canonical_settings(config.result_settings()) | settings
 
 
 def _identity_before_digests(checkpoint: Path) -> dict[str, Any]:

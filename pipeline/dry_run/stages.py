@@ -76,7 +76,8 @@ def _train(config: TrainConfig) -> Preview:
     import torch
 
     from ..artifacts.run_folder import RunFolder
-    from ..training.setup import build_model, groups_of, resolve, training_rows
+    from ..training.model_config import groups_of
+    from ..training.setup import build_model, resolve, training_rows
 
     with open_store(config.store, config.store_cache) as store:
         config = resolve(config, store)
@@ -104,15 +105,15 @@ def _train(config: TrainConfig) -> Preview:
 def _sample(config: SampleConfig) -> Preview:
     from ...models.rae_files import patch_size_of
     from ...models.vae import describe_vae
-    from ...models.vae_files import require_trusted
     from ..artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
     from ..artifacts.sample_files import files_of
+    from ..sampling.decoder import vae_name
 
     checkpoint = resolve_checkpoint(config.checkpoint)
     trained = load_model(checkpoint, config.ema, unrecorded(config))
     side = trained.model.config.input_size
     if trained.normalization is None:
-        vae = config.vae or require_trusted(trained.store.vae)
+        vae = vae_name(config, trained)
         side, decoder = side * describe_vae(vae)[1], f"VAE {vae}"
     elif config.decoder is not None:
         side, decoder = side * patch_size_of(config.decoder), f"decoder {config.decoder}"

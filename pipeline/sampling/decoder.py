@@ -30,7 +30,7 @@ def make_decoder(config: SampleConfig, trained: TrainedModel, device: torch.devi
     if trained.normalization is None:
         if config.decoder is not None:
             raise ConfigError("--decoder is given, but the model generates the latents of a VAE: remove it")
-        vae = load_vae(config.vae or require_trusted(trained.store.vae), device=device)
+        vae = load_vae(vae_name(config, trained), device=device)
         return vae.with_scale(list(trained.store.latents_scale), list(trained.store.latents_bias)).decode
     encoder, sit = trained.store.token_latents, trained.model.config
     if config.vae is not None:
@@ -47,6 +47,18 @@ def make_decoder(config: SampleConfig, trained: TrainedModel, device: torch.devi
             f"{sit.in_channels}: pass the decoder of that encoder"
         )
     return TokenDecoder(decoder.to(device), _on(device, trained.normalization))
+
+
+def vae_name(config: SampleConfig, trained: TrainedModel) -> str:
+    """Return the VAE that decodes: the given one, or that of the store.
+
+    Raises:
+        ConfigError: neither is known.
+        WeightsError: the store's is not one that may be downloaded.
+    """
+    if config.vae or trained.store.vae:
+        return config.vae or require_trusted(trained.store.vae)
+    raise ConfigError("the checkpoint does not record the VAE of its latents: pass --vae")
 
 
 class TokenDecoder:

@@ -18,7 +18,6 @@ from torch import Tensor
 from ...config import SampleConfig
 from ...diffusion.interpolant import Interpolant
 from ...diffusion.samplers import Noise, euler, euler_maruyama, guided
-from ...diffusion.times import falling_grid
 from ...errors import ConfigError
 from ...models.diffusion_model import DiffusionModel, ModelConfig
 from ...models.sit import EntangledSiT
@@ -28,10 +27,10 @@ from ..runtime.console import NOTICE
 from ..runtime.device import DTYPES
 from ..runtime.seeds import STREAMS_VERSION, RandomStreams, image_label
 from .decoder import make_decoder
+from .guidance import weaker_velocities
+from .times import sampling_times
 
 logger = logging.getLogger(__name__)
-
-LAST_TIME = 0.001  # of RAE's sampler, before the shift
 
 
 class Sampler:
@@ -52,8 +51,9 @@ class Sampler:
         self._listed = _listed_labels(config, self._sit)
         self._plain = trained.model.to(device)
         self._model: Any = torch.compile(self._plain) if config.compile else self._plain
+        self._both = weaker_velocities(config, trained, self._model, device)
         self._interpolant = Interpolant(trained.config.path_type)
-        self._times = _shifted_times(config, trained.config.time_shift)
+        self._times = sampling_times(config, trained)
         self._decode = make_decoder(config, trained, device)
         self._scale_of = _guidance_scales(config, self._plain)
 
@@ -76,6 +76,7 @@ class Sampler:
             config.guidance_low,
             config.guidance_high,
             self._scale_of,
+            self._both,
         )
         with torch.autocast(self._device.type, DTYPES[config.precision], config.precision != "fp32"):
             if config.mode == "ode":
@@ -97,20 +98,10 @@ class Sampler:
         return image_label(self._config.global_seed, index, classes)
 
 
-def _shifted_times(config: SampleConfig, shift: float) -> Tensor | None:
-    """Return the times of a model that was trained with a time shift, as RAE steps: one step less than times."""
-    if shift == 1:
-        return None
-    if config.num_steps < 2 or config.mode == "sde":
-        raise ConfigError(
-            f"the model was trained with --time-shift {shift:g}: expected --mode ode and --num-steps of at least 2, "
-            f"found --mode {config.mode} --num-steps {config.num_steps}"
-        )
-    return falling_grid(config.num_steps, LAST_TIME, shift)
-
-
 def _guidance_scales(config: SampleConfig, model: DiffusionModel) -> Tensor | None:
     """Return the guidance scale of every element of the model's state; None if it is the same for all."""
+    if config.guidance_channels is not None:
+        return _channel_scales(config, model)
     if config.cls_cfg_scale is None:
         return None
     if not isinstance(model, EntangledSiT):
@@ -120,6 +111,19 @@ def _guidance_scales(config: SampleConfig, model: DiffusionModel) -> Tensor | No
     if config.cfg_scale == 1:
         logger.warning("--cls-cfg-scale has no effect, because --cfg-scale 1 disables guidance", extra=NOTICE)
     return model.guidance_scales(config.cfg_scale, config.cls_cfg_scale)
+
+
+def _channel_scales(config: SampleConfig, model: DiffusionModel) -> Tensor:
+    """Return the guidance scale of each channel, `[C, 1, 1]`: 1 for those that are not guided."""
+    channels, guided_channels = model.config.in_channels, int(config.guidance_channels or 0)
+    if isinstance(model, EntangledSiT) or guided_channels > channels:
+        raise ConfigError(
+            f"--guidance-channels is {guided_channels}: expected at most the {channels} channels of the latents, and a "
+            "model without a class token"
+        )
+    scales = torch.ones(channels, 1, 1, device=next(model.parameters()).device)
+    scales[:guided_channels] = config.cfg_scale
+    return scales
 
 
 def _step_noise(generators: list[torch.Generator]) -> Noise:
@@ -141,7 +145,8 @@ def _listed_labels(config: SampleConfig, sit: ModelConfig) -> tuple[int, ...]:
     outside = [number for number in config.listed_labels if number >= sit.num_classes]
     if outside:
         raise ConfigError(f"--labels contains {outside[0]}: this model has classes 0 to {sit.num_classes - 1}")
-    if config.cfg_scale > 1 and not sit.class_dropout_prob:
+    by_label = config.guidance == "cfg" and config.guidance_checkpoint is None
+    if config.cfg_scale > 1 and by_label and not sit.class_dropout_prob:
         raise ConfigError(
             f"--cfg-scale is {config.cfg_scale:g}: this model was trained with --cfg-prob 0, so it has no velocity "
             "without a label to guide with; use --cfg-scale 1"

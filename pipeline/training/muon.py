@@ -92,9 +92,14 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight)
         average: Tensor = state["momentum_buffer"]
+        found_inf: Tensor | None = getattr(self, "found_inf", None)  # set by callers that check for finite numbers
+        before = (weight.clone(), average.clone()) if found_inf is not None else None
         average.mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(average, alpha=group["momentum"])
         rounded = direction.bfloat16().half() if self._half else direction
         direction = orthogonalize(rounded).to(torch.bfloat16 if self._half else weight.dtype)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.sub_((direction * (group["lr"] * 0.2 * max(weight.shape) ** 0.5)).to(weight.dtype))
+        if found_inf is not None and before is not None:  # on the device, for which the host does not wait
+            for value, old in zip((weight, average), before, strict=True):
+                value.copy_(torch.where(found_inf != 0, old, value))

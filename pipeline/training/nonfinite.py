@@ -7,6 +7,7 @@ overflowing gradients are normal there.)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -37,15 +38,17 @@ class NonFiniteGuard:
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         self._values = torch.zeros(len(self.names), device=device)
 
-    def check(self, step: int, values: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Check a step's losses and gradient norm, between its backward pass and the optimizer's step."""
+    def check(self, step: int, values: Tensor, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Check a step's losses and gradient norm, between its backward pass and the steps of the optimizers."""
         counted = values[:-1] if self._scaled else values
         first = ~torch.isfinite(counted).all() & (self._bad == 0)
         self._bad = torch.where(first, 1.0, self._bad)
         self._step = torch.where(first, step, self._step)
         self._values = torch.where(first, values, self._values)
-        if not self._scaled:
-            optimizer.found_inf = self._bad  # type: ignore[attr-defined]  # fused kernels read it, as with a scaler
+        if self._scaled:
+            return
+        for optimizer in optimizers:
+            optimizer.found_inf = self._bad  # type: ignore[attr-defined]  # they read it, as with a scaler
 
     def bad_step(self) -> BadStep | None:
         """Return the first bad step so far, or None. Synchronizes host and device."""

@@ -15,6 +15,7 @@ from ...config import TrainConfig
 from ...diffusion.interpolant import Interpolant, draw_times
 from ...diffusion.times import shifted
 from ...models.diffusion_model import DiffusionModel
+from ...models.raev2.model import BASE
 from ...models.sit import EntangledSiT, drop_labels
 from ...stores import Batch, Store
 from ..artifacts.checkpoints import StoreMetadata
@@ -23,10 +24,12 @@ from ..runtime.seeds import RandomStreams, Stream
 from ..spaces.moments import MomentsSpace
 from ..spaces.space import Space
 from ..spaces.tokens import token_space
-from .setup import LEGACY_DROPOUT
+from .model_config import LEGACY_DROPOUT
 from .terms.alignment import AlignmentTerm
+from .terms.base_head import BaseHeadTerm
 from .terms.class_token import ClassTokenTerm
 from .terms.denoising import DenoisingTerm
+from .terms.direction import DirectionTerm
 from .terms.term import ModelOutput, Prepared, Term
 
 
@@ -77,6 +80,8 @@ class Objective(nn.Module):
         self.names = ("loss", *(term.metric for term in terms))  # of the values that `forward` returns
         self._config = config
         self._interpolant = Interpolant(config.path_type)
+        taps = tuple(dict.fromkeys(tap for term in terms for tap in term.taps))
+        self._taps = {"taps": taps} if taps else {}
 
     def inputs(self, batch: Batch, step: int, ranks: DistributedContext) -> Inputs:
         """Return this rank's inputs of a step."""
@@ -112,8 +117,9 @@ class Objective(nn.Module):
         x_t, target = self._interpolant.interpolate(data, noise, inputs.times)
         project = any(term.needs_projection(each) for term, each in zip(self.terms, inputs.terms, strict=True))
         labels = drop_labels(inputs.labels, inputs.dropped, self.model.config.num_classes)
-        velocity, projected = self.model(x_t, inputs.times, labels, project=project)
-        output = ModelOutput(velocity, target, projected)
+        target = self.model.target(x_t, target, data, inputs.times)
+        velocity, projected, *tapped = self.model(x_t, inputs.times, labels, project=project, **self._taps)
+        output = ModelOutput(velocity, target, projected, tapped[0] if tapped else {})
         losses = [term.loss(output, each) for term, each in zip(self.terms, inputs.terms, strict=True)]
         total = losses[0] * inputs.weights[0]
         for loss, weight in zip(losses[1:], inputs.weights[1:], strict=True):
@@ -135,11 +141,15 @@ class Objective(nn.Module):
 def make_objective(
     model: DiffusionModel, config: TrainConfig, store: Store, metadata: StoreMetadata, streams: RandomStreams
 ) -> Objective:
-    """Build the objective of a config: denoising, alignment and, with class tokens, REG's term."""
+    """Build the objective of a config: denoising, alignment, and the terms of what the model has besides."""
     space = make_space(config, store, metadata)
     terms: list[Term] = [DenoisingTerm(model), AlignmentTerm(config, store)]
     if isinstance(model, EntangledSiT):
         terms.append(ClassTokenTerm(config, model, streams))
+    if config.cosine_coeff:
+        terms.append(DirectionTerm(model, config.cosine_coeff))
+    if BASE in model.taps:
+        terms.append(BaseHeadTerm())
     return Objective(model, config, space, streams, terms)
 
 
@@ -147,4 +157,4 @@ def make_space(config: TrainConfig, store: Store, metadata: StoreMetadata) -> Sp
     """Build the space of the latents: a VAE's, or an encoder's tokens with `--token-latents`."""
     if config.token_latents:
         return token_space(store, config.token_latents)
-    return MomentsSpace(metadata.latents_scale, metadata.latents_bias)
+    return MomentsSpace(metadata.latents_scale, metadata.latents_bias, config.latents_eps)

@@ -12,30 +12,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...config import TrainConfig
-from ...converter import shown
-from ...errors import ConfigError, RepaPipeError, StoreError
-from ...models.architectures import AnyConfig, make_model, model_names
-from ...models.dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
-from ...models.sit.config import SIT_PRESETS, SiTConfig, sit_config
+from ...errors import ConfigError, RepaPipeError
+from ...models.architectures import make_model
 from ...models.weight_files import require_weights_file
 from ...stores import Store
-from ...stores.layout import features_group, latents_group
 from ...stores.order import OrderName, default_order, held_out_samples
 from ...stores.row_set import RowSet
 from ...stores.selection import read_indices
-from ...stores.statistics import latents_shape
 from ...stores.store import Selection
 from ...stores.trainable import trainable_rows
 from ..artifacts.checkpoints import StoreMetadata
 from ..artifacts.run_folder import RunFolder
 from ..runtime.distributed import DistributedContext
+from .model_config import group_of_latents, groups_of, model_config
 
 if TYPE_CHECKING:
     from ...models.diffusion_model import DiffusionModel
     from ...stores import AlignmentDataset
-
-CLS_TOKEN = "cls_token"
-LEGACY_DROPOUT = 0.1  # REPA's model drops labels with this probability in training, in addition to its trainer
 
 
 def resolve(config: TrainConfig, store: Store) -> TrainConfig:
@@ -143,86 +136,10 @@ def require_trainable(config: TrainConfig, store: Store, run_folder: RunFolder, 
         raise ConfigError(
             f"--microbatches {config.microbatches} does not divide the {per_rank} samples per rank and step"
         )
+    _require_classes(config, store)
     model_config(config, store)
     if config.init_from and not run_folder.checkpoints():
         require_weights_file(Path(config.init_from))
-
-
-def model_config(config: TrainConfig, store: Store) -> AnyConfig:
-    """Return the config of the model for the shapes and labels in the store.
-
-    Raises:
-        ConfigError: `--num-classes` is too small, or a setting of the model is invalid.
-        StoreError: token grids differ.
-    """
-    _require_classes(config, store)
-    if config.model in DIT_DH_PRESETS:
-        return _dit_dh_config(config, store)
-    if config.model not in SIT_PRESETS:
-        raise ConfigError(f"unknown model {shown(config.model)}; expected one of {', '.join(model_names())}")
-    return _sit_config(config, store)
-
-
-def _dit_dh_config(config: TrainConfig, store: Store) -> DiTDHConfig:
-    """Return the config of RAE's model, which has no projectors and no class token."""
-    for name in ("proj_coeff", "cls_coeff"):
-        config.require(not getattr(config, name), name, f"must be 0 for {config.model}, which has no projectors")
-    for name in ("qk_norm", "legacy"):
-        config.require(not getattr(config, name), name, f"does not apply to {config.model}")
-    channels, side, _ = _latents_shape(config, store)
-    return DiTDHConfig(
-        input_size=side,
-        in_channels=channels,
-        num_classes=int(config.num_classes or 0),
-        class_dropout_prob=config.cfg_prob,
-        **DIT_DH_PRESETS[config.model],
-    )
-
-
-def _sit_config(config: TrainConfig, store: Store) -> SiTConfig:
-    channels, side, _ = _latents_shape(config, store)
-    encoders = {encoder: store.group(features_group(encoder)).attributes for encoder in config.enc_type}
-    options = {} if config.encoder_depth is None else {"encoder_depth": config.encoder_depth}
-    model = sit_config(
-        config.model,
-        input_size=side,
-        in_channels=channels,
-        num_classes=int(config.num_classes or 0),
-        class_dropout_prob=LEGACY_DROPOUT if config.legacy else config.cfg_prob,
-        z_dims=tuple(attributes["width"] for attributes in encoders.values()) if config.proj_coeff else (),
-        cls_dim=_cls_dim(config, store) if config.cls_coeff else None,
-        projector_dim=config.projector_embed_dims,
-        qk_norm=config.qk_norm,
-        projector=config.projector,
-        projector_kernel_size=config.projector_kernel_size,
-        **options,
-    )
-    grid = (side // model.patch_size) ** 2
-    for encoder, attributes in encoders.items():
-        if attributes["num_tokens"] != grid:
-            raise StoreError(
-                f"{config.model} has {grid} tokens, {encoder} has {attributes['num_tokens']} in {store.location}: "
-                "choose a model with another patch size, or an encoder with that token grid"
-            )
-    return model
-
-
-def groups_of(config: TrainConfig) -> list[str]:
-    """Return the groups that a run reads, that of the latents first."""
-    return list(dict.fromkeys([group_of_latents(config), *map(features_group, config.enc_type)]))
-
-
-def group_of_latents(config: TrainConfig) -> str:
-    """Return the group of the latents: a VAE's, or that of an encoder with `--token-latents`."""
-    return features_group(config.token_latents) if config.token_latents else latents_group(str(config.vae))
-
-
-def _latents_shape(config: TrainConfig, store: Store) -> tuple[int, ...]:
-    """Return the shape `(C, h, w)` of the latents."""
-    if config.token_latents:
-        return latents_shape(store, group_of_latents(config))
-    channels, *sides = store.group(group_of_latents(config)).shard_indexes["moments"].layout.spec.sample_shape
-    return (channels // 2, *sides)
 
 
 def _require_classes(config: TrainConfig, store: Store) -> None:
@@ -233,18 +150,6 @@ def _require_classes(config: TrainConfig, store: Store) -> None:
         "num_classes",
         f"the largest label in {store.location} is {highest}, so at least {highest + 1} classes are needed",
     )
-
-
-def _cls_dim(config: TrainConfig, store: Store) -> int:
-    """Return the width of the first encoder's class token; raise StoreError if an encoder has none."""
-    for encoder in config.enc_type:
-        group = store.group(features_group(encoder))
-        if CLS_TOKEN not in group.shard_indexes:
-            raise StoreError(
-                f"{encoder} has no class token in {store.location}, which --cls-coeff requires: choose an encoder with "
-                "one (docs/encoders.md), or --cls-coeff 0"
-            )
-    return store.group(features_group(config.enc_type[0])).shard_indexes[CLS_TOKEN].layout.spec.sample_shape[0]
 
 
 def open_dataset(
@@ -284,14 +189,16 @@ def _reading(config: TrainConfig, ranks: DistributedContext) -> dict[str, Any]:
         "seed": config.seed,
         "rank": ranks.rank,
         "world_size": ranks.world_size,
-        "token_scales": config.spatial_norm is not None,  # the cosine does not need them, normalization does
+        # the cosine does not need them, normalization and squared errors do
+        "token_scales": config.spatial_norm is not None or config.alignment_loss == "mse",
         "cls_tokens": config.cls_coeff > 0,
         "direct": config.direct,
     }
 
 
 def build_model(config: TrainConfig, store: Store) -> DiffusionModel:
-    """Build the model with random weights, for the shapes in the store."""
+    """Build the model with random weights, for the shapes and labels in the store."""
+    _require_classes(config, store)
     return make_model(model_config(config, store))
 
 

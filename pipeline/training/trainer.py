@@ -38,7 +38,8 @@ from .agreement import Agreement
 from .monitor import TrainingMonitor
 from .nonfinite import NonFiniteGuard, stop_run
 from .objective import Inputs, make_objective
-from .optimizer_state import load_optimizer, load_scaler
+from .optimizer_state import load_optimizers, load_scaler, states_of
+from .optimizers import make_optimizers
 from .parallel import (
     data_parallel,
     full_tensor,
@@ -85,14 +86,7 @@ class Trainer:
         if config.fsdp and ranks.world_size > 1:
             shard_model(self.model)
             shard_model(self.ema.model)
-        self.optimizer = torch.optim.AdamW(
-            [weight for weight in self.model.parameters() if weight.requires_grad],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-            fused=True,
-        )
+        self.optimizers = make_optimizers(config, self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16")
         self._monitor: TrainingMonitor | None = None  # on the first rank, while it trains
         self._agreement: Agreement  # while it trains
@@ -134,7 +128,7 @@ class Trainer:
         header.store.require_same(self.metadata, path)
         self._require_own_step(header, path)
         self._load(*(tensors_under(values, name, path) for name in ("model", "ema")))
-        load_optimizer(self.optimizer, values.get("opt"), header.steps, path)
+        load_optimizers(self.optimizers, values.get("opt"), header.steps, path)
         load_scaler(self.scaler, values.get("scaler"), path)
         self.step = header.steps
         self.streams.version = header.random_streams
@@ -292,17 +286,20 @@ class Trainer:
         """
         if self.config.aligned_steps == self.step:
             self._freeze_projectors()
-        for group in self.optimizer.param_groups:
+        optimizers = self.optimizers.values()
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(self.config, self.step)
         losses = self.ranks.mean(self._accumulate_gradients(self.objective.inputs(batch, self.step, self.ranks)))
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
         norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
         values = torch.cat([losses, norm.detach().reshape(1)])
-        self.nonfinite.check(self.step + 1, values, self.optimizer)
+        self.nonfinite.check(self.step + 1, values, optimizers)
         self._is_updating = True
-        self.scaler.step(self.optimizer)
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.ema.update(self.model)
         self._is_updating = False
         return values
@@ -372,7 +369,7 @@ class Trainer:
         return {
             "model": gather_state_dict(self.model.state_dict(), keep),
             "ema": gather_state_dict(self.ema.model.state_dict(), keep),
-            "opt": gather_state_dict(self.optimizer.state_dict(), keep),
+            "opt": gather_state_dict(states_of(self.optimizers), keep),
             "scaler": self.scaler.state_dict(),
             "steps": step,
             "random_streams": self.streams.version,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 
 import torch
 from case import Case, Ema, Figures, fill, moves, weights_of
@@ -11,7 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from repa_pipe.converter import structure
-from repa_pipe.diffusion.times import logit_normal, shifted
+from repa_pipe.diffusion.guidance import GuidedVelocity, guided
+from repa_pipe.diffusion.samplers import euler
+from repa_pipe.diffusion.times import falling_grid, logit_normal
 from repa_pipe.models.lightningdit.config import LightningDiTConfig
 from repa_pipe.models.lightningdit.model import LightningDiT
 
@@ -36,6 +37,11 @@ def _model(case: Case, settings: dict) -> LightningDiT:
     return model
 
 
+def _predict(model: LightningDiT, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """Return the published velocity, data - noise, at published times, which are 1 at the data."""
+    return -model(x, 1 - t, labels)[0]
+
+
 def compute(case: Case) -> Figures:
     model = _model(case, case.config["model"])
     figures: Figures = {"rope_cos": model.feat_rope.freqs_cos, "rope_sin": model.feat_rope.freqs_sin}
@@ -57,8 +63,8 @@ def _evaluation(case: Case, model: LightningDiT) -> Figures:
     return {
         "eval_xt": x_t,
         "eval_target": target,
-        "eval_v": model(x_t, t, labels),
-        "eval_v_null": model(x_t, t, null),
+        "eval_v": _predict(model, x_t, t, labels),
+        "eval_v_null": _predict(model, x_t, t, null),
     }
 
 
@@ -66,7 +72,7 @@ def _variants(case: Case) -> Figures:
     figures = {}
     for name, settings in case.config["variants"].items():
         x, t, y = (case[f"variant_{name}_{each}"] for each in "xty")
-        figures[f"variant_{name}_v"] = _model(case, settings)(x, t, y)
+        figures[f"variant_{name}_v"] = _predict(_model(case, settings), x, t, y)
     return figures
 
 
@@ -78,17 +84,12 @@ def _times(case: Case) -> Figures:
     }
 
 
-def _guided(case: Case, model: LightningDiT, x: Tensor, t: Tensor, *, labels: Tensor, sampler: dict) -> Tensor:
-    """Return the velocities of the labels, then of the null label, as the published guided call does."""
-    both = torch.cat([x, x])
-    null = torch.full_like(labels, case.config["null_label"])
-    velocity = model(both, t.expand(len(both)), torch.cat([labels, null]))
-    conditional, unconditional = velocity.chunk(2)
-    outside = sampler["interval"] is True and float(t) < sampler["start"]
-    steered = conditional if outside else unconditional + sampler["cfg"] * (conditional - unconditional)
-    channels = case.config["cfg_channels"]
-    velocity[:, :channels] = torch.cat([steered, steered])[:, :channels]
-    return velocity
+def _guided(case: Case, model: LightningDiT, labels: Tensor, sampler: dict) -> GuidedVelocity:
+    """Guide the first channels only, and not near the noise."""
+    high = 1 - sampler["start"] if sampler["interval"] is True else 1.0
+    scales = torch.ones(model.config.in_channels, 1, 1)
+    scales[: case.config["cfg_channels"]] = sampler["cfg"]
+    return guided(model, labels, case.config["null_label"], sampler["cfg"], 0.0, high, scales)
 
 
 def _samples(case: Case, model: LightningDiT) -> Figures:
@@ -96,11 +97,9 @@ def _samples(case: Case, model: LightningDiT) -> Figures:
     figures: Figures = {}
     for sampler in config["samplers"]:
         count, shift = sampler["num_steps"], sampler["shift"]
-        times = shifted(torch.linspace(0, 1, count), shift or 1)
-        figures[f"grid_n{count}_shift{shift}"] = times
-        x = noise
-        for start, end in pairwise(times):
-            x = x + (end - start) * _guided(case, model, x, start, labels=labels, sampler=sampler)[: len(x)]
+        times = falling_grid(count, 0.0, 1 / (shift or 1))
+        figures[f"grid_n{count}_shift{shift}"] = 1 - times
+        x = euler(_guided(case, model, labels, sampler), noise, count, times=times)
         name = (
             f"ode_n{count}_shift{shift}_cfg{sampler['cfg']}_start{sampler['start']}_interval{int(sampler['interval'])}"
         )
@@ -108,8 +107,18 @@ def _samples(case: Case, model: LightningDiT) -> Figures:
         figures[f"{name}_denormalised"] = x * case["latents_std"] / config["latent_multiplier"] + case["latents_mean"]
     for key in case.matching(r"forward_with_cfg_t.*"):
         t = torch.tensor(float(key.removeprefix("forward_with_cfg_t")))
-        figures[key] = _guided(case, model, noise, t, labels=labels, sampler=config["samplers"][1])
+        figures[key] = _published_guided_call(case, model, noise, t, labels)
     return figures
+
+
+def _published_guided_call(case: Case, model: LightningDiT, noise: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """Return the velocities of the labels and of the null label, guided channels of the former in both."""
+    steered = -_guided(case, model, labels, case.config["samplers"][1])(noise, 1 - t)
+    null = torch.full_like(labels, case.config["null_label"])
+    both = torch.cat([steered, _predict(model, noise, t.expand(len(noise)), null)])
+    channels = case.config["cfg_channels"]
+    both[len(noise) :, :channels] = steered[:, :channels]
+    return both
 
 
 def _training(case: Case, model: LightningDiT) -> Figures:
@@ -120,7 +129,7 @@ def _training(case: Case, model: LightningDiT) -> Figures:
     for step in case.steps():
         x_t, target = _path(case, step)
         labels = torch.where(case[f"step{step}_label_dropped"].bool(), config["null_label"], case[f"step{step}_labels"])
-        velocity = model(x_t, case[f"step{step}_t"], labels)
+        velocity = _predict(model, x_t, case[f"step{step}_t"], labels)
         losses = (velocity - target).square().flatten(1).mean(dim=1)
         cosines = (1 - cosine_similarity(velocity, target, dim=1)).flatten(1).mean(dim=1)
         total = losses.mean() + cosines.mean()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from case import Case, Ema, Figures, fill, moves, rows_of, weights_of
 from torch import Tensor
 
 from repa_pipe.converter import structure
+from repa_pipe.diffusion.guidance import guided, with_weak_model
 from repa_pipe.diffusion.interpolant import Interpolant
-from repa_pipe.diffusion.samplers import euler, guided
+from repa_pipe.diffusion.samplers import euler
 from repa_pipe.diffusion.times import falling_grid, shifted, truncated_logit_normal
 from repa_pipe.models.dit_dh.config import DiTDHConfig
 from repa_pipe.models.dit_dh.model import DiTDH
@@ -115,26 +114,10 @@ def _samples(case: Case, model: DiTDH, weak: DiTDH) -> Figures:
     }
     for mode, scale, low, high in config["samplers"]:
         key = f"ode_n{count}_{mode}{scale}_lo{low}_hi{high}"
-        if mode != "autoguidance":
-            velocity = guided(
-                model,
-                labels,
-                model.config.num_classes,
-                scale if mode == "cfg" else 1.0,
-                low,
-                high,
-            )
-            figures[key] = euler(velocity, noise, count, times=times)
-            continue
-        x = noise
-        for start, end in pairwise(times):
-            t = start.expand(len(x))
-            velocity = model(x, t, labels)[0]
-            if scale > 1 and low <= float(start) <= high:
-                other = weak(x, t, labels)[0]
-                velocity = other + scale * (velocity - other)
-            x = x + (end - start) * velocity
-        figures[key] = x
+        both = with_weak_model(model, weak) if mode == "autoguidance" else None
+        used = scale if mode in {"cfg", "autoguidance"} else 1.0
+        velocity = guided(model, labels, model.config.num_classes, used, low, high, both=both)
+        figures[key] = euler(velocity, noise, count, times=times)
     return figures
 
 

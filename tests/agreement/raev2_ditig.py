@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from typing import Any
 
 import torch
 from case import Case, Ema, Figures, fill, moves, weights_of
@@ -10,11 +10,13 @@ from rae_ditdh import gradients, is_input, rate
 from torch import Tensor
 
 from repa_pipe.converter import structure
-from repa_pipe.diffusion.data_prediction import Guidance, InternalGuidance, velocity_from_data
+from repa_pipe.diffusion.guidance import guided
 from repa_pipe.diffusion.interpolant import Interpolant
+from repa_pipe.diffusion.samplers import Velocity, euler
 from repa_pipe.diffusion.times import falling_grid, logit_normal, shifted
+from repa_pipe.models.diffusion_model import velocity_from_data
 from repa_pipe.models.raev2.config import RAEv2Config
-from repa_pipe.models.raev2.model import Prediction, RAEv2
+from repa_pipe.models.raev2.model import BASE, Prediction, RAEv2
 from repa_pipe.pipeline.training.muon import COEFFICIENTS, Muon, orthogonalize
 
 __all__ = ["compute", "is_input", "recognizes"]
@@ -44,7 +46,7 @@ def _model(case: Case) -> RAEv2:
     assert side == same
     if not config["model"]["enable_repa"]:
         settings["repa_layer_depth"] = None
-    model = RAEv2(structure(settings | {"patch_size": side}, RAEv2Config, "config"))
+    model = RAEv2(structure(settings | {"patch_size": side, "t_eps": config["t_eps"]}, RAEv2Config, "config"))
     scales = {r".*\.W": config["W_scale"], "": config["matrix_scale"]}
     fill(model, config["fill_seed"], config["fill_keep"], scales)
     return model
@@ -59,14 +61,14 @@ def _losses(case: Case, prediction: Tensor, data: Tensor, t: Tensor) -> Tensor:
 def _evaluation(case: Case, model: RAEv2) -> Figures:
     data, noise, t, labels = case["step0_latents"], case["step0_noise"], case["eval_t"], case["step0_labels"]
     x_t, _ = Interpolant("linear").interpolate(data, noise, t)
-    predicted: Prediction = model(x_t, t, labels)
+    predicted: Prediction = model.predict(x_t, t, labels)
     time, eps = model.t_embedder(t, torch.float32), case.config["t_eps"]
     return {
         "eval_xt": x_t,
         "eval_x": predicted.data,
         "eval_x_base": predicted.base,
         "eval_repa_projected": predicted.projected,
-        "eval_x_null": model(x_t, t, torch.full_like(labels, model.config.num_classes)).data,
+        "eval_x_null": model.predict(x_t, t, torch.full_like(labels, model.config.num_classes)).data,
         "eval_encoder_sequence": model.encode(x_t, time, labels)[0],
         "eval_velocity": velocity_from_data(x_t, predicted.data, t, eps),
         "eval_velocity_target": velocity_from_data(x_t, data, t, eps),
@@ -96,26 +98,42 @@ def _samples(case: Case, model: RAEv2) -> Figures:
     for key in case.matching(r"ode_n\d+_sampler\d+"):
         count, number = (int(part) for part in key.removeprefix("ode_n").split("_sampler"))
         settings = config["samplers"][number]
-        guidance = InternalGuidance(
-            internal=_guidance(settings, "ig"),
-            classifier_free=_guidance(settings, "cfg"),
-            null_scale=settings.get("uncond_ig"),
-        )
-        x = case["sample_noise"]
-        for start, end in pairwise(_grid(case, count)):
-            data = guidance(lambda *inputs: model(*inputs)[:2], x, start, labels, model.config.num_classes)
-            x = x + (end - start) * velocity_from_data(x, data, start.expand(len(x)), config["t_eps"])
-        figures[key] = x
+        velocity = _guided(model, labels, settings)
+        figures[key] = euler(velocity, case["sample_noise"], count, times=_grid(case, count))
     return figures
+
+
+def _guided(model: RAEv2, labels: Tensor, settings: dict[str, Any]) -> Velocity:
+    """Guide by the base head; then, if recorded, from the velocity without labels, whose own scale may differ."""
+    null_label, null_scale = model.config.num_classes, settings.get("uncond_ig")
+
+    def both(x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        velocity, _, tapped = model(x_t, t, labels, taps=(BASE,))
+        return velocity, tapped[BASE]
+
+    ig_low, ig_high = settings.get("ig_interval", (0.0, 1.0))
+    if settings["cfg"] <= 1 and null_scale is None:
+        return guided(model, labels, null_label, max(1.0, settings["ig"]), ig_low, ig_high, both=both)
+
+    def internal(x_t: Tensor, t: Tensor, labels: Tensor, scale: float) -> Tensor:
+        velocity, base = both(x_t, t, labels)
+        is_on = settings["ig"] > 1 or null_scale not in {None, 1}
+        return base + scale * (velocity - base) if is_on and ig_low <= float(t[0]) <= ig_high else velocity
+
+    def branches(x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        null = torch.full_like(labels, null_label)
+        scales = settings["ig"], settings["ig"] if null_scale is None else null_scale
+        return internal(x_t, t, labels, scales[0]), internal(x_t, t, null, scales[1])
+
+    def conditional(x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor]:
+        return (internal(x_t, t, labels, settings["ig"]),)
+
+    low, high = settings.get("cfg_interval", (0.0, 1.0))
+    return guided(conditional, labels, null_label, max(1.0, settings["cfg"]), low, high, both=branches)
 
 
 def _grid(case: Case, steps: int) -> Tensor:
     return falling_grid(steps + 1, 0.0, case.config["time_dist_shift"])
-
-
-def _guidance(settings: dict, name: str) -> Guidance:
-    low, high = settings.get(f"{name}_interval", (0.0, 1.0))
-    return Guidance(scale=settings[name], low=low, high=high)
 
 
 def _muon(case: Case) -> Figures:
@@ -176,7 +194,7 @@ def _step_losses(case: Case, model: RAEv2, step: int, figures: Figures) -> list[
     x_t, _ = Interpolant("linear").interpolate(data, case[f"step{step}_noise"], t)
     dropped = case[f"step{step}_label_dropped"].bool()
     labels = torch.where(dropped, model.config.num_classes, case[f"step{step}_labels"])
-    predicted: Prediction = model(x_t, t, labels)
+    predicted: Prediction = model.predict(x_t, t, labels)
     base = _losses(case, predicted.base, data, t)
     both = _losses(case, predicted.data, data, t) + config["base_model_coeff"] * base
     figures[f"step{step}_loss_with_base_per_sample"], figures[f"step{step}_loss_base_per_sample"] = both, base

@@ -1,5 +1,7 @@
 """Recipes: the shipped ones, files of users, and how they combine with flags."""
 
+import math
+
 import pytest
 
 from repa_pipe import cli
@@ -23,7 +25,7 @@ def recipe_file(tmp_path):
 
 
 def test_the_published_methods_are_shipped():
-    assert recipe_names() == ["irepa", "rae-dit-dh", "reg", "repa"]
+    assert recipe_names() == ["irepa", "lightningdit", "rae-dit-dh", "raev2", "reg", "repa", "repa-e"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -43,6 +45,14 @@ def test_shipped_recipes_have_the_published_coefficients():
     rae = parse("--recipe", "rae-dit-dh")
     assert rae.time_shift == pytest.approx((768 * 16 * 16 / 4096) ** 0.5)
     assert (rae.learning_rate, rae.lr_final, rae.ema_decay, rae.adam_beta2) == (2e-4, 2e-5, 0.9995, 0.95)
+    raev2 = parse("--recipe", "raev2")
+    assert raev2.time_shift == (1024 * 16 * 16 / 4096) ** 0.5
+    assert (raev2.optimizer, raev2.weighting, raev2.flip) == ("muon", "lognormal", False)
+    assert (raev2.lr_constant_steps, raev2.lr_decay_steps) == (25 * 1251, 50 * 1251)
+    lightning = parse("--recipe", "lightningdit")
+    assert (lightning.cosine_coeff, lightning.weighting, lightning.max_grad_norm) == (1.0, "lognormal", math.inf)
+    repa_e = parse("--recipe", "repa-e")
+    assert (repa_e.latents_eps, repa_e.legacy, repa_e.proj_coeff) == (1e-4, False, 0.5)
 
 
 def test_flags_override_the_recipe_and_the_recipe_overrides_defaults():
@@ -102,7 +112,8 @@ def test_an_error_in_a_recipe_is_one_line_that_names_the_file_and_the_key(recipe
 
 def test_an_unknown_recipe_is_one_line_that_lists_the_known_ones():
     with pytest.raises(
-        ConfigError, match=r"^--recipe is 'sit': expected one of irepa, rae-dit-dh, reg, repa, or a \.toml file$"
+        ConfigError,
+        match=rf"^--recipe is 'sit': expected one of {', '.join(recipe_names())}, or a \.toml file$",
     ):
         read_recipe("sit")
 

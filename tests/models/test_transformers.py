@@ -45,11 +45,11 @@ def test_names_and_shapes_are_those_of_the_published_checkpoint(name):
 def test_new_models_predict_zeros_and_learn(name):
     model = SMALL[name]()
     x_t, t, labels = torch.randn(3, 6, 4, 4), torch.rand(3), torch.tensor([0, 4, 5])
-    found = model(x_t, t, labels)
-    prediction = found if name == "lightningdit" else found[0]
+    velocity = model(x_t, t, labels)[0]
+    prediction = model.predict(x_t, t, labels).data if name == "raev2" else velocity
     assert prediction.shape == x_t.shape
     assert not prediction.any()  # the last layer is initialized to zeros, as published
-    (prediction - x_t).square().mean().backward()
+    (velocity - torch.randn_like(x_t)).square().mean().backward()
     assert model.final_layer.linear.weight.grad.abs().max() > 0
 
 
@@ -61,10 +61,9 @@ def test_half_precision_stays_close(name):
         torch.nn.init.normal_(weight, std=0.2)
     inputs = torch.randn(3, 6, 4, 4), torch.rand(3), torch.tensor([0, 4, 5])
     with torch.no_grad():
-        exact = model(*inputs)
+        exact = model(*inputs)[0]
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = model(*inputs)
-    exact, rounded = (each if name == "lightningdit" else each[0] for each in (exact, rounded))
+            rounded = model(*inputs)[0]
     assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
 
 
@@ -88,3 +87,34 @@ def test_sizes_that_fit_no_model_are_refused(kind, changed, message):
     structure(sizes, kind, "config")
     with pytest.raises(ConfigError, match=message):
         structure(sizes | changed, kind, "config")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_recomputing_blocks_changes_no_gradient(name):
+    torch.manual_seed(0)
+    model = SMALL[name]()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    inputs = torch.randn(3, 6, 4, 4), torch.rand(3), torch.tensor([0, 4, 5])
+    gradients = []
+    for recompute in (False, True):
+        model.checkpoint_blocks = recompute
+        model.zero_grad()
+        model(*inputs)[0].square().mean().backward()
+        gradients.append({key: each.grad.clone() for key, each in model.named_parameters() if each.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, rtol=0, atol=0)
+
+
+def test_the_velocity_of_predicted_data_is_bounded_near_the_data():
+    torch.manual_seed(0)
+    model = SMALL["raev2"]()
+    x_t, t, labels = torch.randn(3, 6, 4, 4), torch.tensor([0.0, 0.01, 0.5]), torch.tensor([0, 4, 5])
+    velocity, projected, tapped = model(x_t, t, labels, taps=("base_velocity",))
+    divisors = torch.tensor([0.05, 0.05, 0.5]).reshape(3, 1, 1, 1)
+    torch.testing.assert_close(velocity, x_t / divisors)  # new models predict zeros
+    torch.testing.assert_close(tapped["base_velocity"], velocity)
+    assert projected == []
+    data = torch.randn_like(x_t)
+    torch.testing.assert_close(model.target(x_t, torch.zeros_like(x_t), data, t), (x_t - data) / divisors)

@@ -113,10 +113,10 @@ def text_of(values):
 def state_of(trainer):
     """Return what a resumed run continues from."""
     weights = [tensor.clone() for model in (trainer.model, trainer.ema.model) for tensor in model.state_dict().values()]
-    optimizer = trainer.optimizer.state_dict()
+    optimizer = trainer.optimizers["adamw"].state_dict()
     moments = [each[name].clone() for _, each in sorted(optimizer["state"].items()) for name in sorted(each)]
     # every step sets lr, and torch ignores what it does not know
-    known = sorted(trainer.optimizer.defaults.keys() - {"lr"})
+    known = sorted(trainer.optimizers["adamw"].defaults.keys() - {"lr"})
     groups = [[group["params"], *map(group.get, known)] for group in optimizer["param_groups"]]
     return trainer.step, groups, weights + moments, trainer.scaler.state_dict()
 

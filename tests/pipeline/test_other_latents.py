@@ -26,6 +26,7 @@ from repa_pipe.pipeline.runtime.seeds import RandomStreams, Stream
 from repa_pipe.pipeline.spaces.tokens import token_space
 from repa_pipe.pipeline.store_tools import statistics
 from repa_pipe.pipeline.store_tools.statistics import StatsOptions
+from repa_pipe.pipeline.training.objective import make_space
 from repa_pipe.sources.demo_images import make_crops
 from repa_pipe.stores import AlignmentDataset, open_store
 from repa_pipe.stores.tokens import read_tokens
@@ -319,15 +320,116 @@ def test_dit_dh_trains_on_tokens_resumes_and_samples(token_store, decoder, tmp_p
         assert archive["arr_0"].shape == (3, 64, 64, 3)
 
 
+def test_raev2_trains_with_muon_resumes_and_guides_itself(token_store, decoder, tmp_path):
+    options = {"model": "RAEv2-T", "optimizer": "muon", "alignment_loss": "mse", "encoder_depth": 3}
+    whole = train.run(train_config(token_store, tmp_path, exp_name="whole", **options)).run
+    train.run(train_config(token_store, tmp_path, max_train_steps=2, **options))
+    resumed = train.run(train_config(token_store, tmp_path, **options)).run
+    first, second = (load_checkpoint(resolve_checkpoint(run)) for run in (whole, resumed))
+    assert first["opt"].keys() == {"muon", "adamw"}
+    for part in ("model", "ema"):
+        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
+    config = load_model(resolve_checkpoint(resumed), ema=True).model.config
+    assert (config.repa_layer_depth, config.z_dim, config.base_model_depth) == (3, 112, 2)
+    losses = read_metrics(RunFolder(Path(whole)))[-1]
+    assert losses["base_loss"] > 0
+    assert losses["alignment_loss"] > 0  # squared errors; cosines are negative
+    plain = {"cfg_scale": 1.0, "decoder": str(decoder)}
+    images = [
+        images_of(resumed, tmp_path, **plain | options)
+        for options in ({}, {"cfg_scale": 3.0, "guidance": "internal"}, {"cfg_scale": 3.0})
+    ]
+    assert all((one != other).any() for number, one in enumerate(images) for other in images[:number])
+    with pytest.raises(ConfigError, match="a model of RAEv2 requires --mode ode"):
+        images_of(resumed, tmp_path, **plain, mode="sde")
+
+
+def images_of(run, tmp_path, **options):
+    with np.load(sample.run(sample_config(run, tmp_path, **options)).npz) as archive:
+        return archive["arr_0"]
+
+
+def test_an_optimizer_state_of_another_optimizer_is_refused(token_store, tmp_path):
+    options = {"model": "RAEv2-T", "optimizer": "muon", "proj_coeff": 0.0, "max_train_steps": 1}
+    run = train.run(train_config(token_store, tmp_path, **options)).run
+    path = resolve_checkpoint(run)
+    values = load_checkpoint(path)
+    muon = values["opt"]["muon"]
+    changes = {
+        "opt: muon: expected the entries state and param_groups": values["opt"]["adamw"],
+        "opt: muon: parameter 0: expected momentum_buffer": values["opt"] | {"muon": muon | {"state": {0: {}}}},
+        "opt: muon: its momentum differs": values["opt"]
+        | {"muon": muon | {"param_groups": [muon["param_groups"][0] | {"momentum": 0.9}]}},
+    }
+    for message, changed in changes.items():
+        path.unlink()
+        save_checkpoint(path, values | {"opt": changed})
+        with pytest.raises(CheckpointError, match=message):
+            train.run(train_config(token_store, tmp_path, **options | {"max_train_steps": 2}))
+
+
+def test_lightningdit_trains_on_a_vae_with_the_cosine_loss(images, tmp_path):
+    store = str(tmp_path / "store")
+    encode_tokens(images, store, resolution=64, device="cpu")
+    options = {"token_latents": None, "model": "LightningDiT-T/1", "qk_norm": True, "proj_coeff": 0.0}
+    run = train.run(train_config(store, tmp_path, **options, cosine_coeff=1.0, max_train_steps=3)).run
+    row = read_metrics(RunFolder(Path(run)))[-1]
+    assert 0 < row["cosine_loss"] < 2
+    assert row["loss"] == pytest.approx(row["denoising_loss"] + row["cosine_loss"], rel=1e-5)
+    assert load_model(resolve_checkpoint(run), ema=True).model.config.use_qknorm
+    stepped = images_of(run, tmp_path, num_steps=3, time_shift=3.0, guidance_channels=2)
+    assert stepped.shape == (3, 64, 64, 3)
+    with pytest.raises(ConfigError, match="a LightningDiT requires --mode ode and --num-steps of at least 2"):
+        images_of(run, tmp_path, num_steps=1)
+    with pytest.raises(ConfigError, match="--guidance-channels is 5: expected at most the 4 channels"):
+        images_of(run, tmp_path, guidance_channels=5)
+    with pytest.raises(ConfigError, match="the model has no base head"):
+        images_of(run, tmp_path, guidance="internal")
+
+
+def test_a_weaker_model_of_other_latents_is_refused(token_store, decoder, tmp_path):
+    options = {"model": "DiT-DH-T", "proj_coeff": 0.0, "max_train_steps": 1}
+    strong = train.run(train_config(token_store, tmp_path, **options)).run
+    weak = train.run(train_config(token_store, tmp_path, exp_name="weak", **options, seed=1)).run
+    other = train.run(train_config(token_store, tmp_path, exp_name="vae", token_latents=None, model="SiT-T/2")).run
+    plain = {"decoder": str(decoder), "cfg_scale": 3.0}
+    guided = images_of(strong, tmp_path, **plain, guidance_checkpoint=weak)
+    assert (guided != images_of(strong, tmp_path, **plain)).any()
+    with pytest.raises(ConfigError, match=r"generates other latents than the guided one \(shape: \[4, 8, 8\], not"):
+        images_of(strong, tmp_path, **plain, guidance_checkpoint=other)
+
+
+def test_repa_e_adds_an_epsilon_in_training_alone(images, tmp_path):
+    store = str(tmp_path / "store")
+    encode_tokens(images, store, resolution=64, device="cpu")
+    seen = []
+    for eps in (0.0, 1e-1):
+        config = train_config(store, tmp_path, token_latents=None, model="SiT-T/2", latents_eps=eps, exp_name=str(eps))
+        trained = load_model(resolve_checkpoint(train.run(config).run), ema=True)
+        seen.append((trained.store.latents_scale, trained.store.latents_bias))
+        with open_store(store) as opened:
+            space = make_space(config, opened, trained.store)
+        mean, std = torch.randn(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
+        scale, bias = (torch.tensor(each).reshape(4, 1, 1) for each in seen[0])
+        expected = (mean + bias / scale) / (1 / scale**2 + eps).sqrt()
+        found = space.data(torch.cat([mean, std], dim=1), torch.zeros(2, 4, 8, 8))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert seen[0] == seen[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"model": "LightningDiT-T/1"}, "--proj-coeff is 0.5: must be 0 for LightningDiT-T/1, which has no projectors"),
+        ({"model": "RAEv2-T", "cls_coeff": 0.1}, "must be 0 for RAEv2-T, which has no class token"),
+        ({"model": "RAEv2-T", "path_type": "cosine"}, "--path-type is 'cosine': must be linear for RAEv2-T"),
+        ({"model": "RAEv2-T", "projector": "conv"}, "does not apply to RAEv2-T: its own is linear"),
         ({}, "--proj-coeff is 0.5: must be 0 for DiT-DH-T, which has no projectors"),
         ({"proj_coeff": 0.0, "qk_norm": True}, "does not apply to DiT-DH-T"),
         ({"proj_coeff": 0.0, "model": "DiT-DH-Q"}, "unknown model 'DiT-DH-Q'; expected one of SiT-T/1, .*DiT-DH-XL"),
     ],
 )
-def test_settings_that_dit_dh_does_not_have_are_refused(token_store, tmp_path, changes, message):
+def test_settings_that_a_model_does_not_have_are_refused(token_store, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         train.run(train_config(token_store, tmp_path, **{"model": "DiT-DH-T"} | changes))
 
@@ -379,7 +481,9 @@ def test_times_are_shifted_in_training_and_stepped_as_in_rae(token_store, decode
     torch.testing.assert_close(drawn[0], (2 * expected / (1 + expected)).float())
     grid = 1 - torch.arange(4) * 0.999 / 4  # five times are four steps
     torch.testing.assert_close(torch.stack(stepped)[:, 0], 2 * grid / (1 + grid))
-    with pytest.raises(ConfigError, match="expected --mode ode and --num-steps of at least 2, found --mode sde"):
+    with pytest.raises(
+        ConfigError, match="a time shift of 2 requires --mode ode and --num-steps of at least 2, found --mode sde"
+    ):
         sample.run(sample_config(run, tmp_path, decoder=str(decoder), mode="sde"))
 
 

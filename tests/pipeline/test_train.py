@@ -128,7 +128,7 @@ def test_a_run_starts_from_a_published_checkpoint(config_of, tmp_path, weights_o
 
 def test_init_from_a_checkpoint_of_another_model_is_refused(config_of, tmp_path):
     torch.save({"ema": {"x_embedder.proj.weight": torch.zeros(2)}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="the checkpoint does not fit this SiT"):
+    with pytest.raises(CheckpointError, match="the checkpoint does not fit the model"):
         train.run(config_of(init_from=str(tmp_path / "other.pt")))
     with pytest.raises(WeightsError, match="does not exist"):
         train.run(config_of(init_from=str(tmp_path / "nowhere.pt")))

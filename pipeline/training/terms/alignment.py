@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ....config import TrainConfig
-from ....diffusion.loss import alignment_loss, nt_xent_loss, spatial_zscore
+from ....diffusion.loss import alignment_loss, mse_alignment_loss, nt_xent_loss, spatial_zscore
 from ....stores import Batch, Store
 from ....stores.layout import features_group
 from ....stores.tokens import codec_of
 from ...runtime.distributed import DistributedContext
 from .term import ModelOutput, Prepared, Term
 
-LOSSES = {"cosine": alignment_loss, "nt_xent": nt_xent_loss}
+LOSSES = {"cosine": alignment_loss, "nt_xent": nt_xent_loss, "mse": mse_alignment_loss}
 TARGETS = "targets"
 
 

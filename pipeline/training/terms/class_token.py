@@ -13,7 +13,7 @@ from ....models.sit import EntangledSiT
 from ....stores import Batch
 from ...runtime.distributed import DistributedContext
 from ...runtime.seeds import RandomStreams, Stream
-from ..setup import CLS_TOKEN
+from ..model_config import CLS_TOKEN
 from .term import ModelOutput, Prepared, Term
 
 CLS_NOISE = "cls_noise"

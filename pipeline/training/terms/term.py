@@ -24,12 +24,14 @@ class ModelOutput:
     velocity: Tensor  # like the model's state: [B, C, h, w], or one vector per sample with class tokens (REG)
     target: Tensor  # like velocity
     projected: list[Tensor]  # per encoder [B, N, D]; empty unless a term needs it
+    tapped: dict[str, Tensor]  # what else terms have asked the model for
 
 
 class Term(ABC):
     """One term of the objective. Only `metric` and `loss` are required."""
 
     metric: ClassVar[str]  # column of its loss in metrics.parquet
+    taps: ClassVar[tuple[str, ...]] = ()  # names of what `loss` reads in `ModelOutput.tapped`
 
     def prepare(self, batch: Batch, step: int, ranks: DistributedContext) -> Prepared:
         """Return the inputs of the term: this rank's rows, on the device of the batch.

@@ -62,7 +62,7 @@ def test_the_weights_before_the_bad_step_are_saved(config_of, poisoned, weights_
 def test_overflowing_gradients_are_only_accepted_with_a_gradient_scaler(scaled, bad_step):
     guard = NonFiniteGuard(torch.device("cpu"), ("loss",), scaled)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-    guard.check(7, torch.tensor([1.0, float("inf")]), optimizer)
-    guard.check(8, torch.tensor([1.0, float("inf")]), optimizer)
+    guard.check(7, torch.tensor([1.0, float("inf")]), [optimizer])
+    guard.check(8, torch.tensor([1.0, float("inf")]), [optimizer])
     bad = guard.bad_step()
     assert (bad.step if bad else None) == bad_step

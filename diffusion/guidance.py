@@ -1,0 +1,121 @@
+"""Guidance: the velocity of a model, moved away from a weaker one within an interval of times.
+
+The weaker velocity is that without a label (classifier-free guidance, arXiv 2207.12598), that of a second model
+(autoguidance, arXiv 2406.02507), or that of a second head (RAEv2's internal guidance, arXiv 2605.18324).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, ...], scalar t) -> velocity [B, ...]
+Model = Callable[[Tensor, Tensor, Tensor], tuple[Any, ...]]  # (x_t, t [B], labels [B]) -> velocity first, as SiT
+# (x_t, t [B], labels [B]) -> the velocity and the weaker one, each [B, ...]
+BothVelocities = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuidedVelocity:
+    """A velocity function with guidance within a time interval; create it with `guided`.
+
+    Heun's method evaluates the velocity at the start and at the end of a step. The published sampler applies guidance
+    to both evaluations or to neither, depending on the start, so samplers call `at_step` once per step.
+    """
+
+    model: Model
+    both: BothVelocities
+    labels: Tensor
+    scale: float
+    low: float
+    high: float
+    scale_of: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale < 1:
+            raise ConfigError(f"guidance scale is {self.scale}; expected at least 1, which means no guidance")
+        if not 0 <= self.low <= self.high <= 1:
+            raise ConfigError(f"guidance interval is {self.low} to {self.high}; expected 0 <= low <= high <= 1")
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the velocity at x and the scalar time t."""
+        return self.at_step(float(t))(x, t)
+
+    def at_step(self, start: float) -> Velocity:
+        """Return the velocity function for the step that starts at this time, guided or not throughout."""
+        inside = self.low <= start <= self.high
+        return self._guided if self.scale > 1 and inside else self._unguided
+
+    def _unguided(self, x: Tensor, t: Tensor) -> Tensor:
+        velocity: Tensor = self.model(x, t.repeat(len(x)), self.labels)[0]
+        return velocity
+
+    def _guided(self, x: Tensor, t: Tensor) -> Tensor:
+        """Extrapolate from the weaker velocity."""
+        strong, weak = (each.double() for each in self.both(x, t.repeat(len(x)), self.labels))
+        scale = self.scale if self.scale_of is None else self.scale_of.double()
+        return weak + scale * (strong - weak)
+
+
+def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
+    model: Model,
+    labels: Tensor,
+    null_label: int,
+    scale: float = 1.0,
+    low: float = 0.0,
+    high: float = 1.0,
+    scale_of: Tensor | None = None,
+    both: BothVelocities | None = None,
+) -> GuidedVelocity:
+    """Return the model's velocity for labels, with guidance for low <= t <= high.
+
+    The guided velocity is `weak + scale * (velocity - weak)`. By default the weak velocity is that of the null label
+    (classifier-free guidance).
+
+    Args:
+        model: `(x_t, t, labels) -> (velocity, ...)`, as SiT. `functools.partial(model, project=False)` skips the
+            projectors.
+        labels: [B] int64, one per sample.
+        null_label: the label that stands for no class.
+        scale: 1 for no guidance, at one forward pass per evaluation. Above 1, evaluations inside the interval run two
+            passes in one batch.
+        low: end of the guided interval toward the data.
+        high: end of the guided interval toward the noise (arXiv 2404.07724 explains why it may be below 1).
+        scale_of: scales of the elements of the state, which broadcast against it, instead of `scale` for all; 1 for
+            those that follow the label without guidance. `scale` still decides whether there is any guidance.
+        both: `(x_t, t, labels) -> (velocity, weak velocity)`, for other weak velocities than that of the null label:
+            `with_weak_model`, or a model with two heads.
+
+    Raises:
+        ConfigError: the scale is below 1, or the interval is not within [0, 1].
+    """
+    return GuidedVelocity(
+        model=model,
+        both=both or _with_null_label(model, null_label),
+        labels=labels,
+        scale=scale,
+        low=low,
+        high=high,
+        scale_of=scale_of,
+    )
+
+
+def _with_null_label(model: Model, null_label: int) -> BothVelocities:
+    """Evaluate with labels and null label in one batch."""
+
+    def both(x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        all_labels = torch.cat([labels, torch.full_like(labels, null_label)])
+        velocities: Tensor = model(torch.cat([x_t, x_t]), torch.cat([t, t]), all_labels)[0]
+        conditional, unconditional = velocities.chunk(2)
+        return conditional, unconditional
+
+    return both
+
+
+def with_weak_model(model: Model, weak: Model) -> BothVelocities:
+    """Return the velocities of a model and of a weaker one for the same labels (autoguidance)."""
+    return lambda x_t, t, labels: (model(x_t, t, labels)[0], weak(x_t, t, labels)[0])
