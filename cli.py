@@ -533,10 +533,11 @@ def store_repair(
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["repa", "safetensors"]),
+    type=click.Choice(["repa", "lightningdit", "safetensors"]),
     default="repa",
     show_default=True,
-    help="repa: folders images/ and vae-sd/, as REPA's trainer reads them; safetensors: one file per shard.",
+    help="repa: folders images/ and vae-sd/, as REPA's trainer reads them; lightningdit: fixed latents with flips, as "
+    "LightningDiT's reads them; safetensors: one file per shard.",
 )
 @click.option(
     "--group", "groups", multiple=True, help="Group to export, latents/NAME or features/NAME; repeatable. Default: all."
@@ -557,6 +558,52 @@ def store_export(
     from .pipeline.store_tools import export
 
     echo(export.export(store, out, layout, groups, source, source_kind=source_kind))
+
+
+@store.command("import", positional=("folder", "store"))
+@click.option("--folder", type=PATH_TEXT, help="Folder of latents (docs/latents.md).  [required]")
+@click.option("--store", type=PATH_TEXT, help="Store to create or extend.  [required]")
+@click.option("--vae", required=True, help="VAE that computed the latents: a name, a folder or a file, for decoding.")
+@click.option(
+    "--data-dir",
+    type=PATH_TEXT,
+    default=None,
+    help="Images that the latents were computed from, as for `encode --source`; needed to add encoders. Default: none.",
+)
+@click.option("--images", type=int, default=None, help="Number of images. Default: found from the labels.")
+@click.option(
+    "--resolution", type=int, default=None, help="Side of the images in pixels. Default: from the VAE's config."
+)
+@click.option(
+    "--latents-stats",
+    type=PATH_TEXT,
+    default=None,
+    help="File of statistics (mean, std, or latents_scale, latents_bias). Default: the one in the folder, if any.",
+)
+@click.option(
+    "--latents-scale",
+    type=float,
+    default=None,
+    help="Scale of the latents, after the normalization with statistics. Default: 1 with statistics, else that of the "
+    "VAE's config.",
+)
+@click.option("--latents-key", default=None, help="Key or column of the latents (.npz, datasets). Default: none.")
+@click.option("--flipped-key", default=None, help="Key or column of the latents of mirrored images. Default: none.")
+@click.option("--label-key", default=None, help="Key or column of the class number. Default: dataset.json, or folders.")
+@click.option("--moments", is_flag=True, help="The arrays are moments: means, then standard deviations. Default: no.")
+@click.option(
+    "--latents-shape", default=None, help="Shape of latents in a column of bytes, such as 32,16,16. Default: none."
+)
+@click.option("--latents-dtype", default=None, help="float32 or float16, in a column of bytes. Default: none.")
+def store_import(folder: str, store: str, **options: Any) -> None:
+    """Import latents that other programs have computed.
+
+    FOLDER holds LightningDiT's shards, REPA-E's file, a dataset with latents as a column, .npy or .npz files.
+    Re-run the same command to resume.
+    """
+    from .pipeline.store_tools import import_latents
+
+    echo(import_latents.import_latents(folder, store, import_latents.options_of(**options)))
 
 
 @store.command("import-repa", positional=("folder", "store"))

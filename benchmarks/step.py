@@ -40,7 +40,7 @@ from synthetic import sample_bytes, synthetic_store
 from torch import nn
 
 from repa_pipe.config import TrainConfig
-from repa_pipe.models.flops import sit_flops
+from repa_pipe.models.flops import model_flops
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
 from repa_pipe.pipeline.runtime.progress import progress
@@ -141,7 +141,7 @@ def measure(
         if float8:
             use_float8(trainer.model.blocks, emulate=device.type == "cpu")
         sit = trainer.model.config
-        flops = sit_flops(model, sit.input_size, sit.in_channels, sit.z_dims)
+        flops = model_flops(model, sit.input_size, sit.in_channels, sit.z_dims)
         encode = online_encoder(encoder, device)
         images = torch.randint(0, 256, (args.batch_size, 3, 256, 256), dtype=torch.uint8, device=device)
         seconds: dict[str, list[float]] = {"memory": [], "store": [], "online": []}

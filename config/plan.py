@@ -29,7 +29,12 @@ class PlanConfig(SourceConfig):
     flip: bool = option(DATA, "Also encode the mirror image of every crop.", False)
     codec: Codec = option(STORAGE, "Storage format of patch tokens (docs/codecs.md).", "float16")
     gpus: int = option(HARDWARE, "Number of GPUs for encoding and training.", 1)
-    model: str = option(MODEL, "SiT model to train.", "SiT-XL/2")
+    token_latents: str | None = option(
+        MODEL,
+        "Encoder, one of --encoder, whose tokens are the latents instead of a VAE's (RAE). Default: a VAE's latents.",
+        None,
+    )
+    model: str = option(MODEL, "Model to train, same as `train --model`.", "SiT-XL/2")
     epochs: float = option(
         MODEL, "Total epochs of all training runs that will use the store; REPA's 400,000 steps are 80 epochs.", 80.0
     )

@@ -1,5 +1,7 @@
 """Sampling latents from a VAE's posterior."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -19,3 +21,14 @@ def sample_posterior(moments: Tensor, noise: Tensor, scale: Tensor, bias: Tensor
     """
     mean, std = moments.float().chunk(2, dim=1)
     return (mean + std * noise) * scale + bias
+
+
+def with_epsilon(scale: Sequence[float], bias: Sequence[float], eps: float) -> tuple[Sequence[float], Sequence[float]]:
+    """Return scale and bias with `eps` added to the variance, `1 / scale²`, of latents before they are divided by it.
+
+    Decoding does not undo it (REPA-E, arXiv 2504.10483).
+    """
+    if not eps:
+        return scale, bias
+    smaller = [(1 + eps * factor**2) ** -0.5 for factor in scale]
+    return [a * b for a, b in zip(scale, smaller, strict=True)], [a * b for a, b in zip(bias, smaller, strict=True)]

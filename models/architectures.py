@@ -38,6 +38,18 @@ def model_names() -> list[str]:
     return [*SIT_PRESETS, *DIT_DH_PRESETS, *LIGHTNINGDIT_PRESETS, *RAEV2_PRESETS]
 
 
+def preset_config(name: str, *, input_size: int, in_channels: int, z_dims: tuple[int, ...] = ()) -> AnyConfig:
+    """Return the config of a preset for latents of this size; `z_dims` are the encoders that a SiT is aligned with."""
+    if name in SIT_PRESETS:
+        return SIT_PRESETS[name](input_size=input_size, in_channels=in_channels, z_dims=z_dims)
+    sizes: dict[str, Any] = {"input_size": input_size, "in_channels": in_channels}
+    if name in DIT_DH_PRESETS:
+        return DiTDHConfig(**sizes, **DIT_DH_PRESETS[name])
+    if name in LIGHTNINGDIT_PRESETS:
+        return LightningDiTConfig(**sizes, **LIGHTNINGDIT_PRESETS[name])
+    return RAEv2Config(**sizes, **RAEV2_PRESETS[name])
+
+
 def key_of(config: object) -> str:
     """Return the entry of a checkpoint that holds this config."""
     return next(key for key, kind in _KINDS.items() if isinstance(config, kind))

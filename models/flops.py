@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .architectures import AnyConfig, make_model, preset_config
+from .autoencoder_classes import CLASSES
 from .encoders.registry import find_entry
 from .encoders.weights import create_on_meta
-from .sit import SIT_PRESETS, SiTConfig, make_sit
 from .vae import create_vae_on_meta
+from .vae_files import PIXELS
 
 
 def encoder_flops(name: str, resolution: int) -> int:
@@ -37,22 +39,33 @@ def encoder_flops(name: str, resolution: int) -> int:
 
 
 def vae_flops(name_or_path: str | Path, resolution: int) -> int:
-    """Return the FLOPs of a VAE's encoder. A Hugging Face name may download the config."""
+    """Return the FLOPs of a VAE's encoder; 0 for pixels. A Hugging Face name may download the config."""
+    if name_or_path == PIXELS:
+        return 0
     model = create_vae_on_meta(name_or_path)
-    return _count(lambda: model.encode(torch.empty(1, 3, resolution, resolution, device="meta")))
+    pixels = torch.empty(1, 3, resolution, resolution, device="meta")
+    has_frames = CLASSES[type(model).__name__].has_frames
+    return _count(lambda: model.encode(pixels.unsqueeze(2) if has_frames else pixels))
 
 
-def sit_flops(model: str, input_size: int, in_channels: int, z_dims: tuple[int, ...]) -> int:
-    """Return the FLOPs of a SiT's forward pass. A training step takes three times as many."""
-    return forward_flops(SIT_PRESETS[model](input_size=input_size, in_channels=in_channels, z_dims=z_dims))
+def model_flops(model: str, input_size: int, in_channels: int, z_dims: tuple[int, ...]) -> int:
+    """Return the FLOPs of a model's forward pass. A training step takes three times as many.
+
+    Args:
+        model: a preset of any architecture.
+        input_size: side of the latents.
+        in_channels: channels of the latents.
+        z_dims: widths of the encoders that a SiT is aligned with; others have no projectors.
+    """
+    return forward_flops(preset_config(model, input_size=input_size, in_channels=in_channels, z_dims=z_dims))
 
 
-def forward_flops(config: SiTConfig, project: bool = True) -> int:
-    """Return the FLOPs of the forward pass of a SiT, with or without its projectors."""
+def forward_flops(config: AnyConfig, project: bool = True) -> int:
+    """Return the FLOPs of the forward pass of a model, with or without its projectors."""
     with torch.device("meta"):
-        sit = make_sit(config)
-        x, zero = torch.empty(1, *sit.state_shape), torch.zeros(1)
-        return _count(lambda: sit(x, zero, zero.long(), project=project))
+        model = make_model(config)
+        x, zero = torch.empty(1, *model.state_shape), torch.zeros(1)
+        return _count(lambda: model(x, zero, zero.long(), project=project))
 
 
 def _count(run: Callable[[], object]) -> int:

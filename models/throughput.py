@@ -74,9 +74,9 @@ def step_seconds(model: str, input_size: int, channels: int, widths: tuple[int, 
     """Return a training step's seconds per image on the H100, reading a store, and how the figure was obtained."""
     if model in STEPS and input_size == RESOLUTION // 8:
         return 1 / STEPS[model].speed, "measured"
-    from .flops import sit_flops
+    from .flops import model_flops
 
-    return _estimate(sit_flops(model, input_size, channels, widths), STEPS)
+    return _estimate(model_flops(model, input_size, channels, widths), STEPS)
 
 
 def _estimate(flops: int, measured: Mapping[str, Measured]) -> tuple[float, str]:

@@ -1,9 +1,10 @@
-"""VAEs: images to posterior moments, and latents back to images.
+"""Autoencoders: images to posterior moments or to latents, and latents back to images.
 
-Any diffusers `AutoencoderKL`: Stability AI's two by name, others by their Hugging Face repository or a local folder,
-and `tiny-kl-f8`, a small one that ships with the package (docs/vae.md).
+Those of diffusers whose latents are a grid of an image: Stability AI's two by name, others by their Hugging Face
+repository, a local folder or a file, and `tiny-kl-f8`, a small one that ships with the package (docs/vae.md).
 """
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,18 +15,22 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, NonFiniteError, WeightsError, first_line
+from .autoencoder_classes import AutoencoderClass, class_of
+from .ldm_names import diffusers_names, ldm_tensors
+from .pixels import Pixels
 from .precision import autocast_dtype, precision_name, retry_in_float32, rows_not_finite
 from .vae_files import (
+    PIXELS,
     PUBLISHED,
+    config_of,
     describe_vae,
-    find_config,
     find_weights,
-    read_config,
+    is_single_file,
     scale_and_bias,
     shape_of,
     vae_names,
 )
-from .weight_files import read_checkpoint, weights_sha256
+from .weight_files import read_checkpoint, read_weights_file, weights_sha256
 
 __all__ = ["Vae", "create_vae_on_meta", "describe_vae", "load_vae", "vae_names"]
 
@@ -37,6 +42,7 @@ _PUBLISHED_ARCHITECTURE = {  # of both published VAEs
 }
 # Files written before diffusers 0.12, including Stability AI's, use other names for the attention layers.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_COPIED_ENTRIES = {"block_out_channels", "force_upcast"}
 # Entries of a diffusers config that do not affect the moments, so they are left out of the fingerprint.
 _NO_ARCHITECTURE = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast"}
 
@@ -65,7 +71,13 @@ class Vae:
     fingerprint: dict[str, Any]
     device: torch.device
     dtype: torch.dtype | None  # of autocast; None for plain float32
-    model: Any  # diffusers.AutoencoderKL, float32, on the device
+    model: Any  # of a class of diffusers, float32, on the device
+    kind: AutoencoderClass
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether `encode` returns latents instead of moments to draw them from."""
+        return self.kind.is_fixed
 
     def __post_init__(self) -> None:
         for field, values in (("scale", self.latents_scale), ("bias", self.latents_bias)):
@@ -86,14 +98,16 @@ class Vae:
         return replace(self, latents_scale=tuple(map(float, scale)), latents_bias=tuple(map(float, bias)))
 
     def encode(self, images: Tensor) -> Tensor:
-        """Encode images to posterior moments. An image that overflows in half precision is encoded in float32.
+        """Encode images to posterior moments, or to latents if the autoencoder `is_fixed`.
+
+        An image that overflows in half precision is encoded in float32.
 
         Args:
             images: uint8 [B, 3, R, R], with R a multiple of the downsampling.
 
         Returns:
             Float32 [B, 2C, R / downsampling, R / downsampling]: the posterior's mean and standard deviation, unscaled,
-            as REPA's preprocessing stores them (`StabilityVAEEncoder`: pixels / 127.5 - 1).
+            as REPA's preprocessing stores them (`StabilityVAEEncoder`: pixels / 127.5 - 1); or latents, [B, C, …].
 
         Raises:
             ConfigError: the images have another dtype, shape or size.
@@ -113,6 +127,8 @@ class Vae:
                 f"VAE {self.name}: the moments of {len(broken)} of {len(images)} images are not finite in float32: its "
                 "weights are damaged, download them again"
             )
+        if self.is_fixed:
+            return EncodedMoments(parameters.contiguous(), in_float32)
         mean, log_variance = parameters.chunk(2, dim=1)
         moments = torch.cat([mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))], dim=1).contiguous()
         return EncodedMoments(moments, in_float32)
@@ -151,12 +167,16 @@ class Vae:
         return torch.clamp(255.0 * ((images + 1) / 2.0), 0, 255).to(torch.uint8).contiguous()
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        parameters: Tensor = self.model.encode(pixels).latent_dist.parameters
-        return parameters
+        encoded: Any = getattr(self.model.encode(self._framed(pixels)), self.kind.output)
+        parameters: Tensor = encoded if self.is_fixed else encoded.parameters
+        return parameters.squeeze(2) if self.kind.has_frames else parameters
 
     def _decode(self, unscaled: Tensor) -> Tensor:
-        images: Tensor = self.model.decode(unscaled).sample
-        return images
+        images: Tensor = self.model.decode(self._framed(unscaled)).sample
+        return images.squeeze(2) if self.kind.has_frames else images
+
+    def _framed(self, images: Tensor) -> Tensor:
+        return images.unsqueeze(2) if self.kind.has_frames else images
 
     def _check_images(self, images: Tensor) -> None:
         found = f"images are {images.dtype} {list(images.shape)}"
@@ -166,14 +186,17 @@ class Vae:
             raise ConfigError(f"{found}; {self.name} needs sides that are multiples of {self.downsampling} pixels")
 
 
-def load_vae(name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Vae:
-    """Load a VAE.
+def load_vae(
+    name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Vae | Pixels:
+    """Load a VAE; `pixels` stands for none.
 
     Scale and bias are taken from the config, as diffusers' pipelines apply it: `(z - shift_factor) · scaling_factor`,
     or `(z - latents_mean) · scaling_factor / latents_std` where those are given.
 
     Args:
-        name_or_path: one of `vae_names()`, a Hugging Face repository (`owner/name` or `owner/name/vae`), or a folder.
+        name_or_path: one of `vae_names()`, a Hugging Face repository (`owner/name` or `owner/name/vae`), a folder, or a
+            file with the names of latent diffusion.
         device: where the VAE runs.
         dtype: None or float32 for float32; float16 or bfloat16 for autocast with float32 weights.
 
@@ -183,14 +206,17 @@ def load_vae(name_or_path: str | Path, device: str | torch.device = "cpu", dtype
     """
     dtype = autocast_dtype(dtype, "a VAE")
     name = str(name_or_path)
-    config_path, weights_path = find_config(name), find_weights(name)
-    model = _build(read_config(config_path), config_path)
-    _load_weights(model, weights_path)
+    if name == PIXELS:
+        return Pixels()
+    stated = config_of(name)
+    architecture, kind = class_of(stated, name)
+    model = _build(stated, name)
+    _load_weights(model, name)
     config = json.loads(json.dumps({k: v for k, v in model.config.items() if not k.startswith("_")}))
-    channels, downsampling = shape_of(config, config_path)
-    scale, bias = scale_and_bias(config, config_path)
+    channels, downsampling = shape_of(stated, name)
+    scale, bias = scale_and_bias(config | {"_class_name": architecture}, name)
     fingerprint = {
-        "architecture": "AutoencoderKL",
+        "architecture": architecture,
         "config": {key: value for key, value in config.items() if key not in _NO_ARCHITECTURE},
         "weights_sha256": weights_sha256(model.state_dict()),
         "preprocessing": "pixels / 127.5 - 1",
@@ -206,7 +232,8 @@ def load_vae(name_or_path: str | Path, device: str | torch.device = "cpu", dtype
         fingerprint=fingerprint,
         device=device,
         dtype=dtype,
-        model=model.to(device, memory_format=torch.channels_last),  # a third faster on CPUs
+        model=model.to(device) if kind.has_frames else model.to(device, memory_format=torch.channels_last),  # faster
+        kind=kind,
     )
 
 
@@ -214,28 +241,36 @@ def create_vae_on_meta(name_or_path: str | Path) -> Any:
     """Build the network on the meta device, to count operations. A Hugging Face name may download the config."""
     name = str(name_or_path)
     with torch.device("meta"):
-        if name in PUBLISHED:
-            return _build(_PUBLISHED_ARCHITECTURE, Path(name))
-        path = find_config(name)
-        return _build(read_config(path), path)
+        return _build(_PUBLISHED_ARCHITECTURE if name in PUBLISHED else config_of(name), name)
 
 
-def _build(config: Mapping[str, Any], path: Path) -> Any:
-    from diffusers import AutoencoderKL
+def _build(config: Mapping[str, Any], name: str) -> Any:
+    import diffusers
 
-    model_class: Any = AutoencoderKL
+    architecture, _ = class_of(config, name)
+    model_class: Any = getattr(diffusers, architecture)
+    # some classes write entries of AutoencoderKL into their config that they do not accept themselves
+    left_out = {"_class_name"} | (_COPIED_ENTRIES - inspect.signature(model_class.__init__).parameters.keys())
     try:
-        return model_class(**config).eval().requires_grad_(False)
+        network = model_class(**{key: value for key, value in config.items() if key not in left_out})
+        return network.eval().requires_grad_(False)
     # The constructor validates nothing, so an invalid value can raise anything, wherever it is first used.
     except Exception as error:
         raise WeightsError(
-            f"VAE config {path} does not build an AutoencoderKL ({first_line(error)}). Download it again"
+            f"the config of VAE {name} does not build an {architecture} ({first_line(error)}). Download it again"
         ) from error
 
 
-def _load_weights(model: Any, path: Path) -> None:
+def _load_weights(model: Any, name: str) -> None:
     """Load the weights strictly: missing tensors, unexpected tensors and other shapes are errors."""
-    tensors = {_current_name(name): tensor for name, tensor in read_checkpoint(path).items()}
+    if is_single_file(name):
+        path = Path(name)
+        key = "state_dict" if "state_dict" in read_weights_file(path) else None
+        tensors = diffusers_names(ldm_tensors(read_checkpoint(path, key), path))
+    else:
+        files = find_weights(name)
+        path = files[0]
+        tensors = {_current_name(key): value for each in files for key, value in read_checkpoint(each).items()}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     misfits = sorted(tensors.keys() ^ shapes.keys()) or [n for n in shapes if tensors[n].shape != shapes[n]]
     if misfits:

@@ -1,4 +1,4 @@
-"""The files of a VAE: known names, folders and Hugging Face repositories, and what a config says about the latents.
+"""The files of a VAE: known names, folders, single files, Hugging Face repositories; what configs say about latents.
 
 Imports no torch, so names can be checked before the work starts.
 """
@@ -12,6 +12,8 @@ from msgspec import Meta
 
 from ..converter import read_json, shown, structure
 from ..errors import ConfigError, WeightsError
+from .autoencoder_classes import class_of
+from .ldm_names import config_from_shapes, ldm_tensors
 from .weight_files import WeightsSource, download_weights, find_cached
 
 _SHIPPED = Path(__file__).parent / "weights"
@@ -21,16 +23,24 @@ PUBLISHED = {
     "sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
 }
 _PUBLISHED_SHAPE = (4, 8)  # latent channels and downsampling of both
-_DEFAULT_SCALE = 0.18215  # that of Stable Diffusion; of both published VAEs, and of configs that do not state one
-_DEFAULT_CHANNELS = 4
 _CONFIG_FILE = "config.json"
-_WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_STEM = "diffusion_pytorch_model"
+# In this order: whole files before files in parts, and full precision before half
+_WEIGHTS_FILES = tuple(f"{_STEM}{variant}{ending}" for variant in ("", ".fp16") for ending in (".safetensors", ".bin"))
+_INDEX_FILES = tuple(
+    f"{_STEM}.{kind}.index{variant}.json" for variant in ("", ".fp16") for kind in ("safetensors", "bin")
+)
+_WEIGHTS = (*_WEIGHTS_FILES[:2], *_INDEX_FILES[:2], *_WEIGHTS_FILES[2:], *_INDEX_FILES[2:])
+_PART = re.compile(r"[\w-]+(\.[\w-]+)*\.(safetensors|bin)")
+_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+PIXELS = "pixels"
+PIXELS_SCALE, PIXELS_BIAS = (2 / 255,) * 3, (-1.0,) * 3  # levels to [-1, 1]
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
 
 
 def vae_names() -> tuple[str, ...]:
     """Return the names that `load_vae` accepts in addition to Hugging Face names and folders."""
-    return (*PUBLISHED, *_SHIPPED_NAMES)
+    return (*PUBLISHED, *_SHIPPED_NAMES, PIXELS)
 
 
 def is_known_vae(name_or_path: str | Path) -> bool:
@@ -43,8 +53,15 @@ def describe_vae(name_or_path: str | Path) -> tuple[int, int]:
     name = str(name_or_path)
     if name in PUBLISHED:
         return _PUBLISHED_SHAPE
-    path = find_config(name)
-    return shape_of(read_config(path), path)
+    if name == PIXELS:
+        return 3, 1
+    return shape_of(config_of(name), name)
+
+
+def is_fixed(name_or_path: str | Path) -> bool:
+    """Return whether a VAE's latents are not drawn from a distribution. A Hugging Face name may download the config."""
+    name = str(name_or_path)
+    return name == PIXELS or (name not in PUBLISHED and class_of(config_of(name), name)[1].is_fixed)
 
 
 def latents_scale_and_bias(name_or_path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -57,9 +74,10 @@ def latents_scale_and_bias(name_or_path: str | Path) -> tuple[tuple[float, ...],
     """
     name = str(name_or_path)
     if name in PUBLISHED:
-        return scale_and_bias({}, Path(name))
-    path = find_config(name)
-    return scale_and_bias(read_config(path), path)
+        return scale_and_bias({}, name)
+    if name == PIXELS:
+        return PIXELS_SCALE, PIXELS_BIAS
+    return scale_and_bias(config_of(name), name)
 
 
 def overflows_in_float16(name_or_path: str | Path) -> bool:
@@ -69,7 +87,7 @@ def overflows_in_float16(name_or_path: str | Path) -> bool:
     run in float16. A Hugging Face name may download the config.
     """
     name = str(name_or_path)
-    return name not in PUBLISHED and read_config(find_config(name)).get("force_upcast") is True
+    return name not in (*PUBLISHED, PIXELS) and config_of(name).get("force_upcast") is True
 
 
 def check_vae(name_or_path: str | Path) -> None:
@@ -80,6 +98,8 @@ def check_vae(name_or_path: str | Path) -> None:
         WeightsError: a folder lacks the config or the weights.
     """
     name = str(name_or_path)
+    if name == PIXELS or is_single_file(name):
+        return
     if name in _SHIPPED_NAMES or Path(name).is_dir():
         find_config(name)
         find_weights(name)
@@ -106,20 +126,70 @@ def find_config(name: str) -> Path:
     return _from_hub(name, (_CONFIG_FILE,))
 
 
-def find_weights(name: str) -> Path:
-    """Return the weights file of a VAE, downloaded if necessary; ConfigError or WeightsError if there is none."""
+def find_weights(name: str) -> list[Path]:
+    """Return the weights file of a VAE, or its parts, downloaded if necessary.
+
+    Raises:
+        ConfigError, WeightsError: there is none, or a part is missing.
+    """
     if name in _SHIPPED_NAMES:
-        return _SHIPPED / f"{name}.safetensors"
-    if Path(name).is_dir():
-        return _in_folder(Path(name), _WEIGHTS_FILES)
-    return _from_hub(name, _WEIGHTS_FILES)
+        return [_SHIPPED / f"{name}.safetensors"]
+    local = Path(name).is_dir()
+    found = _in_folder(Path(name), _WEIGHTS) if local else _from_hub(name, _WEIGHTS)
+    if found.suffix != ".json":
+        return [found]
+    parts = _parts_in(found)
+    if local:
+        return [_in_folder(Path(name), (part,)) for part in parts]
+    return [_from_hub(name, (part,)) for part in parts]
+
+
+class _Index(TypedDict):
+    """The parts of weights that are divided among files."""
+
+    weight_map: dict[str, str]
+
+
+def _parts_in(index: Path) -> list[str]:
+    """Return the names of the files that an index lists."""
+    values = {"weight_map": read_json(index, WeightsError).get("weight_map")}
+    parts = sorted(set(structure(values, _Index, str(index), WeightsError)["weight_map"].values()))
+    if not parts or not all(_PART.fullmatch(part) for part in parts):
+        raise WeightsError(f"{index}: weight_map: expected names of files next to it, found {shown(parts)}")
+    return parts
+
+
+def is_single_file(name: str) -> bool:
+    """Return whether a VAE is given as a file with all of its tensors, such as one of Stable Diffusion or VA-VAE."""
+    return Path(name).suffix in _SINGLE_FILES and Path(name).is_file()
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """Return the config of a VAE, without private entries but its class; downloaded if necessary.
+
+    Raises:
+        ConfigError, WeightsError: the name is unknown, or the config is unavailable or unusable.
+    """
+    if is_single_file(name):
+        return config_from_shapes(ldm_tensors(_shapes_in(Path(name)), name), name)
+    return read_config(find_config(name))
+
+
+def _shapes_in(path: Path) -> Mapping[str, Any]:
+    """Return objects with the shapes of a file's tensors; only the header of safetensors is read."""
+    from .weight_files import read_checkpoint, read_safetensors_shapes, read_weights_file
+
+    if path.suffix == ".safetensors":
+        return read_safetensors_shapes(path)
+    key = "state_dict" if "state_dict" in read_weights_file(path) else None
+    return read_checkpoint(path, key)
 
 
 def is_downloaded(name: str) -> bool:
     """Return whether loading a VAE needs no network; ConfigError for what cannot be a name."""
-    if name in _SHIPPED_NAMES or Path(name).is_dir():
+    if name == PIXELS or name in _SHIPPED_NAMES or Path(name).is_dir() or is_single_file(name):
         return True
-    return all(any(map(find_cached, _hub_sources(name, files))) for files in ((_CONFIG_FILE,), _WEIGHTS_FILES))
+    return all(any(map(find_cached, _hub_sources(name, files))) for files in ((_CONFIG_FILE,), _WEIGHTS))
 
 
 def require_trusted(name: str) -> str:
@@ -141,7 +211,7 @@ def _in_folder(folder: Path, names: Sequence[str]) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(
-        f"VAE folder {folder} has no {' or '.join(names)}; expected a diffusers AutoencoderKL as save_pretrained "
+        f"VAE folder {folder} has no {' or '.join(names[:2])}; expected an autoencoder of diffusers as save_pretrained "
         f"writes it: {_CONFIG_FILE} and {_WEIGHTS_FILES[0]}"
     )
 
@@ -165,8 +235,8 @@ def _hub_name(name: str) -> str:
     found = PUBLISHED.get(name, name)
     if not _HUB_NAME.fullmatch(found):
         raise ConfigError(
-            f"unknown VAE {shown(name)}; expected one of {', '.join(vae_names())}, a folder, or the owner/name of an "
-            "AutoencoderKL on Hugging Face"
+            f"unknown VAE {shown(name)}; expected one of {', '.join(vae_names())}, a folder, a file, or the owner/name "
+            "of an autoencoder on Hugging Face"
         )
     return found
 
@@ -175,11 +245,20 @@ _Number = Annotated[float, Meta(ge=-1e6, le=1e6)]
 _Positive = Annotated[float, Meta(gt=0, le=1e6)]
 
 
+_Channels = Annotated[int, Meta(ge=1, le=4096)]
+_Levels = Annotated[list[int], Meta(min_length=1, max_length=16)]
+
+
 class _Latents(TypedDict, total=False):
     """What a config says about the latents; diffusers reads the rest."""
 
-    latent_channels: Annotated[int, Meta(ge=1, le=4096)]
-    block_out_channels: Annotated[list[int], Meta(min_length=1, max_length=16)]
+    latent_channels: _Channels
+    vq_embed_dim: _Channels | None
+    z_dim: _Channels
+    block_out_channels: _Levels
+    down_block_out_channels: _Levels
+    encoder_block_out_channels: _Levels
+    temperal_downsample: Annotated[list[bool], Meta(min_length=1, max_length=16)]
     scaling_factor: _Positive
     shift_factor: _Number | None
     latents_mean: list[_Number] | None
@@ -187,40 +266,38 @@ class _Latents(TypedDict, total=False):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the config of an AutoencoderKL, without private entries; WeightsError for anything else."""
+    """Read the config of an autoencoder, without private entries but its class; WeightsError for other classes."""
     try:
         config = read_json(path, WeightsError)
-        found = config.get("_class_name", "AutoencoderKL")
-        if found != "AutoencoderKL":
-            raise WeightsError(f"{path}: expected a diffusers AutoencoderKL, found {shown(found)}")
+        name, _ = class_of(config, str(path))
         _latents(config, path)
     except WeightsError as error:
         raise WeightsError(f"VAE config {error}. Download it again") from error
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+    return {key: value for key, value in config.items() if not key.startswith("_")} | {"_class_name": name}
 
 
-def _latents(config: Mapping[str, Any], path: Path) -> _Latents:
+def _latents(config: Mapping[str, Any], path: str | Path) -> _Latents:
     """Return the entries about the latents; WeightsError if they have other types, or are out of their ranges."""
     stated = {name: config[name] for name in _Latents.__annotations__ if name in config}
     latents = structure(stated, _Latents, str(path), WeightsError)
-    channels = latents.get("latent_channels", _DEFAULT_CHANNELS)
+    channels = class_of(config, str(path))[1].num_channels(config)
     for values in (latents.get("latents_mean"), latents.get("latents_std")):
         if values and len(values) != channels:
             raise WeightsError(f"{path}: expected {channels} numbers per channel of the latents, found {len(values)}")
     return latents
 
 
-def shape_of(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
-    """Return a diffusers config's latent channels and downsampling: every block but the last halves the sides."""
-    latents = _latents(config, path)
-    blocks = latents.get("block_out_channels", [64])
-    return latents.get("latent_channels", _DEFAULT_CHANNELS), 2 ** (len(blocks) - 1)
+def shape_of(config: Mapping[str, Any], path: str | Path) -> tuple[int, int]:
+    """Return the latent channels and the downsampling of a config of diffusers."""
+    _latents(config, path)
+    kind = class_of(config, str(path))[1]
+    return kind.num_channels(config), kind.downsampling(config)
 
 
-def scale_and_bias(config: Mapping[str, Any], path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def scale_and_bias(config: Mapping[str, Any], path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return scale and bias per channel, combined from a config's four numbers as diffusers' pipelines apply them."""
-    latents = _latents(config, path)
-    channels, factor = latents.get("latent_channels", _DEFAULT_CHANNELS), latents.get("scaling_factor", _DEFAULT_SCALE)
+    latents, kind = _latents(config, path), class_of(config, str(path))[1]
+    channels, factor = kind.num_channels(config), latents.get("scaling_factor", kind.default_scale)
     mean = latents.get("latents_mean") or [latents.get("shift_factor") or 0.0] * channels
     scale = tuple(factor / deviation for deviation in latents.get("latents_std") or [1.0] * channels)
     bias = tuple(0.0 - center * gain for center, gain in zip(mean, scale, strict=True))  # 0.0 - x is never -0.0

@@ -197,6 +197,27 @@ def _read_safetensors(path: Path) -> dict[str, object]:
         ) from error
 
 
+def read_safetensors_shapes(path: Path) -> dict[str, Any]:
+    """Return what has the shape of each tensor of a safetensors file, reading only its header; imports no torch.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    require_weights_file(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: _Shape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(f"weights file {path} is not a complete safetensors file ({first_line(error)})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    shape: tuple[int, ...]
+
+
 def _read_torch(path: Path) -> dict[str, object]:
     import torch
 

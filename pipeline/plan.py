@@ -5,6 +5,7 @@ Names and the source are checked before torch is imported.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from ..config import EncodeConfig, PlanConfig
 from ..errors import ConfigError
+from ..models.architectures import model_names
 from ..models.encoders.registry import check_encoder_name
-from ..models.sit.config import SIT_PRESETS
 from ..models.throughput import READING, encoder_seconds, step_seconds, vae_seconds
-from ..models.vae_files import check_vae, describe_vae, require_vae_resolution
+from ..models.vae_files import PIXELS, check_vae, describe_vae, is_fixed, require_vae_resolution
 from ..sources import open_source
 from ..stores.layout import features_group, latents_group
 
@@ -104,9 +105,13 @@ class PlanResult:
 
 def run(config: PlanConfig) -> PlanResult:
     """Compute a plan; ConfigError for unknown models, SourceError for a source without images."""
-    if config.model not in SIT_PRESETS:
-        raise ConfigError(f"--model is {config.model!r}: expected one of {', '.join(SIT_PRESETS)}")
-    check_vae(config.vae)
+    if config.model not in model_names():
+        raise ConfigError(f"--model is {config.model!r}: expected one of {', '.join(model_names())}")
+    if config.token_latents:
+        known = config.token_latents in config.encoder
+        config.require(known, "token_latents", "expected one of the encoders of --encoder")
+    else:
+        check_vae(config.vae)
     for name in config.encoder:
         check_encoder_name(name)
     return _compute(config, config.images or _count_images(config))
@@ -115,17 +120,18 @@ def run(config: PlanConfig) -> PlanResult:
 def _compute(config: PlanConfig, images: int) -> PlanResult:
     from ..models.encoders import describe_encoder
 
-    require_vae_resolution(config.vae, describe_vae(config.vae)[1], config.resolution)
     views = 2 if config.flip else 1
-    table = {config.vae: vae_seconds(config.vae, config.resolution)}
+    table = {}
+    if not config.token_latents:
+        require_vae_resolution(config.vae, describe_vae(config.vae)[1], config.resolution)
+        table = {config.vae: vae_seconds(config.vae, config.resolution)}
     table |= {name: encoder_seconds(name, config.resolution) for name in config.encoder}
     found, where = (_probe(config), _this_machine(config)) if config.probe else (table, "on H100s")
     costs = [
         Cost(name, images * views * seconds / config.gpus / 3600, origin) for name, (seconds, origin) in found.items()
     ]
-    channels, downsampling = describe_vae(config.vae)
     widths = tuple(describe_encoder(name, config.resolution).width for name in config.encoder)
-    step, step_origin = step_seconds(config.model, config.resolution // downsampling, channels, widths or (768,))
+    step, step_origin = step_seconds(config.model, *_latents_shape(config), widths or (768,))
     online = sum(table[name][0] for name in config.encoder)
     saved = online - READING * step
     sample_bytes = bytes_per_sample(config)
@@ -146,18 +152,37 @@ def _compute(config: PlanConfig, images: int) -> PlanResult:
     )
 
 
+def _latents_shape(config: PlanConfig) -> tuple[int, int]:
+    """Return side and channels of the latents."""
+    if config.token_latents:
+        from ..models.encoders import describe_encoder
+
+        tokens = describe_encoder(config.token_latents, config.resolution)
+        return math.isqrt(tokens.num_tokens), tokens.width
+    channels, downsampling = describe_vae(config.vae)
+    return config.resolution // downsampling, channels
+
+
 def bytes_per_sample(config: PlanConfig) -> int:
     """Return the bytes of one image in the store, without checksums and indexes."""
     from ..models.encoders import describe_encoder
     from ..stores.codecs import make_codec
 
-    channels, downsampling = describe_vae(config.vae)
-    total = 4 * 2 * channels * (config.resolution // downsampling) ** 2
+    total = 0 if config.token_latents else _latents_bytes(config)
     for name in config.encoder:
         info = describe_encoder(name, config.resolution)
         total += sum(array.sample_bytes for array in make_codec(config.codec, info.num_tokens, info.width).arrays)
         total += 2 * info.width * info.has_cls_token
     return total * (2 if config.flip else 1)
+
+
+def _latents_bytes(config: PlanConfig) -> int:
+    """Return the bytes of an image's moments, or of its fixed latents."""
+    channels, downsampling = describe_vae(config.vae)
+    pixels = channels * (config.resolution // downsampling) ** 2
+    if config.vae == PIXELS:
+        return pixels
+    return 4 * pixels * (1 if is_fixed(config.vae) else 2)
 
 
 def _count_images(config: PlanConfig) -> int:

@@ -19,12 +19,13 @@ class Batch(NamedTuple):
     Attributes:
         indices: `[B]` int64 in numpy: the samples.
         labels: `[B]` int64.
-        moments: `[B, 2C, h, w]`: mean and standard deviation of the posterior, unscaled; None with `token_latents`.
+        moments: `[B, 2C, h, w]`: mean and standard deviation of the posterior, unscaled; None with other latents.
         patch_tokens: per encoder `[B, N, D]` float16, or codes as the group's codec stores them.
         token_scales: per encoder `[B, N]` float16 if requested and the codec has scales, else None.
         cls_tokens: per encoder `[B, D]` float16 if requested and the encoder has class tokens, else None.
         latent_tokens: `[B, N, D]` float16, or codes: the tokens that are the latents, with `token_latents`; else None.
         latent_scales: `[B, N]` float16, their scales if the codec has scales, else None.
+        fixed_latents: `[B, C, h, w]`: unscaled latents that were drawn once, of a group that holds such; else None.
     """
 
     indices: npt.NDArray[np.int64]
@@ -35,9 +36,13 @@ class Batch(NamedTuple):
     cls_tokens: list[torch.Tensor | None]
     latent_tokens: torch.Tensor | None = None
     latent_scales: torch.Tensor | None = None
+    fixed_latents: torch.Tensor | None = None
 
     def __repr__(self) -> str:
-        hidden = {"indices", *(name for name in ("latent_tokens", "latent_scales") if getattr(self, name) is None)}
+        hidden = {
+            "indices",
+            *(name for name in ("latent_tokens", "latent_scales", "fixed_latents") if getattr(self, name) is None),
+        }
         named = {name: found for name, found in zip(self._fields, self, strict=True) if name not in hidden}
         return f"<Batch of {len(self.indices)} samples: {', '.join(f'{n} {_describe(v)}' for n, v in named.items())}>"
 
@@ -61,11 +66,12 @@ class Batch(NamedTuple):
             cls_tokens=[move(token) for token in self.cls_tokens],
             latent_tokens=move(self.latent_tokens),
             latent_scales=move(self.latent_scales),
+            fixed_latents=move(self.fixed_latents),
         )
 
     def tensors(self) -> list[torch.Tensor]:
         """Return all tensors of the batch."""
-        latents = [self.moments, self.latent_tokens, self.latent_scales]
+        latents = [self.moments, self.latent_tokens, self.latent_scales, self.fixed_latents]
         lists = (latents, self.patch_tokens, self.token_scales, self.cls_tokens)
         return [self.labels, *(tensor for found in lists for tensor in found if tensor is not None)]
 
@@ -107,6 +113,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
         cls_tokens=join_lists("cls_tokens"),
         latent_tokens=join([batch.latent_tokens for batch in batches]),
         latent_scales=join([batch.latent_scales for batch in batches]),
+        fixed_latents=join([batch.fixed_latents for batch in batches]),
     )
 
 

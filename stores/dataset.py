@@ -21,7 +21,7 @@ from ..errors import ConfigError, SampleIndexError
 from .batch import Batch
 from .buffers import BufferPool
 from .indexing import Indices, as_names, as_rows, as_single
-from .layout import features_group, latents_group
+from .layout import FIXED, MOMENTS, features_group, latents_group
 from .lent_buffers import worker_buffers
 from .memory import shards_in_memory
 from .order import ARGSORT, ORDERS, OrderName, default_order
@@ -110,11 +110,12 @@ class AlignmentDataset(Base):
         self.seed, self.window, self.prefetch = seed, window, prefetch
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.flip, self.alignment_steps = flip, alignment_steps
-        self._has_moments = token_latents is None
+        self._latents_arrays = ["tokens", "token_scale"]
         if token_latents is not None:
             self.latents = features_group(token_latents)
         else:
             self.latents = latents_group(self.store.vae_name(latents) if latents else _only_vae(self.store))
+            self._latents_arrays = [self.store.group(self.latents).latents_array]
         self.features = [features_group(encoder) for encoder in as_names(encoders)]
         self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
         groups = list(dict.fromkeys([self.latents, *self.features]))
@@ -214,15 +215,19 @@ class AlignmentDataset(Base):
         def tensors(array: str) -> list[Any]:
             return [buffers.get(f"{group}/{array}") for group in features]
 
+        def of_latents(array: str) -> torch.Tensor | None:
+            return buffers.get(f"{self.latents}/{array}") if array in self._latents_arrays else None
+
         return Batch(
             indices=rows,
             labels=torch.from_numpy(self.store.labels_at(rows).astype(np.int64)),
-            moments=buffers.get(f"{self.latents}/moments"),
+            moments=of_latents(MOMENTS),
             patch_tokens=tensors("tokens") if tokens else [],
             token_scales=tensors("token_scale") if tokens else [],
             cls_tokens=tensors("cls_token"),
-            latent_tokens=None if self._has_moments else buffers[f"{self.latents}/tokens"],
-            latent_scales=None if self._has_moments else buffers.get(f"{self.latents}/token_scale"),
+            latent_tokens=of_latents("tokens"),
+            latent_scales=of_latents("token_scale"),
+            fixed_latents=of_latents(FIXED),
         )
 
     def _past_the_page_cache(self, groups: Sequence[str]) -> dict[str, Any]:
@@ -245,7 +250,7 @@ class AlignmentDataset(Base):
         return self.__dict__ | {"_pool": None}
 
     def _array_names(self, features: Sequence[str], wanted: Sequence[str]) -> list[str]:
-        pairs = [(self.latents, array) for array in (["moments"] if self._has_moments else ["tokens", "token_scale"])]
+        pairs = [(self.latents, array) for array in self._latents_arrays]
         pairs += [(group, array) for group in features for array in wanted]
         existing = [f"{group}/{array}" for group, array in pairs if array in self.store.group(group).shard_indexes]
         return list(dict.fromkeys(existing))

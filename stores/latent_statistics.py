@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the latents that a shard's moments stand for, per channel and before scaling.
+"""Mean and standard deviation of the latents of a shard, or of those that its moments stand for, before scaling.
 
 Latents are samples from the posterior: their variance is the variance of its means plus the mean of its variances.
 """
@@ -26,7 +26,7 @@ class LatentsSummary(TypedDict):
 
 
 class LatentStatistics:
-    """Accumulates the moments of a shard. Rows of zeros, which belong to quarantined images, are left out."""
+    """Accumulates moments or latents of a shard. Rows of zeros, which belong to quarantined images, are left out."""
 
     def __init__(self) -> None:
         self._sums: npt.NDArray[np.float64] | float = 0.0
@@ -38,13 +38,25 @@ class LatentStatistics:
         Raises:
             StoreError: a moment is NaN or infinite.
         """
-        valid = moments[moments.any(axis=(1, 2, 3))].astype(np.float64)
-        mean, std = np.split(valid, 2, axis=1)
-        per_image = np.stack([mean.mean((2, 3)), (mean**2 + std**2).mean((2, 3))])  # [2, B, C]
+        mean, std = np.split(_valid(moments), 2, axis=1)
+        self._add(mean.mean((2, 3)), (mean**2 + std**2).mean((2, 3)), "moments")
+
+    def append_fixed(self, latents: npt.NDArray[Any]) -> None:
+        """Add latents `[B, C, h, w]`, which have no standard deviation of their own.
+
+        Raises:
+            StoreError: a latent is NaN or infinite.
+        """
+        valid = _valid(latents)
+        self._add(valid.mean((2, 3)), (valid**2).mean((2, 3)), "latents")
+
+    def _add(self, mean: npt.NDArray[np.float64], square: npt.NDArray[np.float64], name: str) -> None:
+        """Add the means and mean squares of images, `[B, C]` each."""
+        per_image = np.stack([mean, square])
         if not np.isfinite(per_image).all():
-            raise StoreError("moments are NaN or infinite, and were not stored")
+            raise StoreError(f"{name} are NaN or infinite, and were not stored")
         self._sums = self._sums + per_image.sum(1)
-        self._images += len(valid)
+        self._images += len(mean)
 
     def summary(self) -> LatentsSummary | None:
         """Return mean and standard deviation per channel; None if no image was added."""
@@ -63,6 +75,10 @@ def scaled_std(summaries: Sequence[LatentsSummary], scale: Sequence[float], bias
     std = np.array([summary["std"] for summary in summaries]) * scale
     variance = (weights * (mean**2 + std**2)).sum(0).mean() - (weights * mean).sum(0).mean() ** 2
     return math.sqrt(max(variance, 0))
+
+
+def _valid(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return values[values.any(axis=(1, 2, 3))].astype(np.float64)
 
 
 def _rounded(values: npt.NDArray[np.float64]) -> list[float]:

@@ -17,11 +17,13 @@ COMMITS = "commits"
 FULL_RANGE = "full-range"  # attribute `pixels`: how images become 8-bit RGB (docs/sources.md)
 LABEL = "label"
 CRC32C = "crc32c"
+MOMENTS, FIXED = "moments", "latents"  # arrays of a group of latents: to draw from, or drawn once
 FLIPPED = "_flipped"  # suffix of the arrays of the mirrored images
 
 # Names of the dimensions after "sample", for readers such as xarray. `byte`: two 4-bit codes each.
 _DIMENSIONS = {
-    "moments": ("channel", "y", "x"),
+    MOMENTS: ("channel", "y", "x"),
+    FIXED: ("channel", "y", "x"),
     "tokens": ("token", "width"),
     "token_scale": ("token",),
     "cls_token": ("width",),

@@ -26,6 +26,7 @@ from .latent_statistics import LatentsSummary, scaled_std
 from .layout import (
     FLIPPED,
     LABEL,
+    MOMENTS,
     SAMPLES_FILE,
     ArraySpec,
     GroupSpec,
@@ -126,6 +127,16 @@ class Group:
     def spec(self) -> GroupSpec:
         """The template that the group was created from."""
         return GroupSpec(path=self.path, arrays=self.arrays, attributes=self.attributes)
+
+    @property
+    def latents_array(self) -> str:
+        """The array of a group of latents: `moments`, from which latents are drawn, or fixed `latents`."""
+        return str(self.attributes.get("array", MOMENTS))
+
+    @property
+    def latents_channels(self) -> int:
+        """Number of channels of the latents of a group of latents."""
+        return len(self.attributes["scale"])
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -23,12 +23,11 @@ from ..errors import StoreError
 from .checksum import crc32c, crc32c_rows
 from .files import atomic_replace, atomic_write_bytes, confined, fsync_directory, temporary_path
 from .latent_statistics import LatentStatistics
-from .layout import CRC32C, ArraySpec, GroupSpec, shard_file, shard_range
+from .layout import CRC32C, FIXED, MOMENTS, ArraySpec, GroupSpec, shard_file, shard_range
 from .manifest import Commit, FileRecord, Manifest, Quarantined, new_commit, read_commit, write_commit, write_samples
 from .metadata_writer import consolidate, create_group_node, create_parent_node, create_root_node, write_root_digest
 from .names import check_path
 
-MOMENTS = "moments"
 MISSING_CHUNK = 2**64 - 1  # marks a missing chunk in zarr's shard index
 
 
@@ -196,10 +195,12 @@ class ShardWriter:
             float32_rows: rows of the blocks that were encoded in float32 because they overflowed in half precision.
 
         Raises:
-            StoreError: a block has another shape or dtype than its array, or moments are NaN or infinite.
+            StoreError: a block has another shape or dtype than its array, or latents are NaN or infinite.
         """
         if MOMENTS in blocks:
             self._latents.append(blocks[MOMENTS])
+        if FIXED in blocks:
+            self._latents.append_fixed(blocks[FIXED])
         first = self.samples.start + sum(map(len, self._row_checksums))
         self._float32_samples += [first + row for row in float32_rows]
         for name, file in self._files.items():

@@ -16,7 +16,7 @@ import numpy as np
 from ..converter import read_json, structure
 from ..errors import StoreError
 from .digests import GROUP_DIGEST, ROOT_DIGEST, RootDigest, group_checksum, root_checksum
-from .layout import CRC32C, ROOT_ATTRIBUTE, ArraySpec
+from .layout import CRC32C, MOMENTS, ROOT_ATTRIBUTE, ArraySpec
 from .manifest import LARGEST, Manifest
 from .names import check_name, check_path
 
@@ -69,6 +69,7 @@ class LatentsAttributes:
     fingerprint: dict[str, Any]
     scale: tuple[float, ...]
     bias: tuple[float, ...]
+    array: Literal["moments", "latents"] = "moments"  # versions that know only moments refuse groups that name another
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -189,16 +190,22 @@ def read_group(store: Path, group: str, manifest: Manifest, *, verified: bool = 
     structure(attributes, kind, f"{path}: attributes", StoreError)
     layouts = {name: _layout(folder / name, arrays[name], manifest) for name in names}
     _require_row_checksums(folder / CRC32C, arrays[CRC32C], manifest, len(names))
-    if kind is LatentsAttributes and "moments" in layouts:
-        _require_one_per_channel(attributes, layouts["moments"], path)
+    if kind is LatentsAttributes:
+        _require_latents(attributes, layouts, path)
     return GroupMetadata(attributes, layouts, recorded is not None)
 
 
-def _require_one_per_channel(attributes: dict[str, Any], moments: ArrayLayout, path: Path) -> None:
-    shape = moments.spec.sample_shape
-    if len(shape) != 3 or shape[0] % 2:
-        raise StoreError(f"{moments.path / METADATA_FILE}: shape: expected [N, 2C, h, w], found {list(moments.shape)}")
-    channels = shape[0] // 2
+def _require_latents(attributes: dict[str, Any], layouts: Mapping[str, ArrayLayout], path: Path) -> None:
+    """Raise StoreError unless the array of a group of latents exists, is square, and has a scale per channel."""
+    array = attributes.get("array", MOMENTS)
+    if array not in layouts:
+        raise StoreError(f"{path}: expected an array {array}, found {', '.join(layouts)}")
+    found, parts = layouts[array], 2 if array == MOMENTS else 1
+    shape = found.spec.sample_shape
+    if len(shape) != 3 or shape[0] % parts:
+        expected = "[N, 2C, h, w]" if array == MOMENTS else "[N, C, h, w]"
+        raise StoreError(f"{found.path / METADATA_FILE}: shape: expected {expected}, found {list(found.shape)}")
+    channels = shape[0] // parts
     for name in ("scale", "bias"):
         if len(attributes[name]) != channels:
             raise StoreError(

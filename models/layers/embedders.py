@@ -67,8 +67,7 @@ class FourierTimeEmbedder(nn.Module):
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """Embed times in `dtype`; the angles are always computed in float32."""
-        with torch.autocast(t.device.type, enabled=False):
-            angles = t.float().reshape(-1, 1) * self.W.float() * (2 * math.pi)
+        angles = t.float().reshape(-1, 1) * self.W.float() * (2 * math.pi)
         embedding: Tensor = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype))
         return embedding
 

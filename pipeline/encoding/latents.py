@@ -1,4 +1,4 @@
-"""The latents group: moments of the VAE's posterior."""
+"""The latents group: moments of the VAE's posterior, or latents that have none to draw from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from ...config import EncodeConfig
+from ...models.pixels import Pixels
 from ...models.vae import load_vae
 from ...models.vae_files import overflows_in_float16, require_vae_resolution
-from ...stores.layout import ArraySpec, GroupSpec, latents_group
+from ...stores.layout import FIXED, MOMENTS, ArraySpec, GroupSpec, latents_group
 from ...stores.store import open_store
 from ...stores.upload import store_exists
 from ..runtime.device import DTYPES, package_versions
@@ -23,17 +24,26 @@ PACKAGES = ("diffusers", "torch", "pillow")
 
 
 class LatentEncoder:
-    """Encoder of a latents group: `moments`, float32 `[B, 2C, R/f, R/f]`, the unscaled mean and standard deviation."""
+    """Encoder of a latents group.
+
+    Its array is `moments`, float32 `[B, 2C, R/f, R/f]`, the unscaled mean and standard deviation; or, of autoencoders
+    without a distribution, `latents`, `[B, C, R/f, R/f]`, float32, or uint8 for pixels.
+    """
 
     def __init__(self, config: EncodeConfig, device: torch.device, precision: str) -> None:
         precision = _precision_of(config, precision)
         self._vae = load_vae(config.vae, device=device, dtype=DTYPES[precision])
         require_vae_resolution(config.vae, self._vae.downsampling, config.resolution)
         side = config.resolution // self._vae.downsampling
-        moments = ArraySpec(name="moments", sample_shape=(2 * self._vae.latent_channels, side, side), dtype="float32")
+        is_fixed, channels = self._vae.is_fixed, self._vae.latent_channels
+        self._array = ArraySpec(
+            name=FIXED if is_fixed else MOMENTS,
+            sample_shape=(channels if is_fixed else 2 * channels, side, side),
+            dtype="uint8" if isinstance(self._vae, Pixels) else "float32",
+        )
         self.spec = GroupSpec(
             path=latents_group(config.vae),
-            arrays=(moments,),
+            arrays=(self._array,),
             attributes={
                 "vae": config.vae,
                 "fingerprint": {
@@ -43,15 +53,18 @@ class LatentEncoder:
                 },
                 "scale": list(self._vae.latents_scale),
                 "bias": list(self._vae.latents_bias),
+                **({"array": FIXED} if is_fixed else {}),
             },
         )
 
     def __call__(self, crops: torch.Tensor) -> EncodedBatch:
         """Encode crops, uint8 `[B, 3, R, R]`; WeightsError for moments that are not finite even in float32."""
+        if isinstance(self._vae, Pixels):
+            return EncodedBatch({self._array.name: crops.cpu().numpy()})
         with ModelClock(crops.device) as clock:
-            moments, in_float32 = self._vae.encode_checked(crops)
-        array = moments.float().cpu().numpy().astype(np.float32, copy=False)
-        return EncodedBatch({"moments": array}, float32_rows=tuple(in_float32), clocks=(clock,))
+            encoded, in_float32 = self._vae.encode_checked(crops)
+        array = encoded.float().cpu().numpy().astype(np.float32, copy=False)
+        return EncodedBatch({self._array.name: array}, float32_rows=tuple(in_float32), clocks=(clock,))
 
 
 def _precision_of(config: EncodeConfig, default: str) -> str:

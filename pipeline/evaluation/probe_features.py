@@ -13,12 +13,12 @@ from torch.nn.functional import normalize
 
 from ...config import ProbeConfig
 from ...diffusion.interpolant import Interpolant
-from ...diffusion.posterior import sample_posterior
+from ...diffusion.posterior import sample_posterior, with_epsilon
 from ...errors import ConfigError
 from ...metrics import cknna, linear_probe
 from ...models.sit import SiT
 from ...stores import Store
-from ...stores.layout import features_group, latents_group
+from ...stores.layout import MOMENTS, features_group, latents_group
 from ...stores.tokens import read_tokens
 from ..artifacts.checkpoints import TrainedModel
 from ..runtime.device import DTYPES
@@ -58,17 +58,20 @@ class ProbedImages:
         sit, device = model.config, model.pos_embed.device
         blocks = sorted(set(config.block)) or list(range(1, sit.depth + 1))
         interpolant = Interpolant(trained.config.path_type)
+        statistics = trained.store.latents_scale, trained.store.latents_bias
         scale, bias = (
             torch.tensor(values).reshape(1, -1, 1, 1)
-            for values in (trained.store.latents_scale, trained.store.latents_bias)
+            for values in with_epsilon(*statistics, trained.config.latents_eps)
         )
-        name = f"{self._latents}/moments"
+        array = self._store.group(self._latents).latents_array
+        name = f"{self._latents}/{array}"
         found: dict[int, list[Tensor]] = {block: [] for block in blocks}
         for rows in self._batches(f"step {trained.step:,}, time {time:g}"):
-            moments = torch.from_numpy(self._store.read([name], rows)[name])
-            shape = torch.Size([moments.shape[1] // 2, *moments.shape[2:]])
+            stored = torch.from_numpy(self._store.read([name], rows)[name])
+            shape = torch.Size([scale.shape[1], *stored.shape[2:]])
             draws = torch.stack([_draws(self._streams, row, shape) for row in rows.tolist()])
-            data = sample_posterior(moments, draws[:, 0], scale, bias)
+            is_drawn = array == MOMENTS
+            data = sample_posterior(stored, draws[:, 0], scale, bias) if is_drawn else stored.float() * scale + bias
             times = torch.full((len(rows),), time)
             x_t = interpolant.interpolate(data, draws[:, 1], times)[0].to(device)
             labels = torch.full((len(rows),), sit.null_label, device=device)

@@ -21,7 +21,7 @@ from ...models.vae_files import is_downloaded
 from ...sources import Record, decode_crop, open_recorded, records_of
 from ...stores import Store
 from ...stores.checksum import crc32c_bytes
-from ...stores.layout import features_group, latents_group
+from ...stores.layout import MOMENTS, features_group, latents_group
 from .image_cache import content_digest, read_cached, write_cached
 from .images import EncodedImage, encode_image, encode_token_colors, psnr, tokens_to_colors
 
@@ -152,15 +152,21 @@ def _reconstruction_row(
         for image, crop, record in zip(decoded, crops, selection.records, strict=True)
     )
     name = selection.store.group(group).attributes["vae"]
-    return GalleryRow("Reconstruction", f"{name}, decoded from the mean of the stored moments; PSNR", images)
+    of = "the mean of the stored moments" if _array(selection, group) == MOMENTS else "the stored latents"
+    return GalleryRow("Reconstruction", f"{name}, decoded from {of}; PSNR", images)
+
+
+def _array(selection: _Selection, group: str) -> str:
+    return selection.store.group(group).latents_array
 
 
 def _reconstructions(selection: _Selection, group: str, notes: list[str], download: bool) -> npt.NDArray[np.uint8]:
     """Return the decoded means, `[S, R, R, 3]`, from the cache or else from the VAE; WeightsError if it is missing."""
     attributes = selection.store.group(group).attributes
     name, fingerprint = attributes["vae"], attributes["fingerprint"]
-    moments = selection.read(f"{group}/moments")
-    key = {"kind": "reconstructions", "moments": content_digest(moments), "vae": fingerprint}
+    array = f"{group}/{_array(selection, group)}"
+    latents = selection.read(array)
+    key = {"kind": "reconstructions", "moments": content_digest(latents), "vae": fingerprint}
     if cached := read_cached(key):
         return cached["images"]
     if not download and not is_downloaded(name):
@@ -175,10 +181,10 @@ def _reconstructions(selection: _Selection, group: str, notes: list[str], downlo
     from ..runtime.device import choose_device
 
     vae = load_vae(name, device=choose_device(None))
-    means = torch.from_numpy(moments[f"{group}/moments"]).float().chunk(2, dim=1)[0]
-    vae = vae.with_scale([1.0] * means.shape[1], [0.0] * means.shape[1])  # stored moments are not scaled
+    means = torch.from_numpy(latents[array]).float()[:, : len(attributes["scale"])]  # moments begin with the mean
+    vae = vae.with_scale([1.0] * means.shape[1], [0.0] * means.shape[1])  # stored latents are not scaled
     images: npt.NDArray[np.uint8] = vae.decode(means).permute(0, 2, 3, 1).cpu().numpy()
-    if vae.fingerprint["weights_sha256"] == fingerprint.get("weights_sha256"):
+    if vae.fingerprint.get("weights_sha256") == fingerprint.get("weights_sha256"):
         write_cached(key, {"images": images})
     else:
         notes.append(f"Reconstructions use other weights of {name} than the stored latents.")

@@ -14,24 +14,14 @@ from .space import Space
 
 
 class MomentsSpace(Space):
-    """Latents `(mean + std · noise) · scale + bias`, with one scale and one bias per channel.
-
-    Args:
-        scale: `[C]`.
-        bias: `[C]`.
-        eps: added to the variance, `1 / scale²`, before latents are divided by its root; decoding does not undo it
-            (REPA-E, arXiv 2504.10483).
-    """
+    """Latents `(mean + std · noise) · scale + bias`, with one scale and one bias per channel."""
 
     draws_posterior: ClassVar[bool] = True
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, scale: Sequence[float], bias: Sequence[float], eps: float = 0.0) -> None:
+    def __init__(self, scale: Sequence[float], bias: Sequence[float]) -> None:
         super().__init__()
-        if eps:
-            smaller = [(1 + eps * factor**2) ** -0.5 for factor in scale]
-            scale, bias = ([a * b for a, b in zip(values, smaller, strict=True)] for values in (scale, bias))
         for name, values in (("scale", scale), ("bias", bias)):
             self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1), persistent=False)
 

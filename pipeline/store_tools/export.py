@@ -1,4 +1,4 @@
-"""`repa-pipe store export`: copy samples to the layout of REPA's preprocessing or to safetensors files."""
+"""`repa-pipe store export`: copy samples to the layout of REPA's or LightningDiT's preprocessing, or to safetensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ...errors import StoreError
 from ...sources import Record, Source, decode_crop, open_recorded, records_of
 from ...stores import Store, open_store
 from ...stores.files import atomic_write_bytes, remove_leftovers, write_json
-from ...stores.layout import LABEL
+from ...stores.layout import FIXED, FLIPPED, LABEL
+from ...stores.layout import MOMENTS as MOMENTS_ARRAY
 from ...stores.selection import digest_of_rows
 from ..runtime.lease import lease
 from ..runtime.progress import progress
@@ -24,6 +25,8 @@ from .import_repa import IMAGES, LABELS, MOMENTS
 
 BATCH = 256  # samples per read
 RECORD = "export.json"
+LIGHTNINGDIT_ROWS = 10_000  # per file, as published
+LIGHTNINGDIT_STATISTICS = "latents_stats.pt"
 
 
 def export(
@@ -42,7 +45,7 @@ def export(
     Args:
         store_path: the store.
         out: output folder: new, empty, or that of the same export.
-        layout: "repa" or "safetensors".
+        layout: "repa", "lightningdit" or "safetensors".
         groups: names of groups; empty for all.
         source: location of the images, for REPA's layout. None: the location they were encoded from.
         source_kind: kind of `source`. None: see `sources.open_recorded`.
@@ -60,11 +63,15 @@ def export(
         rows = store.valid_indices(chosen)
         if layout == "repa":
             _require_one_vae(store, chosen)
+        if layout == "lightningdit":
+            _require_flipped_latents(store, chosen)
         place = Path(out).resolve()
         with lease(place.parent, place.name):
             remove_leftovers(place)
             _claim(Path(out), _content(store, layout, chosen, rows))
-            if layout == "repa":
+            if layout == "lightningdit":
+                _export_lightningdit(store, Path(out), chosen, rows)
+            elif layout == "repa":
                 opened = open_recorded(store.manifest.source, source, source_kind)
                 _export_repa(store, Path(out), chosen, rows, opened)
             else:
@@ -111,6 +118,47 @@ def _require_one_vae(store: Store, groups: Sequence[str]) -> None:
             f"REPA's layout holds the moments of one VAE: expected one group of latents in {store.location}, found "
             f"{', '.join(latents) or 'none'}; specify it with --group"
         )
+    if store.group(latents[0]).latents_array != MOMENTS_ARRAY:
+        raise StoreError(f"REPA's layout holds moments, but {latents[0]} of {store.location} holds fixed latents")
+
+
+def _require_flipped_latents(store: Store, groups: Sequence[str]) -> None:
+    """Raise StoreError unless a single group of fixed latents with flips is exported, as LightningDiT reads them."""
+    found = [name for name in groups if name.startswith("latents/")]
+    if len(found) != 1 or len(groups) != 1:
+        raise StoreError(
+            f"LightningDiT's layout holds the latents of one VAE and no features: expected one group of latents, found "
+            f"{', '.join(groups)}; specify it with --group"
+        )
+    names = [array.name for array in store.group(found[0]).arrays]
+    if names != [FIXED, FIXED + FLIPPED]:
+        raise StoreError(
+            f"LightningDiT's layout holds fixed latents and those of mirrored images, but {found[0]} of "
+            f"{store.location} holds {', '.join(names)}"
+        )
+
+
+def _export_lightningdit(store: Store, out: Path, groups: Sequence[str], rows: npt.NDArray[np.int64]) -> None:
+    """Write `latents_rank00_shard000.safetensors`, … of 10,000 rows each, in the order of the store, and statistics."""
+    import torch
+    from safetensors.numpy import save
+
+    group = store.group(groups[0])
+    scale, bias = (torch.tensor(group.attributes[name]).reshape(1, -1, 1, 1) for name in ("scale", "bias"))
+    sink = io.BytesIO()
+    torch.save({"mean": -bias / scale, "std": 1 / scale}, sink)
+    atomic_write_bytes(out / LIGHTNINGDIT_STATISTICS, sink.getvalue())
+    names = {"latents": f"{group.path}/{FIXED}", "latents_flip": f"{group.path}/{FIXED}{FLIPPED}"}
+    with progress("export", len(rows), "samples") as bar:
+        for number, start in enumerate(range(0, len(rows), LIGHTNINGDIT_ROWS)):
+            part, path = rows[start : start + LIGHTNINGDIT_ROWS], out / f"latents_rank00_shard{number:03d}.safetensors"
+            if not path.exists():
+                found = store.read(list(names.values()), part)
+                tensors = {name: found[array] for name, array in names.items()}
+                labels = store.labels_at(part).astype(np.int64)
+                facts = {"total_size": str(len(part)), "dtype": str(tensors["latents"].dtype), "device": "cpu"}
+                atomic_write_bytes(path, save(tensors | {"labels": labels}, facts))
+            bar.update(len(part))
 
 
 def _export_repa(store: Store, out: Path, groups: Sequence[str], rows: npt.NDArray[np.int64], source: Source) -> None:

@@ -145,16 +145,17 @@ def _scale_and_bias(
     store: Store, group: Group, rows: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return scale and bias per channel, `[C]` each, of the samples at `rows`."""
-    name = f"{group.path}/moments"
-    sums = np.zeros((2, group.shard_indexes["moments"].layout.spec.sample_shape[0] // 2))
+    name, channels = f"{group.path}/{group.latents_array}", group.latents_channels
+    sums = np.zeros((2, channels))
     count = 0
-    with progress("read moments", len(rows), "images") as bar:
+    with progress(f"read {group.latents_array}", len(rows), "images") as bar:
         for start in range(0, len(rows), STATS_BATCH):
-            moments = store.read([name], rows[start : start + STATS_BATCH])[name].astype(np.float64)
-            mean, std = np.split(moments, 2, axis=1)
+            block = store.read([name], rows[start : start + STATS_BATCH])[name].astype(np.float64)
+            mean, std = block[:, :channels], block[:, channels:]
+            std = std if std.size else np.zeros_like(mean)  # fixed latents have none
             sums += [mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]
             count += mean[:, 0].size
-            bar.update(len(moments))
+            bar.update(len(block))
     mean, square = sums / count
     scale = 1 / np.sqrt(square - mean**2)
     return scale, -mean * scale

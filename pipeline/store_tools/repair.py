@@ -124,7 +124,7 @@ def _config_of(store: Store, group: Group, options: RepairOptions) -> EncodeConf
     if "imported_from" in fingerprint:
         raise StoreError(
             f"{store.location}: {group.path} was imported: run 'repa-pipe store verify --store {store.location} "
-            "--repair', then 'repa-pipe store import-repa' again"
+            "--repair', then 'repa-pipe store import-repa' or 'store import' again"
         )
     precision = _PRECISIONS.get(str(fingerprint.get("precision")).split()[0])
     if precision is None:

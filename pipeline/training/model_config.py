@@ -122,8 +122,11 @@ def _latents_shape(config: TrainConfig, store: Store) -> tuple[int, ...]:
     """Return the shape `(C, h, w)` of the latents."""
     if config.token_latents:
         return latents_shape(store, group_of_latents(config))
-    channels, *sides = store.group(group_of_latents(config)).shard_indexes["moments"].layout.spec.sample_shape
-    return (channels // 2, *sides)
+    group = store.group(group_of_latents(config))
+    _, *sides = group.shard_indexes[group.latents_array].layout.spec.sample_shape
+    if sides[0] != sides[1]:
+        raise StoreError(f"{store.location}: latents of {group.path} are {sides[0]} x {sides[1]}: expected a square")
+    return (group.latents_channels, *sides)
 
 
 def _cls_dim(config: TrainConfig, store: Store) -> int:

@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from ...config import TrainConfig
 from ...diffusion.interpolant import Interpolant, draw_times
+from ...diffusion.posterior import with_epsilon
 from ...diffusion.times import shifted
 from ...models.diffusion_model import DiffusionModel
 from ...models.raev2.model import BASE
 from ...models.sit import EntangledSiT, drop_labels
 from ...stores import Batch, Store
+from ...stores.layout import FIXED
 from ..artifacts.checkpoints import StoreMetadata
 from ..runtime.distributed import DistributedContext
 from ..runtime.seeds import RandomStreams, Stream
+from ..spaces.fixed import FixedSpace
 from ..spaces.moments import MomentsSpace
 from ..spaces.space import Space
 from ..spaces.tokens import token_space
-from .model_config import LEGACY_DROPOUT
+from .model_config import LEGACY_DROPOUT, group_of_latents
 from .terms.alignment import AlignmentTerm
 from .terms.base_head import BaseHeadTerm
 from .terms.class_token import ClassTokenTerm
@@ -154,7 +157,9 @@ def make_objective(
 
 
 def make_space(config: TrainConfig, store: Store, metadata: StoreMetadata) -> Space:
-    """Build the space of the latents: a VAE's, or an encoder's tokens with `--token-latents`."""
+    """Build the space of the latents: a VAE's, drawn in every step or once, or tokens with `--token-latents`."""
     if config.token_latents:
         return token_space(store, config.token_latents)
-    return MomentsSpace(metadata.latents_scale, metadata.latents_bias, config.latents_eps)
+    scale, bias = with_epsilon(metadata.latents_scale, metadata.latents_bias, config.latents_eps)
+    is_fixed = store.group(group_of_latents(config)).latents_array == FIXED
+    return FixedSpace(scale, bias) if is_fixed else MomentsSpace(scale, bias)

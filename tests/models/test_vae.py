@@ -301,9 +301,8 @@ def test_shape_is_known_without_weights(tmp_path: Path) -> None:
     save_random_vae(tmp_path, **FLUX_LIKE)
     (tmp_path / WEIGHTS_FILE).unlink()
     assert describe_vae(tmp_path) == (16, 4)
-    assert {name: describe_vae(name) for name in vae_names()} == dict.fromkeys(
-        ("sd-vae-ft-mse", "sd-vae-ft-ema", "tiny-kl-f8"), (4, 8)
-    )
+    shipped = dict.fromkeys(("sd-vae-ft-mse", "sd-vae-ft-ema", "tiny-kl-f8"), (4, 8))
+    assert {name: describe_vae(name) for name in vae_names()} == shipped | {"pixels": (3, 1)}
 
 
 def test_invalid_images_and_latents_are_rejected(tmp_path: Path) -> None:
@@ -385,8 +384,8 @@ def test_broken_folders_are_reported_in_one_line(tmp_path: Path) -> None:
     tensors["quant_conv.bias"] = torch.zeros(3)
     save_file(tensors, tmp_path / "lacking" / WEIGHTS_FILE)
     assert "1 tensor(s) missing, unexpected or of another shape, the first being quant_conv.bias" in message("lacking")
-    edit_config(tmp_path / "other-class", _class_name="VQModel")
-    assert "found 'VQModel'" in message("other-class")
+    edit_config(tmp_path / "other-class", _class_name="AutoencoderKLWan")
+    assert "found 'AutoencoderKLWan'" in message("other-class")
     (tmp_path / "no-json" / "config.json").write_text("<html>")
     assert "cannot be read (Expecting value" in message("no-json")
     edit_config(tmp_path / "no-scale", scaling_factor=None)

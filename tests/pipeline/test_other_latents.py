@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +25,7 @@ from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.seeds import RandomStreams, Stream
 from repa_pipe.pipeline.spaces.tokens import token_space
 from repa_pipe.pipeline.store_tools import statistics
+from repa_pipe.pipeline.store_tools.inspection import info, stats, verify
 from repa_pipe.pipeline.store_tools.statistics import StatsOptions
 from repa_pipe.pipeline.training.objective import make_space
 from repa_pipe.sources.demo_images import make_crops
@@ -344,6 +345,50 @@ def test_raev2_trains_with_muon_resumes_and_guides_itself(token_store, decoder, 
         images_of(resumed, tmp_path, **plain, mode="sde")
 
 
+@pytest.mark.parametrize("kind", ["AutoencoderDC", "pixels"])
+def test_latents_that_are_not_drawn(images, tmp_path, kind):
+    """From images with flips to samples: latents of an autoencoder without a distribution, and pixels."""
+    store, vae = str(tmp_path / "store"), "pixels"
+    if kind != "pixels":
+        torch.manual_seed(0)
+        sizes = {"encoder_block_out_channels": (8, 8, 16), "decoder_block_out_channels": (8, 8, 16)}
+        layers = {"encoder_layers_per_block": (1, 1, 1), "decoder_layers_per_block": (1, 1, 1)}
+        attention = {"encoder_qkv_multiscales": ((), (), ()), "decoder_qkv_multiscales": ((), (), ())}
+        AutoencoderDC(latent_channels=4, attention_head_dim=8, **sizes, **layers, **attention).save_pretrained(
+            tmp_path / "dc"
+        )
+        vae = str(tmp_path / "dc")
+    options = {"resolution": 64, "shard_size": 4, "device": "cpu", "flip": True, "encoder": (ENCODER,)}
+    encode.run(EncodeConfig(source=str(images), store=store, vae=vae, **options))
+    with open_store(store) as opened:
+        group = opened.group(f"latents/{opened.vaes[0]}")
+        assert [array.name for array in group.arrays] == ["latents", "latents_flipped"]
+        assert group.arrays[0].dtype == ("uint8" if kind == "pixels" else "float32")
+        pairs = opened.read([f"{group.path}/{array.name}" for array in group.arrays], np.arange(3))
+        if kind == "pixels":
+            plain, flipped = pairs.values()
+            np.testing.assert_array_equal(plain[..., ::-1], flipped)
+            assert plain.std() > 50
+        batch = AlignmentDataset(opened, encoders=[ENCODER], batch_size=4)[0]
+        assert batch.moments is None
+        assert batch.fixed_latents.shape == (4, *group.arrays[0].sample_shape)
+    assert "latents" in info(store)
+    assert verify(store, repair=False)[1]
+    assert "measured on 12 images" in stats(store, vae, write=kind != "pixels")
+    settings = {"token_latents": None, "model": "SiT-T/8" if kind == "pixels" else "SiT-T/4", "flip": True}
+    settings |= {"proj_coeff": 0.0} if kind == "pixels" else {}
+    whole = train.run(train_config(store, tmp_path, exp_name="whole", **settings)).run
+    train.run(train_config(store, tmp_path, max_train_steps=2, **settings))
+    resumed = train.run(train_config(store, tmp_path, **settings)).run
+    first, second = (load_checkpoint(resolve_checkpoint(run)) for run in (whole, resumed))
+    assert all(torch.equal(first["ema"][name], second["ema"][name]) for name in first["ema"])
+    generated = images_of(resumed, tmp_path)
+    assert generated.shape == (3, 64, 64, 3)
+    assert generated.std() > 1
+    page = report.run([resumed], str(tmp_path / "report.html")).read_text()
+    assert "decoded from the stored latents" in page
+
+
 def images_of(run, tmp_path, **options):
     with np.load(sample.run(sample_config(run, tmp_path, **options)).npz) as archive:
         return archive["arr_0"]
@@ -408,7 +453,7 @@ def test_repa_e_adds_an_epsilon_in_training_alone(images, tmp_path):
         trained = load_model(resolve_checkpoint(train.run(config).run), ema=True)
         seen.append((trained.store.latents_scale, trained.store.latents_bias))
         with open_store(store) as opened:
-            space = make_space(config, opened, trained.store)
+            space = make_space(trained.config, opened, trained.store)
         mean, std = torch.randn(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
         scale, bias = (torch.tensor(each).reshape(4, 1, 1) for each in seen[0])
         expected = (mean + bias / scale) / (1 / scale**2 + eps).sqrt()

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from repa_pipe.config import PlanConfig
 from repa_pipe.errors import ConfigError
 from repa_pipe.models import throughput
-from repa_pipe.models.flops import encoder_flops, sit_flops
+from repa_pipe.models.architectures import make_model, preset_config
+from repa_pipe.models.flops import encoder_flops, forward_flops, model_flops
 from repa_pipe.pipeline import plan
 from repa_pipe.pipeline.encoding import batch_size
 
@@ -53,7 +55,7 @@ def test_recorded_flops_of_encoders_are_those_counted(name):
 
 @pytest.mark.parametrize("name", throughput.STEPS)
 def test_recorded_flops_of_steps_are_those_counted(name):
-    assert throughput.STEPS[name].flops == sit_flops(name, throughput.RESOLUTION // 8, 4, (768,))
+    assert throughput.STEPS[name].flops == model_flops(name, throughput.RESOLUTION // 8, 4, (768,))
 
 
 def test_the_time_of_an_unmeasured_encoder_is_estimated_from_flops():
@@ -78,3 +80,32 @@ def test_unknown_models_are_refused():
         plan_of(model="SiT-Z/2")
     with pytest.raises(ConfigError, match="dino-v9"):
         plan_of(encoder=("dino-v9",))
+
+
+def test_tokens_as_latents_need_no_vae():
+    tokens = "dinov2reg-vit-b@norm=plain"
+    found = plan_of(encoder=(tokens,), token_latents=tokens, model="DiT-DH-XL")
+    assert found.sample_bytes == 2 * 256 * 768 + 2 * 768
+    assert [cost.name for cost in found.costs] == [tokens]
+    assert found.online_share > 0
+    with pytest.raises(ConfigError, match="--token-latents is 'mae-vit-l': expected one of the encoders of --encoder"):
+        plan_of(encoder=(tokens,), token_latents="mae-vit-l")
+
+
+def test_pixels_and_autoencoders_without_a_distribution_take_fewer_bytes(tmp_path):
+    assert plan_of(vae="pixels", encoder=(), model="SiT-B/8").sample_bytes == 3 * 256 * 256
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
+    (tmp_path / "diffusion_pytorch_model.safetensors").touch()
+    assert plan_of(vae=str(tmp_path), encoder=()).sample_bytes == 4 * 32 * 8 * 8
+
+
+@pytest.mark.parametrize("name", ["SiT-S/2", "DiT-DH-S", "LightningDiT-B/1", "RAEv2-T"])
+def test_flops_of_every_architecture_are_at_least_those_of_its_weights(name):
+    config = preset_config(name, input_size=16, in_channels=32)
+    with torch.device("meta"):
+        model = make_model(config)
+    per_token = [layer for key, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+    per_token = [layer for layer in per_token if layer.in_features > 64]
+    tokens = (16 // config.patch_size) ** 2
+    products = sum(layer.weight.numel() for layer in per_token)
+    assert 0.6 * 2 * tokens * products < forward_flops(config) < 2.5 * 2 * tokens * products

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from repa_pipe.config import TrainConfig
-from repa_pipe.models.flops import forward_flops, sit_flops
+from repa_pipe.models.flops import forward_flops, model_flops
 from repa_pipe.models.sit import SIT_PRESETS
 from repa_pipe.models.throughput import peak_flops_per_second
 from repa_pipe.pipeline import train
@@ -20,7 +20,7 @@ XL = SIT_PRESETS["SiT-XL/2"](input_size=32, in_channels=4, z_dims=(768,))
 
 def test_the_flops_of_sit_xl_are_those_of_its_paper():
     assert forward_flops(XL, project=False) == pytest.approx(2 * 118.6e9, rel=0.01)  # 118.6 G multiply-adds
-    assert forward_flops(XL) == sit_flops("SiT-XL/2", 32, 4, (768,)) > forward_flops(XL, project=False)
+    assert forward_flops(XL) == model_flops("SiT-XL/2", 32, 4, (768,)) > forward_flops(XL, project=False)
 
 
 def test_the_flops_of_a_model_with_class_tokens_are_counted():
