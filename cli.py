@@ -560,6 +560,24 @@ def store_export(
     echo(export.export(store, out, layout, groups, source, source_kind=source_kind))
 
 
+@store.command("show", positional=("store",))
+@click.option("--store", type=PATH_TEXT, help="Store.  [required]")
+@click.option("--group", required=True, help="Group to decode, latents/NAME or features/NAME.")
+@click.option("--out", required=True, type=PATH_TEXT, help="PNG file to write.")
+@click.option(
+    "--decoder",
+    type=PATH_TEXT,
+    default=None,
+    help="VAE that decodes latents, or decoder of tokens (AutoencoderRAE). Default: the VAE of the latents.",
+)
+@click.option("--images", "count", type=int, default=32, show_default=True, help="Number of images.")
+def store_show(store: str, group: str, out: str, decoder: str | None, count: int) -> None:
+    """Decode samples of a store into a picture."""
+    from .pipeline.store_tools import show
+
+    echo(show.show(store, out, group, decoder, count))
+
+
 @store.command("import", positional=("folder", "store"))
 @click.option("--folder", type=PATH_TEXT, help="Folder of latents (docs/latents.md).  [required]")
 @click.option("--store", type=PATH_TEXT, help="Store to create or extend.  [required]")

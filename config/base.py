@@ -291,7 +291,7 @@ def weights_by_name(entries: Sequence[str], names: Collection[str]) -> dict[str,
     """Parse `--encoder-weights NAME=PATH …`; raise ConfigError for another form or a NAME that is not in `names`."""
     found = {}
     for entry in entries:
-        name, separator, path = entry.partition("=")
+        name, separator, path = paths.split_named(entry)
         if not separator or name not in names:
             known = ", ".join(names) or "(none given)"
             raise ConfigError(f"--encoder-weights is {shown(entry)}: expected NAME=PATH with NAME one of {known}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
@@ -18,10 +19,20 @@ class PathKind(StrEnum):
     MODEL = "model"  # the name of a model, or its folder; the text is part of names in a store
 
 
+_NAME_WITH_OPTIONS = re.compile(r"([^=@]+@\w+=[^=+]+(?:\+\w+=[^=+]+)*)(=)(.*)", re.DOTALL)
+
+
+def split_named(text: str) -> tuple[str, str, str]:
+    """Split `NAME=PATH` into the name, `=` and the path; the name of an encoder may have options, as `@norm=plain`."""
+    found = _NAME_WITH_OPTIONS.fullmatch(text)
+    name, separator, path = found.groups() if found else text.partition("=")
+    return name, separator, path
+
+
 def plain(text: str, kind: PathKind) -> str:
     """Return the shortest spelling, with the home folder in place of `~`; symbolic links and `..` stay."""
     if kind is PathKind.NAMED:
-        name, separator, rest = text.partition("=")
+        name, separator, rest = split_named(text)
         return name + separator + plain(rest, PathKind.PATH)
     if not text or "://" in text:
         return text.rstrip("/")
@@ -36,7 +47,7 @@ def plain(text: str, kind: PathKind) -> str:
 def absolute(text: str, kind: PathKind) -> str:
     """Return the text for a process with another current folder. Names of models stay: they are names in a store."""
     if kind is PathKind.NAMED:
-        name, separator, path = text.partition("=")
+        name, separator, path = split_named(text)
         return name + separator + absolute(path, PathKind.PATH)
     if kind is PathKind.MODEL or not text or "://" in text:
         return text
@@ -59,6 +70,6 @@ def place(text: str, kind: PathKind = PathKind.PATH) -> str:
     """Return the absolute path without links, the same for all spellings of a file or folder; URLs stay."""
     text = absolute(plain(text, kind), kind)
     if kind is PathKind.NAMED:
-        name, separator, path = text.partition("=")
+        name, separator, path = split_named(text)
         return name + separator + os.path.realpath(path)
     return text if kind is PathKind.MODEL or "://" in text else os.path.realpath(text)

@@ -45,6 +45,7 @@ class TrainConfig(Config):
             "optimizer",
             "cosine_coeff",
             "latents_eps",
+            "decoder",
         )
     )
 
@@ -271,6 +272,13 @@ class TrainConfig(Config):
     sampling_steps: int = option(
         OUTPUT, "Steps between grids of generated images (loads the store's VAE); 0 for none.", 0, affects_result=False
     )
+    decoder: str | None = option(
+        OUTPUT,
+        "Decoder of encoder tokens for the grids of --sampling-steps, as for `sample`. Default: none.",
+        None,
+        affects_result=False,
+        path=PathKind.MODEL,
+    )
     report_to: Literal["tensorboard", "wandb", "none"] | None = option(
         OUTPUT, "Experiment tracker. Default: tensorboard if installed, else none.", None, affects_result=False
     )
@@ -345,9 +353,9 @@ class TrainConfig(Config):
         self.require_no_repeats("enc_type")
         self.require(not (self.token_latents and self.vae), "token_latents", "cannot be combined with --vae")
         self.require(
-            not (self.token_latents and self.sampling_steps),
-            "token_latents",
-            "cannot be combined with --sampling-steps",
+            self.decoder is not None or not (self.token_latents and self.sampling_steps),
+            "sampling_steps",
+            "requires --decoder with --token-latents",
         )
         self.require_no_repeats("classes")
         self.require_no_repeats("tag")

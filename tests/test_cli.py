@@ -27,7 +27,7 @@ COMMANDS += [
     "store repair",
     "store export",
 ]
-COMMANDS += ["store import", "store import-repa"]
+COMMANDS += ["store show", "store import", "store import-repa"]
 STAGES = COMMANDS[: COMMANDS.index("report")]  # their options come from a config
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ...diffusion.normalization import Normalization
 from ...stores import Batch
 
 
@@ -31,6 +32,11 @@ class Space(nn.Module, ABC):
             stored: the result of `stored`, or some of its rows.
             posterior: standard normal draws `[B, C, h, w]` if `draws_posterior`.
         """
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """Return the statistics that decoding undoes, if they are not scale and bias of the store."""
+        return None
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold, besides the metadata of the store, to decode latents."""

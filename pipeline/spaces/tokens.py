@@ -43,7 +43,9 @@ class TokenSpace(Space):
     def stored(self, batch: Batch) -> Tensor:
         """Restore the tokens, and arrange them on their grid: float32 `[B, D, h, w]`."""
         assert batch.latent_tokens is not None
-        tokens = self._codec.decode(batch.latent_tokens, batch.latent_scales).transpose(1, 2)
+        codes = batch.latent_tokens
+        is_plain = self._codec.name == "float16"  # then also float32, from an encoder online
+        tokens = (codes.float() if is_plain else self._codec.decode(codes, batch.latent_scales)).transpose(1, 2)
         return tokens.reshape(*tokens.shape[:2], self._side, self._side)
 
     def shape(self, stored: Tensor) -> tuple[int, ...]:
@@ -52,7 +54,12 @@ class TokenSpace(Space):
 
     def data(self, stored: Tensor, posterior: Tensor | None) -> Tensor:
         """Normalize."""
-        return Normalization(mean=self.mean, var=self.var, eps=EPS).normalize(stored)
+        return self.normalization.normalize(stored)
+
+    @property
+    def normalization(self) -> Normalization:
+        """Return mean and variance."""
+        return Normalization(mean=self.mean, var=self.var, eps=EPS)
 
     def checkpoint(self) -> dict[str, Any]:
         """Return the statistics, which decoding undoes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,14 +39,18 @@ class OnlineEncoder:
         store: the store whose source holds the images.
         encoders: names of the encoders; their weights come from their hubs.
         device: where the encoders run, in the precision that `encode` uses there by default.
+        weights: files of weights by encoder, instead of those of its hub.
     """
 
-    def __init__(self, store: Store, encoders: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, store: Store, encoders: Sequence[str], device: torch.device, weights: Mapping[str, Path] | None = None
+    ) -> None:
         self._store = store
         self._source = open_recorded(store.manifest.source)
         dtype = torch.float16 if device.type == "cuda" else None
         resolution = store.manifest.resolution
-        self._encoders = [load_encoder(name, None, resolution, device, dtype) for name in encoders]
+        files = weights or {}
+        self._encoders = [load_encoder(name, files.get(name), resolution, device, dtype) for name in encoders]
 
     def decode(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """Read, decode and crop images: uint8 `[B, 3, R, R]`."""
@@ -59,14 +63,16 @@ class OnlineEncoder:
         return [encoder(images).patch_tokens for encoder in self._encoders]
 
 
-def compare_steps(config: TrainConfig, steps: int) -> StepComparison:
+def compare_steps(config: TrainConfig, steps: int, weights: Mapping[str, Path] | None = None) -> StepComparison:
     """Train two models from the same weights in turn, one from the store and one with the encoder online.
 
     Both take the same steps: the same samples, draws and targets. Batches are read in the step, not prefetched.
 
     Args:
-        config: a run aligned with encoders whose tokens are stored as float16. Nothing is written.
+        config: a run aligned with encoders whose tokens are stored as float16, or with such tokens as latents. Nothing
+            is written.
         steps: number of steps, more than `WARM_UP`.
+        weights: files of weights by encoder, instead of those of its hub.
 
     Raises:
         ConfigError, StoreError, WeightsError: the settings, the store or the encoders are unusable.
@@ -75,7 +81,8 @@ def compare_steps(config: TrainConfig, steps: int) -> StepComparison:
     with open_store(config.store) as store:
         config = with_precision(resolve(config, store), _NO_RUN, device, _ALONE)
         trainers = [make_trainer(config, store, device) for _ in range(2)]
-        encoder = OnlineEncoder(store, config.enc_type, device)
+        latents = [config.token_latents] if config.token_latents else []
+        encoder = OnlineEncoder(store, list(dict.fromkeys([*latents, *config.enc_type])), device, weights)
         stored: list[_Step] = []
         online: list[_Step] = []
         cosine = 1.0
@@ -120,20 +127,39 @@ def _step_from_store(trainer: Trainer) -> tuple[_Step, list[Tensor]]:
     batch = trainer.dataset.read(trainer.dataset.indices_of_step(trainer.step)).to(trainer.device)
     read = clock.lap()
     losses = train_step(trainer, batch)
-    return _Step(StepTimes(read, 0.0, 0.0, clock.lap()), losses), batch.patch_tokens
+    first = [] if batch.latent_tokens is None else [batch.latent_tokens]
+    tokens = first + batch.patch_tokens[_repeated(trainer.config) :]
+    return _Step(StepTimes(read, 0.0, 0.0, clock.lap()), losses), tokens
+
+
+def _repeated(config: TrainConfig) -> int:
+    """Return 1 if the first encoder that the run is aligned with is also that of the latents."""
+    return int(config.token_latents is not None and config.enc_type[:1] == (config.token_latents,))
 
 
 def _step_online(trainer: Trainer, encoder: OnlineEncoder) -> tuple[_Step, list[Tensor]]:
     clock = _Clock(trainer.device)
     indices = trainer.dataset.indices_of_step(trainer.step)
-    batch = trainer.dataset.read(indices, tokens=False).to(trainer.device)
+    batch = _without_tokens(trainer, indices)
     read = clock.lap()
     images = encoder.decode(indices)
     decode = clock.lap()
     tokens = encoder.encode(images)
     encode = clock.lap()
-    losses = train_step(trainer, batch._replace(patch_tokens=tokens, token_scales=[None] * len(tokens)))
+    targets = tokens
+    if trainer.config.token_latents:
+        batch = batch._replace(latent_tokens=tokens[0])
+        targets = tokens[1 - _repeated(trainer.config) :]
+    losses = train_step(trainer, batch._replace(patch_tokens=targets, token_scales=[None] * len(targets)))
     return _Step(StepTimes(read, decode, encode, clock.lap()), losses), tokens
+
+
+def _without_tokens(trainer: Trainer, indices: npt.NDArray[np.int64]) -> Batch:
+    """Read what a step needs besides the output of encoders: labels, and a VAE's latents."""
+    if not trainer.config.token_latents:
+        return trainer.dataset.read(indices, tokens=False).to(trainer.device)
+    labels = torch.from_numpy(trainer.dataset.store.labels_at(indices).astype(np.int64))
+    return Batch(indices, labels, None, [], [], []).to(trainer.device)
 
 
 def _collect(steps: Sequence[_Step]) -> Steps:

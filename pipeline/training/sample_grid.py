@@ -15,11 +15,13 @@ from ..sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
-IMAGES, COLUMNS = 16, 4
+IMAGES, COLUMNS, STEPS = 16, 4, 50
 
 
 class SampleGrid:
     """Writes `samples/step-<step>.png` of a run: 50 Euler steps and guidance scale 4, as REPA's trainer does.
+
+    Models with a sampler of their own step its times, 50 or 49.
 
     All random draws come from separate generators, so training is not affected.
     """
@@ -30,6 +32,8 @@ class SampleGrid:
             num_fid_samples=IMAGES,
             cfg_scale=4.0 if trained.model.config.class_dropout_prob > 0 else 1.0,
             labels="balanced",
+            decoder=trained.config.decoder,
+            num_steps=STEPS,
             precision=trained.config.mixed_precision or "fp32",
         )
         self._sampler = Sampler(config, trained, device, streams_version)

@@ -259,7 +259,8 @@ class Trainer:
             return None
         from .sample_grid import SampleGrid  # imports a VAE, which training itself does not need
 
-        trained = TrainedModel(self.ema.model, self.metadata, self.config, self.step)
+        normalization = self.objective.space.normalization
+        trained = TrainedModel(self.ema.model, self.metadata, self.config, self.step, normalization)
         return SampleGrid(trained, self.run_folder, self.device, self.streams.version)
 
     def _require_finite(self) -> None:

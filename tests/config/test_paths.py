@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repa_pipe import config as configs
-from repa_pipe.config.paths import PathKind, absolute, plain, same, same_settings
+from repa_pipe.config.base import weights_by_name
+from repa_pipe.config.paths import PathKind, absolute, plain, same, same_settings, split_named
 
 CONFIGS = [value for name, value in vars(configs).items() if name.endswith("Config") and name != "Config"]
 FIELDS = [
@@ -128,3 +129,19 @@ def test_absolute_paths_are_those_of_the_current_folder(tmp_path, monkeypatch):
     assert dataclasses.replace(config, class_order="order.txt").absolute().class_order == f"{tmp_path}/order.txt"
     remote = dataclasses.replace(config, store="s3://bucket/name", source="split=train", source_kind="numbered")
     assert (remote.absolute().store, remote.absolute().source) == ("s3://bucket/name", "split=train")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "path"),
+    [
+        ("dinov2-vit-b=/a/b.pth", "dinov2-vit-b", "/a/b.pth"),
+        ("dinov2reg-vit-b@norm=plain=/a/b.pth", "dinov2reg-vit-b@norm=plain", "/a/b.pth"),
+        ("dinov3-vit-l@layers=11.13.23+norm=plain=x=y", "dinov3-vit-l@layers=11.13.23+norm=plain", "x=y"),
+        ("mae-vit-l@block=8=/odd@place=2", "mae-vit-l@block=8", "/odd@place=2"),
+        ("dinov2-vit-b=/odd@place=2", "dinov2-vit-b", "/odd@place=2"),
+        ("a\nb@norm=plain=/c\nd", "a\nb@norm=plain", "/c\nd"),
+    ],
+)
+def test_names_of_encoders_with_options_are_split_from_their_path(text, name, path):
+    assert split_named(text) == (name, "=", path)
+    assert weights_by_name([text], [name]) == {name: path}

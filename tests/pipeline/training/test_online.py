@@ -10,6 +10,8 @@ import torch
 from repa_pipe.config import EncodeConfig, TrainConfig
 from repa_pipe.pipeline import encode
 from repa_pipe.pipeline.reporting.steps import StepTimes, median_times
+from repa_pipe.pipeline.store_tools import statistics
+from repa_pipe.pipeline.store_tools.statistics import StatsOptions
 from repa_pipe.pipeline.training.online import WARM_UP, OnlineEncoder, compare_steps
 from repa_pipe.sources.demo_images import photographs
 from repa_pipe.stores import open_store
@@ -42,6 +44,19 @@ def test_steps_with_the_encoder_online_have_the_losses_of_steps_from_the_store(c
     assert comparison.token_cosine > 0.99999
     assert len(set(comparison.stored.losses[:, 0])) == STEPS  # the steps differ
     assert not list(tmp_path.iterdir())  # nothing is written
+
+
+@pytest.mark.parametrize("proj_coeff", [0.5, 0.0])
+def test_tokens_as_latents_have_the_same_losses_from_the_store_and_online(config, proj_coeff):
+    """The tokens are rounded to float16 in the store: losses agree to that."""
+    statistics.run(config.store, StatsOptions(encoder="efficientnet-lite0", per="position", write=True))
+    run = dataclasses.replace(config, token_latents="efficientnet-lite0", proj_coeff=proj_coeff)
+    run = dataclasses.replace(run, model="SiT-T/1", time_shift=2.0)
+    comparison = compare_steps(run, STEPS)
+    assert comparison.stored.losses.shape == comparison.online.losses.shape == (STEPS, 3)
+    assert comparison.loss_difference < 2e-3
+    assert comparison.token_cosine > 0.99999
+    assert len(set(comparison.stored.losses[:, 0])) == STEPS
 
 
 def test_times_are_those_of_the_parts_of_a_step_and_other_tokens_are_noticed(config, monkeypatch):
