@@ -23,8 +23,8 @@ BothVelocities = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 class GuidedVelocity:
     """A velocity function with guidance within a time interval; create it with `guided`.
 
-    Heun's method evaluates the velocity at the start and at the end of a step. The published sampler applies guidance
-    to both evaluations or to neither, depending on the start, so samplers call `at_step` once per step.
+    Heun's method evaluates the velocity at the start and at the end of a step. REPA's sampler applies guidance to both
+    evaluations or to neither, depending on the start; JiT's considers the time of each. Samplers call `at_step`.
     """
 
     model: Model
@@ -34,9 +34,10 @@ class GuidedVelocity:
     low: float
     high: float
     scale_of: Tensor | None = None
+    each_evaluation: bool = False
 
     def __post_init__(self) -> None:
-        if self.scale < 1:
+        if self.scale < 1 and not self.each_evaluation:
             raise ConfigError(f"guidance scale is {self.scale}; expected at least 1, which means no guidance")
         if not 0 <= self.low <= self.high <= 1:
             raise ConfigError(f"guidance interval is {self.low} to {self.high}; expected 0 <= low <= high <= 1")
@@ -45,10 +46,18 @@ class GuidedVelocity:
         """Return the velocity at x and the scalar time t."""
         return self.at_step(float(t))(x, t)
 
-    def at_step(self, start: float) -> Velocity:
-        """Return the velocity function for the step that starts at this time, guided or not throughout."""
-        inside = self.low <= start <= self.high
-        return self._guided if self.scale > 1 and inside else self._unguided
+    def at_step(self, start: float, t: float | None = None) -> Velocity:
+        """Return the velocity function, guided or not, for an evaluation at time `t` of the step from `start`.
+
+        By default the evaluation is that at `start`.
+        """
+        time = start if t is None or not self.each_evaluation else t
+        return self._guided if self.scale != 1 and self._is_inside(time) else self._unguided
+
+    def _is_inside(self, t: float) -> bool:
+        if self.each_evaluation:
+            return self.low < t and (t < self.high or self.high == 1)
+        return self.low <= t <= self.high
 
     def _unguided(self, x: Tensor, t: Tensor) -> Tensor:
         velocity: Tensor = self.model(x, t.repeat(len(x)), self.labels)[0]
@@ -70,6 +79,7 @@ def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
     high: float = 1.0,
     scale_of: Tensor | None = None,
     both: BothVelocities | None = None,
+    each_evaluation: bool = False,
 ) -> GuidedVelocity:
     """Return the model's velocity for labels, with guidance for low <= t <= high.
 
@@ -89,9 +99,11 @@ def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
             those that follow the label without guidance. `scale` still decides whether there is any guidance.
         both: `(x_t, t, labels) -> (velocity, weak velocity)`, for other weak velocities than that of the null label:
             `with_weak_model`, or a model with two heads.
+        each_evaluation: JiT's rules. Each of Heun's evaluations is guided if its own time is inside the interval; the
+            ends are outside, but for time 1 if the interval ends there. Scales below 1 guide as well.
 
     Raises:
-        ConfigError: the scale is below 1, or the interval is not within [0, 1].
+        ConfigError: the scale is below 1 (unless `each_evaluation`), or the interval is not within [0, 1].
     """
     return GuidedVelocity(
         model=model,
@@ -101,6 +113,7 @@ def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
         low=low,
         high=high,
         scale_of=scale_of,
+        each_evaluation=each_evaluation,
     )
 
 

@@ -43,11 +43,10 @@ def euler(velocity: Velocity, x: Tensor, num_steps: int, heun: bool = False, tim
     given = times.to(x.device, x.dtype)  # all at once: a copy to a GPU in every step would wait for the steps before
     state = x.double()
     for step, (start, end) in enumerate(pairwise(times)):
-        step_velocity = _at_step(velocity, start)
-        slope = _evaluate(step_velocity, state, given[step])
+        slope = _evaluate(_at_step(velocity, start, start), state, given[step])
         next_state = state + (end - start) * slope
         if heun and step < len(times) - 2:
-            slope = (slope + _evaluate(step_velocity, next_state, given[step + 1])) / 2
+            slope = (slope + _evaluate(_at_step(velocity, start, end), next_state, given[step + 1])) / 2
             next_state = state + (end - start) * slope
         state = next_state
     return state
@@ -79,7 +78,7 @@ def euler_maruyama(velocity: Velocity, x: Tensor, num_steps: int, noise: Noise, 
     given = times.to(x.device, x.dtype)  # all at once, as in `euler`
     state = x.double()
     for step, (start, end) in enumerate(pairwise(times)):
-        slope = _evaluate(_at_step(velocity, start), state, given[step])
+        slope = _evaluate(_at_step(velocity, start, start), state, given[step])
         diffusion = 2 * start
         drift = slope - diffusion / 2 * interpolant.score(slope, state, start)
         span = end - start  # negative
@@ -94,8 +93,8 @@ def _check_steps(num_steps: int) -> None:
         raise ConfigError(f"num_steps is {num_steps}; expected at least 1")
 
 
-def _at_step(velocity: Velocity, start: Tensor) -> Velocity:
-    return velocity.at_step(float(start)) if isinstance(velocity, GuidedVelocity) else velocity
+def _at_step(velocity: Velocity, start: Tensor, t: Tensor) -> Velocity:
+    return velocity.at_step(float(start), float(t)) if isinstance(velocity, GuidedVelocity) else velocity
 
 
 def _evaluate(velocity: Velocity, state: Tensor, t: Tensor) -> Tensor:

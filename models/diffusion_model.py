@@ -77,6 +77,11 @@ class DiffusionModel(nn.Module):
         """Shape of one sample of x_t, the noise that samplers start from."""
         return (self.config.in_channels, self.config.input_size, self.config.input_size)
 
+    @property
+    def noise_scale(self) -> float:
+        """Standard deviation of the noise at time 1."""
+        return 1.0
+
     def latents_of(self, state: Tensor) -> Tensor:
         """Return the latents [B, C, H, W] of a state [B, *state_shape]."""
         return state

@@ -23,6 +23,23 @@ class PatchEmbed(nn.Module):
         return tokens
 
 
+class BottleneckPatchEmbed(nn.Module):
+    """Latents [B, C, H, W] to tokens [B, N, D] through fewer channels, as in JiT (arXiv 2511.13720)."""
+
+    def __init__(self, channels: int, patch_size: int, bottleneck: int, width: int) -> None:
+        super().__init__()
+        self.proj1 = nn.Conv2d(channels, bottleneck, kernel_size=patch_size, stride=patch_size, bias=False)
+        self.proj2 = nn.Conv2d(bottleneck, width, kernel_size=1)
+        for layer in (self.proj1, self.proj2):
+            nn.init.xavier_uniform_(layer.weight.data.flatten(1))
+        nn.init.zeros_(self.proj2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map each patch of latents linearly."""
+        tokens: Tensor = self.proj2(self.proj1(x)).flatten(2).transpose(1, 2)
+        return tokens
+
+
 def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     """Rearrange patches [B, N, p * p * C] of a square grid to [B, C, H, W]."""
     grid = math.isqrt(patches.shape[1])

@@ -8,18 +8,19 @@ class Rotary(nn.Module):
     """Rotates queries and keys by the position of their token.
 
     The first half of a head's channels turns with the row, the second half with the column; neighboring pairs of
-    channels turn together. The tables are in the published checkpoints, and therefore in the state dict.
+    channels turn together.
 
     Args:
         head_width: channels of a head, a multiple of 4.
         grid_size: side of the grid.
         unrotated: tokens after those of the grid, which are not rotated.
+        persistent: whether the tables are in the state dict, as they are in most published checkpoints.
     """
 
     freqs_cos: Tensor
     freqs_sin: Tensor
 
-    def __init__(self, head_width: int, grid_size: int, unrotated: int = 0) -> None:
+    def __init__(self, head_width: int, grid_size: int, unrotated: int = 0, persistent: bool = True) -> None:
         super().__init__()
         half = head_width // 2
         frequencies = 10_000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
@@ -28,8 +29,8 @@ class Rotary(nn.Module):
         columns = line[None, :, :].expand(grid_size, -1, -1)
         angles = torch.cat([rows, columns], dim=2).flatten(0, 1)
         angles = torch.cat([angles, angles.new_zeros(unrotated, head_width)])
-        self.register_buffer("freqs_cos", angles.cos().float())
-        self.register_buffer("freqs_sin", angles.sin().float())
+        self.register_buffer("freqs_cos", angles.cos().float(), persistent)
+        self.register_buffer("freqs_sin", angles.sin().float(), persistent)
 
     def forward(self, heads: Tensor) -> Tensor:
         """Rotate queries or keys [B, heads, N, head_width]."""

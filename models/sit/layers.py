@@ -48,35 +48,3 @@ class FinalLayer(nn.Module):
         """Normalize tokens, then shift and scale them by the condition."""
         shift, scale = chunks(self.adaLN_modulation, condition, 2)
         return modulate(self.norm_final(tokens), shift, scale)
-
-
-class ConvProjector(nn.Module):
-    """iREPA's projector (arXiv 2512.10794): one convolution over the token grid, with zero padding.
-
-    Maps tokens [B, N, D] of a square grid, in row-major order, to [B, N, z_dim]. Uses PyTorch's default initialization.
-    """
-
-    def __init__(self, config: SiTConfig, z_dim: int) -> None:
-        super().__init__()
-        self.grid_size = config.input_size // config.patch_size
-        kernel = config.projector_kernel_size
-        self.projection_layer = nn.Conv2d(config.hidden_size, z_dim, kernel_size=kernel, padding=kernel // 2)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Predict patch tokens [B, N, z_dim], each from a token and the neighbors that the kernel covers."""
-        grid = tokens.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
-        projected: Tensor = self.projection_layer(grid).flatten(2).transpose(1, 2)
-        return projected
-
-
-def make_projector(config: SiTConfig, z_dim: int) -> nn.Module:
-    """Build REPA's or iREPA's projector, from tokens [B, N, D] to predicted patch tokens [B, N, z_dim]."""
-    if config.projector == "conv":
-        return ConvProjector(config, z_dim)
-    return nn.Sequential(
-        linear(config.hidden_size, config.projector_dim),
-        nn.SiLU(),
-        linear(config.projector_dim, config.projector_dim),
-        nn.SiLU(),
-        linear(config.projector_dim, z_dim),
-    )

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, ConfigError
 from ..diffusion_model import DiffusionModel
 from ..layers.embedders import LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_position_embedding, unpatchify
+from ..layers.projectors import make_projector
 from .config import SiTConfig
-from .layers import FinalLayer, SiTBlock, make_projector
+from .layers import FinalLayer, SiTBlock
 from .tensor_names import current_names
 
 

@@ -16,16 +16,29 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import irepa_jit
+import irepa_ldm
 import lightningdit
 import rae_ditdh
 import rae_stage1
 import raev2_ditig
 import raev2_layers
+import reg
 import repae_sit
 import torch
 from case import MOVES, VALUES, Case, relative_error, relative_error_by_column
 
-METHODS: tuple[ModuleType, ...] = (lightningdit, rae_ditdh, rae_stage1, raev2_ditig, raev2_layers, repae_sit)
+METHODS: tuple[ModuleType, ...] = (
+    irepa_jit,
+    irepa_ldm,
+    lightningdit,
+    rae_ditdh,
+    rae_stage1,
+    raev2_ditig,
+    raev2_layers,
+    reg,
+    repae_sit,
+)
 TABLE = re.compile(r".*gradnorm")  # recorded tables with a column per loss
 
 
@@ -42,7 +55,7 @@ def tolerance_of(method: ModuleType, name: str) -> float:
     for pattern, tolerance in getattr(method, "TOLERANCES", {}).items():
         if re.fullmatch(pattern, name):
             return float(tolerance)
-    return MOVES if re.search(r"(^|_)move\.", name) else VALUES
+    return MOVES if re.search(r"(^|_)move\d*(_of_\w+)?\.", name) else VALUES
 
 
 def compare(path: Path) -> list[str]:

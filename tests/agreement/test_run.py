@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-FILES = ["lightningdit", "rae_ditdh", "rae_stage1", "raev2_ditig", "raev2_layers", "repae_sit"]
+FILES = [
+    "irepa_jit",
+    "irepa_ldm",
+    "lightningdit",
+    "rae_ditdh",
+    "rae_stage1",
+    "raev2_ditig",
+    "raev2_layers",
+    "reg",
+    "repae_sit",
+]
 spec = importlib.util.spec_from_file_location("agreement_run", Path(__file__).with_name("run.py"))
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)
@@ -38,5 +48,5 @@ def test_an_output_that_differs_or_is_not_computed_is_reported(tmp_path, monkeyp
 
 def test_a_file_of_an_unknown_method_is_refused(tmp_path):
     np.savez(tmp_path / "figures.npz", config=json.dumps({"model": {}}))
-    with pytest.raises(SystemExit, match="belongs to none of lightningdit"):
+    with pytest.raises(SystemExit, match="belongs to none of irepa_jit"):
         run.compare(tmp_path / "figures.npz")

@@ -206,6 +206,32 @@ def test_guidance_of_heuns_second_evaluation_follows_the_start_of_the_step():
     ]
 
 
+def test_guidance_of_each_evaluation_follows_its_own_time_strictly_inside_the_interval():
+    """With guidance from 0.25 to 0.75, both ends are outside; with a scale below 1 as well as above."""
+    for scale in (0.5, 3.0):
+        model = LabelModel()
+        velocity = guided(model, torch.tensor([1]), 10, scale, 0.25, 0.75, each_evaluation=True)
+        euler(velocity, torch.zeros(1, 1), 4, heun=True)
+        both = [1, 10]
+        assert model.calls == [
+            (1.0, [1]),
+            (0.75, [1]),
+            (0.75, [1]),
+            (0.5, both),
+            (0.5, both),
+            (0.25, [1]),
+            (0.25, [1]),
+        ]
+        assert velocity(torch.zeros(1, 1), torch.tensor(0.5)).item() == 10 + scale * (1 - 10)
+
+
+def test_an_interval_of_each_evaluation_that_ends_at_1_includes_it():
+    model = LabelModel()
+    velocity = guided(model, torch.tensor([1]), 10, 2.0, 0.5, 1.0, each_evaluation=True)
+    euler(velocity, torch.zeros(1, 1), 2)
+    assert model.calls == [(1.0, [1, 10]), (0.5, [1])]
+
+
 @pytest.mark.parametrize("mode", ["euler", "heun", "sde"])
 def test_the_host_waits_for_no_step(host_waits, mode):
     """The state is on another device than the times; a copy per step would wait for all earlier work of that device."""

@@ -1,0 +1,4 @@
+"""JiT, a transformer on pixels that predicts the image (arXiv 2511.13720).
+
+Only the pipeline may import this package.
+"""
