@@ -50,12 +50,12 @@ _switch = partial(ForeignFlag, takes_value=False)
 _TRAIN = (
     ForeignFlag("--data-dir", ALL_REPA, "--store STORE", STORE),
     ForeignFlag("--data-path", SIT, "--store STORE --proj-coeff 0", f"SiT trains without alignment; {STORE}"),
-    _unavailable("--model", IREPA, reason="models in pixel space", values=("JiT-*",)),
     ForeignFlag(
         "--config",
         IREPA,
         "--recipe irepa --projector-kernel-size 1",
-        "the published file leaves the kernel at the script's default, 1; the recipe has the paper's, 3",
+        "the published file leaves the kernel at the script's default, 1; the recipe has the paper's, 3. With a JiT, "
+        "use --recipe irepa-jit instead",
         values=("*irepa.yaml",),
     ),
     _unneeded("--config", IREPA, reason="REPA's settings are the defaults", values=("*repa.yaml",)),

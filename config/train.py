@@ -46,6 +46,8 @@ class TrainConfig(Config):
             "cosine_coeff",
             "latents_eps",
             "decoder",
+            "time_mean",
+            "time_std",
         )
     )
 
@@ -59,8 +61,8 @@ class TrainConfig(Config):
     )
     model: str = option(
         MODEL,
-        "Model: SiT-{T,S,B,L,XL}/{1,2,4,8} (size/patch size), DiT-DH-{T,S,B,L,XL} (RAE), LightningDiT-{T,B,L,XL}/1, or "
-        "RAEv2-{T,XL}.",
+        "Model: SiT-{T,S,B,L,XL}/{1,2,4,8} (size/patch size), DiT-DH-{T,S,B,L,XL} (RAE), LightningDiT-{T,B,L,XL}/1, "
+        "RAEv2-{T,XL}, or JiT-{T,B,L,H}/16 (pixels).",
         "SiT-XL/2",
     )
     init_from: str | None = option(
@@ -121,7 +123,7 @@ class TrainConfig(Config):
     )
     encoder_depth: int | None = option(
         MODEL,
-        "Block whose output is aligned, counted from 1. Default: 4 for SiT-S and SiT-B, 8 for larger models.",
+        "Block whose output is aligned, counted from 1. Default: 4 for models of sizes S and B, 8 for larger ones.",
         None,
     )
     projector_kernel_size: int = option(
@@ -143,6 +145,12 @@ class TrainConfig(Config):
         OBJECTIVE,
         "Distribution of the training times t; truncated_lognormal has none above 0.999 (RAE).",
         "uniform",
+    )
+    time_mean: float = option(
+        OBJECTIVE, "Mean of log(noise / data) at the times of --weighting lognormal (JiT: 0.8).", 0.0
+    )
+    time_std: float = option(
+        OBJECTIVE, "Standard deviation of log(noise / data) at the times of --weighting lognormal (JiT: 0.8).", 1.0
     )
     time_shift: float = option(
         OBJECTIVE,
@@ -344,6 +352,11 @@ class TrainConfig(Config):
             )
         gamma = self.spatial_norm
         self.require(gamma is None or 0 <= gamma <= 1, "spatial_norm", "expected a fraction from 0 to 1")
+        self.require(-10 <= self.time_mean <= 10, "time_mean", "expected a number from -10 to 10")
+        self.require(0 < self.time_std <= 10, "time_std", "expected a number above 0 and up to 10")
+        for name, default in (("time_mean", 0.0), ("time_std", 1.0)):
+            is_used = self.weighting == "lognormal" or getattr(self, name) == default
+            self.require(is_used, name, "requires --weighting lognormal")
         self.require(0 < self.time_shift <= 1000, "time_shift", "expected a number above 0 and up to 1000")
         self.require(
             self.path_type == "linear" or (self.time_shift == 1 and self.weighting != "truncated_lognormal"),

@@ -71,8 +71,13 @@ def draw_times(
     interpolant: Interpolant,
     count: int,
     generator: torch.Generator,
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
 ) -> Tensor:
     """Draw training times [count] float32 on the generator's device: uniform, or with a lognormal noise ratio.
+
+    Mean and standard deviation are those of the logarithm of the ratio, for "lognormal" alone.
 
     Raises:
         ConfigError: the weighting is unknown, or not defined for the path.
@@ -80,7 +85,8 @@ def draw_times(
     if weighting == "uniform":
         return torch.rand(count, generator=generator, device=generator.device)
     if weighting == "lognormal":
-        return interpolant.lognormal_time(torch.randn(count, generator=generator, device=generator.device))
+        normal = torch.randn(count, generator=generator, device=generator.device)
+        return interpolant.lognormal_time(normal * std + mean)
     if weighting == "truncated_lognormal" and interpolant.path == "linear":
         return truncated_logit_normal(torch.rand(count, generator=generator, device=generator.device), 0.0, 1.0)
     raise ConfigError(

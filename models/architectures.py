@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..converter import structure
 from ..errors import CheckpointError
 from .dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
+from .jit.config import JIT_PRESETS, JiTConfig
 from .lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
 from .raev2.config import RAEV2_PRESETS, RAEv2Config
 from .sit.config import SIT_PRESETS, SiTConfig
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from .diffusion_model import DiffusionModel
 
-AnyConfig: TypeAlias = SiTConfig | DiTDHConfig | LightningDiTConfig | RAEv2Config
+AnyConfig: TypeAlias = SiTConfig | DiTDHConfig | LightningDiTConfig | RAEv2Config | JiTConfig
 
 # The entry of a checkpoint that holds the config
 _KINDS: dict[str, type[AnyConfig]] = {
@@ -29,17 +30,18 @@ _KINDS: dict[str, type[AnyConfig]] = {
     "dit_dh": DiTDHConfig,
     "lightningdit": LightningDiTConfig,
     "raev2": RAEv2Config,
+    "jit": JiTConfig,
 }
 KEYS = frozenset(_KINDS)
 
 
 def model_names() -> list[str]:
     """Return the names of `--model`."""
-    return [*SIT_PRESETS, *DIT_DH_PRESETS, *LIGHTNINGDIT_PRESETS, *RAEV2_PRESETS]
+    return [*SIT_PRESETS, *DIT_DH_PRESETS, *LIGHTNINGDIT_PRESETS, *RAEV2_PRESETS, *JIT_PRESETS]
 
 
 def preset_config(name: str, *, input_size: int, in_channels: int, z_dims: tuple[int, ...] = ()) -> AnyConfig:
-    """Return the config of a preset for latents of this size; `z_dims` are the encoders that a SiT is aligned with."""
+    """Return the config of a preset for latents of this size; a SiT or JiT is aligned with encoders of these widths."""
     if name in SIT_PRESETS:
         return SIT_PRESETS[name](input_size=input_size, in_channels=in_channels, z_dims=z_dims)
     sizes: dict[str, Any] = {"input_size": input_size, "in_channels": in_channels}
@@ -47,6 +49,8 @@ def preset_config(name: str, *, input_size: int, in_channels: int, z_dims: tuple
         return DiTDHConfig(**sizes, **DIT_DH_PRESETS[name])
     if name in LIGHTNINGDIT_PRESETS:
         return LightningDiTConfig(**sizes, **LIGHTNINGDIT_PRESETS[name])
+    if name in JIT_PRESETS:
+        return JiTConfig(**sizes, z_dims=z_dims, **JIT_PRESETS[name])
     return RAEv2Config(**sizes, **RAEV2_PRESETS[name])
 
 
@@ -79,6 +83,10 @@ def make_model(config: AnyConfig) -> DiffusionModel:
         from .lightningdit.model import LightningDiT
 
         return LightningDiT(config)
+    if isinstance(config, JiTConfig):
+        from .jit.model import JiT
+
+        return JiT(config)
     from .raev2.model import RAEv2
 
     return RAEv2(config)

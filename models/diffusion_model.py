@@ -48,6 +48,7 @@ class DiffusionModel(nn.Module):
     taps: ClassVar[tuple[str, ...]] = ()  # what else the model can return
     blocks: nn.ModuleList  # sharded one by one
     projectors: nn.ModuleList  # frozen once alignment has ended
+    guides_each_evaluation: ClassVar[bool] = False  # in sampling: see `guided`
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, ConfigError
 from .architectures import AnyConfig
 from .dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
+from .jit.config import JIT_PRESETS, JiTConfig
 from .lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
 from .raev2.config import RAEV2_PRESETS, RAEv2Config
 
@@ -28,11 +30,12 @@ _HEADS_DEPTH = 8  # the block that RAEv2's base head and projector read, if ther
 def infer_config(
     state_dict: Mapping[str, Tensor], encoder_depth: int | None = None, num_classes: int | None = None
 ) -> AnyConfig:
-    """Infer the config of the SiT, DiT-DH, LightningDiT or RAEv2 that weights with published names belong to.
+    """Infer the config of the SiT, DiT-DH, LightningDiT, RAEv2 or JiT that weights with published names belong to.
 
     Args:
         state_dict: tensors by name.
-        encoder_depth: the block that a SiT's projectors read; see `infer_sit_config`.
+        encoder_depth: the block that the projectors of a SiT or JiT read; see `infer_sit_config`. Default for a JiT:
+            that of the preset with the same width.
         num_classes: the number of classes of a SiT without the null label.
 
     Raises:
@@ -40,12 +43,19 @@ def infer_config(
     """
     shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
     name = _architecture(shapes)
+    if name == "JiT":
+        from .sit.tensor_names import current_names
+
+        shapes = {current: tuple(value.shape) for current, value in current_names(state_dict).items()}
     if name == "SiT":
         from .sit import infer_sit_config
 
         return infer_sit_config(state_dict, encoder_depth, num_classes)
     try:
-        return _INFER[name](shapes)
+        config = _INFER[name](shapes)
+        if isinstance(config, JiTConfig) and encoder_depth is not None:
+            return replace(config, encoder_depth=encoder_depth)
+        return config
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint holds no valid {name}: {error}") from None
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
@@ -57,6 +67,8 @@ def _architecture(shapes: Shapes) -> str:
         return "RAEv2"
     if "s_embedder.proj.weight" in shapes:
         return "DiT-DH"
+    if "x_embedder.proj1.weight" in shapes:
+        return "JiT"
     if shapes.keys() & {"feat_rope.freqs_cos", "blocks.0.mlp.w12.weight", "blocks.0.norm1.weight"}:
         return "LightningDiT"
     return "SiT"
@@ -115,6 +127,32 @@ def _lightningdit(shapes: Shapes) -> LightningDiTConfig:
     )
 
 
+def _jit(shapes: Shapes) -> JiTConfig:
+    from .sit.infer_config import projector_sizes
+
+    bottleneck, channels, patch_size, _ = shapes["x_embedder.proj1.weight"]
+    width = shapes["x_embedder.proj2.weight"][0]
+    preset = next((each for each in JIT_PRESETS.values() if each["hidden_size"] == width), None)
+    if preset is None:
+        raise ValueError(f"a width of {', '.join(str(each['hidden_size']) for each in JIT_PRESETS.values())}")
+    input_size = math.isqrt(shapes["pos_embed"][1]) * patch_size
+    return JiTConfig(
+        in_channels=channels,
+        patch_size=patch_size,
+        hidden_size=width,
+        input_size=input_size,
+        depth=_count(shapes),
+        num_heads=width // shapes["blocks.0.attn.q_norm.weight"][0],
+        bottleneck_dim=bottleneck,
+        in_context_len=shapes.get("in_context_posemb", (1, 0))[1],
+        in_context_start=preset["in_context_start"],
+        encoder_depth=preset["encoder_depth"],
+        noise_scale=max(1.0, input_size / 256),  # published
+        **_labels(shapes, "y_embedder.embedding_table.weight"),
+        **projector_sizes(shapes),
+    )
+
+
 def _pair(shapes: Shapes) -> tuple[tuple[int, int], dict[str, Any]]:
     """Return the widths of encoder and head, and the sizes that follow from their embeddings."""
     narrow, channels, patch_size, _ = shapes["s_embedder.proj.weight"]
@@ -165,4 +203,5 @@ _INFER: Mapping[str, Callable[[Shapes], AnyConfig]] = {
     "DiT-DH": _dit_dh,
     "LightningDiT": _lightningdit,
     "RAEv2": _raev2,
+    "JiT": _jit,
 }

@@ -31,7 +31,7 @@ class JiTConfig:
     in_context_start: int = 4  # blocks without them
     encoder_depth: Count = 4  # the projectors read the output of this block, counted from 1
     z_dims: tuple[Count, ...] = ()  # width of each encoder's patch tokens, with one projector each
-    projector: Literal["mlp", "conv"] = "conv"
+    projector: Literal["mlp", "conv"] = "mlp"
     projector_dim: Count = 2048  # inside "mlp"
     projector_kernel_size: Count = 3  # of "conv"
     t_eps: Time = 0.05  # errors of the predicted image are divided by the time, or by this if it is larger
@@ -44,14 +44,15 @@ class JiTConfig:
     def __post_init__(self) -> None:
         require_multiples(self.input_size, self.patch_size, [self.hidden_size], [self.num_heads])
         require(self.in_context_len >= 0, f"in_context_len is {self.in_context_len}; expected at least 0")
-        for name, low, block in (
-            ("in_context_start", 0, self.in_context_start),
-            ("encoder_depth", 1, self.encoder_depth),
-        ):
-            require(
-                low <= block <= self.depth,
-                f"{name} is {block}; expected {low} to {self.depth}, the number of blocks (depth)",
-            )
+        require(
+            0 <= self.in_context_start < self.depth,
+            f"in_context_start is {self.in_context_start}; expected 0 or more, and fewer than the {self.depth} blocks "
+            "(depth)",
+        )
+        require(
+            self.encoder_depth <= self.depth,
+            f"encoder_depth is {self.encoder_depth}, but the model has only {self.depth} blocks (depth)",
+        )
         kernel = self.projector_kernel_size
         require(kernel % 2 == 1, f"projector_kernel_size is {kernel}; expected an odd number, which keeps the grid")
 

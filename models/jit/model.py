@@ -6,6 +6,8 @@ github.com/End2End-Diffusion/iREPA, `jit`), without the prefix `net.`.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,7 @@ class JiT(DiffusionModel):
     """
 
     config: JiTConfig
+    guides_each_evaluation: ClassVar[bool] = True
 
     def __init__(self, config: JiTConfig) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ def infer_sit_config(
     """
     shapes = {name: tuple(value.shape) for name, value in current_names(state_dict).items()}
     try:
-        sizes = _trunk(shapes, num_classes) | _projectors(shapes)
+        sizes = _trunk(shapes, num_classes) | projector_sizes(shapes)
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"the checkpoint does not hold a SiT with REPA's tensor names ({error} is missing or malformed)"
@@ -57,7 +57,7 @@ def require_sizes(config: SiTConfig, state_dict: Mapping[str, Tensor]) -> None:
     names = current_names(state_dict, config.encoder_depth)
     shapes = {name: tuple(value.shape) for name, value in names.items()}
     try:
-        found = _trunk(shapes, config.num_classes) | _projectors(shapes) | {"depth": _count(shapes, "blocks")}
+        found = _trunk(shapes, config.num_classes) | projector_sizes(shapes) | {"depth": _count(shapes, "blocks")}
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"the weights are not those of a SiT ({error} is missing or malformed)") from None
     with_null_label = found.pop("class_dropout_prob") > 0
@@ -96,7 +96,7 @@ def _trunk(shapes: Shapes, num_classes: int | None) -> dict[str, Any]:
     }
 
 
-def _projectors(shapes: Shapes) -> dict[str, Any]:
+def projector_sizes(shapes: Shapes) -> dict[str, Any]:
     """Return the widths of the encoders, and the kind and size of the projectors."""
     count = _count(shapes, "projectors")
     if "projectors.0.projection_layer.weight" in shapes:

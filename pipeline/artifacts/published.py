@@ -1,5 +1,5 @@
-"""Checkpoints of published programs (REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2): by name, downloaded once, or
-from a file.
+"""Checkpoints of published programs (REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2, JiT): by name, downloaded
+once, or from a file.
 
 A file holds either `{"model", "ema", "opt", "args", "steps"}`, as saved by their trainers, or weights under other keys
 or alone. Sizes follow from the weights. The path is in `args`, if at all; the latents are never recorded.
@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter import shown
+from ...converter import shown, structure
 from ...errors import CheckpointError, ConfigError, WeightsError
-from ...models.architectures import make_model
+from ...models.architectures import AnyConfig, make_model
+from ...models.jit.config import JiTConfig
+from ...models.vae_files import PIXELS, PIXELS_BIAS, PIXELS_SCALE
 from ...stores.files import atomic_write, remove_abandoned
 from ..runtime.cache import VARIABLE, cache_folder
 from ..runtime.console import NOTICE
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PATH_TYPES = ("linear", "cosine")
-_ADVICE = "Expected a checkpoint of REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2 or repa-pipe"
+_ADVICE = "Expected a checkpoint of REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2, JiT or repa-pipe"
 _BATCH_NORM = "bn."  # REPA-E's, of the latents
 _RAE_BASE = 4096  # numbers per latent for which RAE and RAEv2 shift no times
 _ORIGINAL_PATH_TYPES = ("Linear", "GVP", "VP")  # names in the options of the original SiT code
@@ -129,7 +131,8 @@ def published_model(values: Mapping[str, Any], ema: bool, path: Path, stated: Un
     try:
         weights = find_weights(values, ema)
         batch_norm = {name: weights.pop(name) for name in list(weights) if name.startswith(_BATCH_NORM)}
-        model = make_model(infer_config(weights, args.get("encoder_depth"), args.get("num_classes")))
+        config = infer_config(weights, args.get("encoder_depth"), args.get("num_classes"))
+        model = make_model(_as_trained(config, args))
         load_sit_state(model, _rotary_tables(model) | weights, _ADVICE)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -150,6 +153,13 @@ def published_model(values: Mapping[str, Any], ema: bool, path: Path, stated: Un
         latents,
         step if isinstance(step, int) else 0,
     )
+
+
+def _as_trained(config: AnyConfig, args: Mapping[str, Any]) -> AnyConfig:
+    """Return the config with the options of a JiT that its tensors do not tell, if the file records them."""
+    names = ("t_eps", "noise_scale") if isinstance(config, JiTConfig) else ()
+    recorded = {name: args[name] for name in names if name in args}
+    return structure(config.to_dict() | recorded, type(config), "the options", CheckpointError) if recorded else config
 
 
 def _rotary_tables(model: DiffusionModel) -> dict[str, Tensor]:
@@ -207,6 +217,10 @@ def _latents(
     from ...models.sit import SiT
 
     config, is_sit = model.config, isinstance(model, SiT)
+    if isinstance(config, JiTConfig):
+        if stats:
+            raise ConfigError(f"--latents-stats is given, but {path} generates pixels: remove it")
+        return Latents(PIXELS, PIXELS_SCALE, PIXELS_BIAS)
     if stats:
         vae = "sd-vae-ft-mse" if is_sit and not batch_norm else None
         return read_latents(stats, (config.in_channels, config.input_size, config.input_size), vae)

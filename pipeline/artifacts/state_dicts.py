@@ -18,9 +18,10 @@ from ..runtime.console import NOTICE
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ANCHOR = "x_embedder.proj.weight"  # a tensor that every SiT has
+_ANCHORS = ("x_embedder.proj.weight", "x_embedder.proj1.weight")  # a tensor that every model has; the latter: JiT
 _COUNTERS = {"n_averaged"}  # torch's AveragedModel keeps it among the weights
 _EMA = re.compile(r"(^|[._])ema([._\d]|$)|(^|\.)averaged?([._]|$)")
+_SECOND_EMA = re.compile(r"(^|\.)model_ema2(?=\.)")  # JiT keeps two averages, and generates with model_ema1
 _RAW = re.compile(r"(^|\.)(model|net|student|online)([._]|$)")
 
 
@@ -43,10 +44,12 @@ def find_weights(content: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
         CheckpointError: there is no SiT, or there are no weights of the requested kind, or several.
     """
     tensors = dict(_tensors(content))
-    places = [name.removesuffix(_ANCHOR) for name in tensors if f".{name}".endswith(f".{_ANCHOR}")]
+    places = [name.removesuffix(anchor) for name in tensors for anchor in _ANCHORS if f".{name}".endswith(f".{anchor}")]
+    firsts = {place: _SECOND_EMA.sub(r"\1model_ema1", place) for place in places}
+    places = [place for place, first in firsts.items() if first == place or first not in firsts]
     if not places:
         raise CheckpointError(
-            f"the checkpoint does not hold a SiT with REPA's tensor names ({_ANCHOR!r} is missing; found "
+            f"the checkpoint does not hold a SiT with REPA's tensor names ({_ANCHORS[0]!r} is missing; found "
             f"{', '.join(map(repr, [*content][:4])) or 'nothing'})"
         )
     place = _choose([place for place in places if _is_ema(place) == ema], places, ema)

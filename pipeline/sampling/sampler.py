@@ -67,6 +67,7 @@ class Sampler:
         generators = [self._streams.of_image(i) for i in indices]
         shape = self._plain.state_shape
         noise = _moved([torch.randn(shape, generator=generator) for generator in generators], self._device)
+        noise = noise * self._plain.noise_scale
         labels = torch.tensor([self._label(i) for i in indices], device=self._device)
         velocity = guided(
             partial(self._model, project=False),
@@ -77,6 +78,7 @@ class Sampler:
             config.guidance_high,
             self._scale_of,
             self._both,
+            each_evaluation=self._plain.guides_each_evaluation,
         )
         with torch.autocast(self._device.type, DTYPES[config.precision], config.precision != "fp32"):
             if config.mode == "ode":

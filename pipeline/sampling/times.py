@@ -7,6 +7,7 @@ from torch import Tensor
 from ...config import SampleConfig
 from ...diffusion.times import falling_grid
 from ...errors import ConfigError
+from ...models.jit.config import JiTConfig
 from ...models.lightningdit.config import LightningDiTConfig
 from ...models.raev2.config import RAEv2Config
 from ..artifacts.checkpoints import TrainedModel
@@ -17,7 +18,7 @@ RAE_LAST_TIME = 0.001  # before the shift
 def sampling_times(config: SampleConfig, trained: TrainedModel) -> Tensor | None:
     """Return the falling times of the steps; None for `--num-steps` equal steps from 1 to 0 (REPA).
 
-    - RAEv2 takes `--num-steps` shifted steps, down to 0.
+    - RAEv2 and JiT take `--num-steps` steps, shifted if at all, down to 0.
     - LightningDiT takes one step less, down to 0.
     - Other models with a time shift take one step less, down to RAE's last time.
 
@@ -26,8 +27,8 @@ def sampling_times(config: SampleConfig, trained: TrainedModel) -> Tensor | None
     """
     shift = trained.config.time_shift if config.time_shift is None else config.time_shift
     model = trained.model.config
-    if isinstance(model, RAEv2Config):
-        _require_ode(config, "a model of RAEv2", at_least=1)
+    if isinstance(model, RAEv2Config | JiTConfig):
+        _require_ode(config, "a model of RAEv2" if isinstance(model, RAEv2Config) else "a JiT", at_least=1)
         return falling_grid(config.num_steps + 1, 0.0, shift)
     is_lightning = isinstance(model, LightningDiTConfig)
     if shift == 1 and not is_lightning:

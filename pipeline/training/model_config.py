@@ -9,6 +9,7 @@ from ...converter import shown
 from ...errors import ConfigError, StoreError
 from ...models.architectures import AnyConfig, model_names
 from ...models.dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
+from ...models.jit.config import JIT_PRESETS, JiTConfig
 from ...models.lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
 from ...models.raev2.config import RAEV2_PRESETS, RAEv2Config
 from ...models.sit.config import SIT_PRESETS, SiTConfig, sit_config
@@ -48,6 +49,8 @@ def model_config(config: TrainConfig, store: Store) -> AnyConfig:
         return LightningDiTConfig(**_sizes(config, store), use_qknorm=config.qk_norm, **sizes)
     if config.model in RAEV2_PRESETS:
         return _raev2_config(config, store)
+    if config.model in JIT_PRESETS:
+        return _jit_config(config, store)
     raise ConfigError(f"unknown model {shown(config.model)}; expected one of {', '.join(model_names())}")
 
 
@@ -81,6 +84,26 @@ def _raev2_config(config: TrainConfig, store: Store) -> RAEv2Config:
         width = store.group(features_group(config.enc_type[0])).attributes["width"]
         projector = {"repa_layer_depth": 8 if config.encoder_depth is None else config.encoder_depth, "z_dim": width}
     model = RAEv2Config(**_sizes(config, store), **projector, **RAEV2_PRESETS[config.model])
+    _require_grid(config, store, model.input_size // model.patch_size)
+    return model
+
+
+def _jit_config(config: TrainConfig, store: Store) -> JiTConfig:
+    """Return the config of a JiT, for pixels or any other latents that its patches divide."""
+    _require_unset(config, "cls_coeff", "qk_norm", "legacy")
+    config.require(config.path_type == "linear", "path_type", f"must be linear for {config.model}")
+    widths = [store.group(features_group(encoder)).attributes["width"] for encoder in config.enc_type]
+    options: dict[str, Any] = dict(JIT_PRESETS[config.model])
+    if config.encoder_depth is not None:
+        options["encoder_depth"] = config.encoder_depth
+    model = JiTConfig(
+        **_sizes(config, store),
+        **options,
+        z_dims=tuple(widths) if config.proj_coeff else (),
+        projector=config.projector,
+        projector_dim=config.projector_embed_dims,
+        projector_kernel_size=config.projector_kernel_size,
+    )
     _require_grid(config, store, model.input_size // model.patch_size)
     return model
 

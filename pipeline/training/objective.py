@@ -94,7 +94,9 @@ class Objective(nn.Module):
         count = config.batch_size
         shape = (count, *self.space.shape(latents))
         rows = ranks.rows(count)
-        times = draw_times(config.weighting, self._interpolant, count, generator)
+        times = draw_times(
+            config.weighting, self._interpolant, count, generator, mean=config.time_mean, std=config.time_std
+        )
         if config.time_shift != 1:
             times = shifted(times, config.time_shift)
         noise = torch.randn(shape, generator=generator, device=device)
@@ -131,7 +133,7 @@ class Objective(nn.Module):
 
     def state(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Return data and noise as the model's state: latents [B, C, h, w], as extended by the terms."""
-        data, noise = self.latents(inputs), inputs.noise
+        data, noise = self.latents(inputs), inputs.noise * self.model.noise_scale
         for term, prepared in zip(self.terms, inputs.terms, strict=True):
             data, noise = term.extend(data, noise, prepared)
         return data, noise

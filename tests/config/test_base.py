@@ -57,6 +57,8 @@ NEEDED = {
     "val_steps": {"val_fraction": 0.125},
     "lr_decay_steps": {"lr_schedule": "cosine"},
     "lr_constant_steps": {"lr_schedule": "cosine"},
+    "time_mean": {"weighting": "lognormal"},
+    "time_std": {"weighting": "lognormal"},
     "lr_final": {"lr_schedule": "cosine", "learning_rate": 1.0},
 }
 

@@ -25,7 +25,7 @@ def recipe_file(tmp_path):
 
 
 def test_the_published_methods_are_shipped():
-    assert recipe_names() == ["irepa", "lightningdit", "rae-dit-dh", "raev2", "reg", "repa", "repa-e"]
+    assert recipe_names() == ["irepa", "irepa-jit", "lightningdit", "rae-dit-dh", "raev2", "reg", "repa", "repa-e"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -42,6 +42,10 @@ def test_shipped_recipes_have_the_published_coefficients():
     assert (repa.proj_coeff, repa.projector, repa.spatial_norm, repa.legacy) == (0.5, "mlp", None, True)
     assert (irepa.proj_coeff, irepa.projector, irepa.spatial_norm) == (1.0, "conv", 0.6)
     assert (reg.proj_coeff, reg.cls_coeff) == (0.5, 0.03)
+    jit = parse("--recipe", "irepa-jit")
+    assert (jit.proj_coeff, jit.spatial_norm, jit.projector_kernel_size, jit.encoder_depth) == (0.5, 0.8, 3, 4)
+    assert (jit.time_mean, jit.time_std, jit.flip) == (0.8, 0.8, True)
+    assert (jit.learning_rate, jit.warmup_steps) == (5e-5 * 1024 / 256, 5 * (1_281_167 // 1024))
     rae = parse("--recipe", "rae-dit-dh")
     assert rae.time_shift == pytest.approx((768 * 16 * 16 / 4096) ** 0.5)
     assert (rae.learning_rate, rae.lr_final, rae.ema_decay, rae.adam_beta2) == (2e-4, 2e-5, 0.9995, 0.95)

@@ -148,6 +148,13 @@ def test_the_equivalents_keep_the_meaning():
     assert equivalent("iREPA train REPA").endswith("--store STORE")
 
 
+def test_a_jit_is_a_model_of_ours_and_its_recipe_is_named():
+    assert config_of(TrainConfig, parse("train", ["s", "--model", "JiT-B/16"]).params).model == "JiT-B/16"
+    command, words = ours(LINES["iREPA train JiT"])
+    with pytest.raises(click.UsageError, match="With a JiT, use --recipe irepa-jit instead"):
+        parse(command, words)
+
+
 def test_kernel_and_gamma_that_are_given_replace_the_defaults_of_irepa():
     words = [
         "--proj-kwargs-kernel-size=3",

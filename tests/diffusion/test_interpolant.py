@@ -68,6 +68,15 @@ def test_drawn_times_depend_only_on_the_generator_and_have_their_distribution():
         assert float(first.std()) == pytest.approx(deviation, rel=0.02)
 
 
+def test_lognormal_times_have_the_given_mean_and_deviation_of_the_log_ratio():
+    for path in PATHS:
+        t = draw_times("lognormal", Interpolant(path), 20_000, torch.Generator().manual_seed(5), mean=0.8, std=0.6)
+        alpha_t, sigma_t, *_ = Interpolant(path)(t.double())
+        ratios = (sigma_t / alpha_t).log()
+        assert float(ratios.mean()) == pytest.approx(0.8, abs=0.02)
+        assert float(ratios.std()) == pytest.approx(0.6, abs=0.02)
+
+
 def test_truncated_times_are_lognormal_below_the_last():
     drawn = draw_times("truncated_lognormal", Interpolant("linear"), 20_000, torch.Generator().manual_seed(5))
     assert 0.97 < drawn.max() <= 0.999

@@ -23,7 +23,7 @@ PUBLISHED = {
         LightningDiTConfig(input_size=16, in_channels=32, **LIGHTNINGDIT_PRESETS["LightningDiT-XL/1"])
     ),
     "rae_ditdh": lambda: DiTDH(DiTDHConfig(input_size=16, in_channels=768, **DIT_DH_PRESETS["DiT-DH-XL"])),
-    "irepa_jit": lambda: JiT(JiTConfig(input_size=256, z_dims=(768,), **JIT_PRESETS["JiT-B/16"])),
+    "irepa_jit": lambda: JiT(JiTConfig(input_size=256, z_dims=(768,), projector="conv", **JIT_PRESETS["JiT-B/16"])),
     "raev2_ditig": lambda: RAEv2(RAEv2Config(input_size=16, in_channels=1024, **RAEV2_PRESETS["RAEv2-XL"])),
 }
 SMALL_PAIR = {"input_size": 4, "in_channels": 6, "num_classes": 5, "hidden_size": (16, 24), "num_heads": (2, 2)}
@@ -92,9 +92,9 @@ def test_half_precision_stays_close(name):
         (RAEv2Config, {"repa_layer_depth": 4}, "repa_layer_depth is 4, but the encoder has only 2 blocks"),
         (JiTConfig, {"hidden_size": 18}, "hidden_size 18 with num_heads 2"),
         (JiTConfig, {"in_context_len": -1}, "in_context_len is -1"),
-        (JiTConfig, {"in_context_start": 3}, "in_context_start is 3; expected 0 to 2, the number of blocks"),
+        (JiTConfig, {"in_context_start": 3}, "in_context_start is 3; expected 0 or more, and fewer than the 2 blocks"),
         (JiTConfig, {"encoder_depth": 0}, "encoder_depth: expected `?int`? >= 1"),
-        (JiTConfig, {"encoder_depth": 3}, "encoder_depth is 3; expected 1 to 2, the number of blocks"),
+        (JiTConfig, {"encoder_depth": 3}, "encoder_depth is 3, but the model has only 2 blocks"),
         (JiTConfig, {"projector_kernel_size": 2}, "projector_kernel_size is 2; expected an odd number"),
         (JiTConfig, {"projector": "other"}, "projector"),
     ],
@@ -165,16 +165,18 @@ def test_tokens_of_the_label_reach_the_image_of_jit_from_their_block_on():
     torch.manual_seed(0)
     image, labels = torch.randn(1, 6, 4, 4), torch.tensor([1])
     changes = []
-    for start in (1, 3):  # of three blocks: the tokens never join
-        model = JiT(small_jit(in_context_start=start))
+    for start in (1, 2):
+        model, read = JiT(small_jit(in_context_start=start)), []
         for weight in model.parameters():
             torch.nn.init.normal_(weight, std=0.2)
+        for block in model.blocks:
+            block.register_forward_hook(lambda _, given, result, read=read: read.append(given[0].shape[1]))
         with torch.no_grad():
             before = model(image, torch.tensor([0.5]), labels)[0]
             model.in_context_posemb += 1
             changes.append((model(image, torch.tensor([0.5]), labels)[0] - before).abs().max())
-    assert changes[0] > 1e-3
-    assert changes[1] == 0
+        assert read == 2 * ([16] * start + [18] * (3 - start))
+    assert min(changes) > 1e-3
 
 
 def test_the_velocity_of_an_image_that_jit_predicts_is_bounded_near_the_data():

@@ -394,6 +394,32 @@ def test_latents_that_are_not_drawn(images, tmp_path, kind):
     assert "decoded from the stored latents" in page
 
 
+def test_jit_trains_on_pixels_with_a_convolutional_projector(images, tmp_path):
+    store = str(tmp_path / "store")
+    encode.run(
+        EncodeConfig(source=str(images), store=store, vae="pixels", resolution=64, device="cpu", encoder=(ENCODER,))
+    )
+    settings = {"token_latents": None, "model": "JiT-T/16", "projector": "conv", "spatial_norm": 0.8}
+    settings |= {"weighting": "lognormal", "time_mean": 0.8, "time_std": 0.8}
+    whole = train.run(train_config(store, tmp_path, exp_name="whole", **settings)).run
+    train.run(train_config(store, tmp_path, max_train_steps=2, **settings))
+    resumed = train.run(train_config(store, tmp_path, **settings)).run
+    first, second = (load_checkpoint(resolve_checkpoint(run)) for run in (whole, resumed))
+    assert all(torch.equal(first["ema"][name], second["ema"][name]) for name in first["ema"])
+    config = load_model(resolve_checkpoint(resumed), ema=True).model.config
+    assert (config.in_channels, config.input_size, config.z_dims, config.encoder_depth) == (3, 64, (112,), 2)
+    assert read_metrics(RunFolder(Path(whole)))[-1]["alignment_loss"] < 0
+    generated = images_of(resumed, tmp_path, cfg_scale=2.0)
+    assert generated.shape == (3, 64, 64, 3)
+    for changed, message in (
+        ({"cls_coeff": 0.03, "projector": "mlp"}, "must be 0 for JiT-T/16, which has no class token"),
+        ({"path_type": "cosine"}, "must be linear for JiT-T/16"),
+        ({"encoder_depth": 9}, "encoder_depth is 9, but the model has only 6 blocks"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train.run(train_config(store, tmp_path, exp_name="other", **settings | changed))
+
+
 def images_of(run, tmp_path, **options):
     with np.load(sample.run(sample_config(run, tmp_path, **options)).npz) as archive:
         return archive["arr_0"]
