@@ -123,7 +123,7 @@ class TrainConfig(Config):
     )
     encoder_depth: int | None = option(
         MODEL,
-        "Block whose output is aligned, counted from 1. Default: 4 for models of sizes S and B, 8 for larger ones.",
+        "Block whose output is aligned, counted from 1. Default: 4 for SiT-S, SiT-B and JiT-B, 8 for larger models.",
         None,
     )
     projector_kernel_size: int = option(

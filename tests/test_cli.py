@@ -164,7 +164,7 @@ def test_a_wrong_recipe_is_one_line(call, trained, tmp_path):
     assert_one_line(
         call("train", "--store", "s", "--recipe", "sit"),
         "--recipe is 'sit'",
-        "irepa, lightningdit, rae-dit-dh",
+        "irepa, irepa-jit, lightningdit, rae-dit-dh",
     )
     (tmp_path / "own.toml").write_text("learning_rat = 1\n")
     answer = call("train", "--store", "s", "--recipe", tmp_path / "own.toml")

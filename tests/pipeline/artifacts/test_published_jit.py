@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from repa_pipe.config import SampleConfig
 from repa_pipe.errors import CheckpointError, ConfigError
 from repa_pipe.models.jit.config import JIT_PRESETS, JiTConfig
 from repa_pipe.models.jit.model import JiT
+from repa_pipe.pipeline import sample
 from repa_pipe.pipeline.artifacts.checkpoints import load_model
 from repa_pipe.pipeline.artifacts.published import Unrecorded, published_model
 
@@ -118,6 +120,31 @@ def test_a_width_without_a_preset_and_statistics_of_latents_are_refused(publishe
     monkeypatch.delitem(JIT_PRESETS, "test")
     with pytest.raises(CheckpointError, match=r"does not hold a JiT \(a width of 192, 768, 1024, 1280 is missing"):
         load_model(path, ema=True)
+
+
+def test_samples_start_from_noise_of_the_scale_of_the_model(published, recorded, tmp_path, monkeypatch):
+    """A model that predicts black images for any input: after one of two steps, half of the noise is left."""
+    weights = recorded | {name: torch.zeros_like(recorded[name]) for name in recorded if ".final_layer.linear." in name}
+    seen = {}
+
+    def forward(self, x_t, t, labels, project=True):
+        seen.setdefault(self.config.noise_scale, []).append(x_t)
+        return original(self, x_t, t, labels, project)
+
+    original = JiT.forward
+    monkeypatch.setattr(JiT, "forward", forward)
+    for scale in (1.0, 2.0):
+        config = SampleConfig(
+            checkpoint=str(published(weights, noise_scale=scale)),
+            num_fid_samples=1,
+            num_steps=2,
+            device="cpu",
+            out=str(tmp_path / f"{scale}.npz"),
+        )
+        sample.run(config)
+    (start, middle), (scaled, _) = seen[1.0], seen[2.0]
+    torch.testing.assert_close(scaled, 2 * start)
+    torch.testing.assert_close(middle, start / 2)
 
 
 def test_pixels_are_sampled_with_guidance(published, run_cli, tmp_path):

@@ -127,6 +127,23 @@ def test_trainings_that_differ_only_in_the_seed_draw_different_times_and_noise(t
             assert (a != b).all()
 
 
+def test_the_noise_has_the_scale_of_the_model(trainer_of, monkeypatch):
+    trainer = trainer_of()
+    inputs = trainer.objective.inputs(first_batch(trainer), 0, ALONE)
+    data, noise = trainer.objective.state(inputs)
+    assert torch.equal(noise, inputs.noise)
+    monkeypatch.setattr(type(trainer.model), "noise_scale", 2.0)
+    scaled = trainer.objective.state(inputs)
+    assert torch.equal(scaled[0], data)
+    assert torch.equal(scaled[1], 2 * noise)
+
+
+def test_times_have_the_mean_and_deviation_of_the_config(trainer_of):
+    trainer = trainer_of(weighting="lognormal", time_mean=3.0, time_std=0.01)
+    times = trainer.objective.inputs(first_batch(trainer), 0, ALONE).times
+    torch.testing.assert_close(times.logit(), torch.full_like(times, 3.0), atol=0.1, rtol=0)
+
+
 def test_rows_of_the_inputs_are_rows_of_every_term(trainer_of):
     trainer = trainer_of(cls_coeff=0.03)
     inputs = trainer.objective.inputs(first_batch(trainer), 0, ALONE)
