@@ -208,3 +208,17 @@ def test_weights_are_assigned_to_encoders_by_name():
             weights_by_name((entry,), ("a", "b"))
     with pytest.raises(ConfigError, match=r"--encoder is .*: each value may be given only once"):
         EncodeConfig(source="i", store="s", encoder=("a", "a"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"time_mean": 0.8}, "time-mean is 0.8: requires --weighting lognormal"),
+        ({"time_std": 0.8, "weighting": "truncated_lognormal"}, "time-std is 0.8: requires --weighting lognormal"),
+        ({"time_mean": 11.0, "weighting": "lognormal"}, "time-mean is 11.0: expected a number from -10 to 10"),
+        ({"time_std": 0.0, "weighting": "lognormal"}, "time-std is 0.0: expected a number above 0"),
+    ],
+)
+def test_mean_and_deviation_are_those_of_lognormal_times(changed, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(store="s", **changed)

@@ -122,29 +122,39 @@ def test_a_width_without_a_preset_and_statistics_of_latents_are_refused(publishe
         load_model(path, ema=True)
 
 
-def test_samples_start_from_noise_of_the_scale_of_the_model(published, recorded, tmp_path, monkeypatch):
-    """A model that predicts black images for any input: after one of two steps, half of the noise is left."""
-    weights = recorded | {name: torch.zeros_like(recorded[name]) for name in recorded if ".final_layer.linear." in name}
-    seen = {}
+@pytest.fixture
+def inputs_of(published, tmp_path, monkeypatch):
+    """Sample images, and return the inputs x_t of every call of the model."""
+    original, seen = JiT.forward, []
 
     def forward(self, x_t, t, labels, project=True):
-        seen.setdefault(self.config.noise_scale, []).append(x_t)
+        seen.append(x_t)
         return original(self, x_t, t, labels, project)
 
-    original = JiT.forward
     monkeypatch.setattr(JiT, "forward", forward)
-    for scale in (1.0, 2.0):
-        config = SampleConfig(
-            checkpoint=str(published(weights, noise_scale=scale)),
-            num_fid_samples=1,
-            num_steps=2,
-            device="cpu",
-            out=str(tmp_path / f"{scale}.npz"),
-        )
-        sample.run(config)
-    (start, middle), (scaled, _) = seen[1.0], seen[2.0]
+
+    def run(weights, args, **options):
+        seen.clear()
+        path, out = str(published(weights, **args)), str(tmp_path / f"{args}{options}.npz")
+        sample.run(SampleConfig(checkpoint=path, num_fid_samples=2, device="cpu", out=out, **options))
+        return list(seen)
+
+    return run
+
+
+def test_samples_start_from_noise_of_the_scale_of_the_model(inputs_of, recorded):
+    """A model that predicts gray images for any input: after one of two steps, half of the noise is left."""
+    weights = recorded | {name: torch.zeros_like(recorded[name]) for name in recorded if ".final_layer.linear." in name}
+    start, middle = inputs_of(weights, {}, num_steps=2)
+    scaled, _ = inputs_of(weights, {"noise_scale": 2.0}, num_steps=2)
     torch.testing.assert_close(scaled, 2 * start)
     torch.testing.assert_close(middle, start / 2)
+
+
+def test_guidance_follows_the_time_of_each_evaluation(inputs_of, recorded):
+    """Heun's step from 2/3 to 1/3 is guided at its start alone."""
+    seen = inputs_of(recorded, {}, num_steps=3, heun=True, cfg_scale=2.0, guidance_low=0.5)
+    assert [len(each) for each in seen] == [4, 4, 4, 2, 2]
 
 
 def test_pixels_are_sampled_with_guidance(published, run_cli, tmp_path):
