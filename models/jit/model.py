@@ -29,8 +29,8 @@ from .config import JiTConfig
 class JiT(DiffusionModel):
     """A transformer that predicts the image, from which the velocity follows.
 
-    After `in_context_start` blocks, `in_context_len` tokens of the label join the patches. The published code also
-    drops activations in its largest models; this one does not.
+    After `in_context_start` blocks, `in_context_len` tokens of the label join the patches. The published code
+    can also drop activations; this one does not.
     """
 
     config: JiTConfig

@@ -45,7 +45,7 @@ def test_shipped_recipes_have_the_published_coefficients():
     jit = parse("--recipe", "irepa-jit")
     assert (jit.proj_coeff, jit.spatial_norm, jit.projector_kernel_size, jit.encoder_depth) == (0.5, 0.8, 3, 4)
     assert (jit.time_mean, jit.time_std, jit.flip) == (0.8, 0.8, True)
-    assert (jit.learning_rate, jit.warmup_steps) == (5e-5 * 1024 / 256, 5 * (1_281_167 // 1024))
+    assert (jit.learning_rate, jit.warmup_steps) == (5e-5 * 512 / 256, 5 * (1_281_167 // 512))
     rae = parse("--recipe", "rae-dit-dh")
     assert rae.time_shift == pytest.approx((768 * 16 * 16 / 4096) ** 0.5)
     assert (rae.learning_rate, rae.lr_final, rae.ema_decay, rae.adam_beta2) == (2e-4, 2e-5, 0.9995, 0.95)
