@@ -15,13 +15,14 @@ from .dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
 from .lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
 from .raev2.config import RAEV2_PRESETS, RAEv2Config
 from .sit.config import SIT_PRESETS, SiTConfig
+from .srdit.config import SRDIT_PRESETS, SRDiTConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .diffusion_model import DiffusionModel
 
-AnyConfig: TypeAlias = SiTConfig | DiTDHConfig | LightningDiTConfig | RAEv2Config
+AnyConfig: TypeAlias = SiTConfig | DiTDHConfig | LightningDiTConfig | RAEv2Config | SRDiTConfig
 
 # The entry of a checkpoint that holds the config
 _KINDS: dict[str, type[AnyConfig]] = {
@@ -29,17 +30,18 @@ _KINDS: dict[str, type[AnyConfig]] = {
     "dit_dh": DiTDHConfig,
     "lightningdit": LightningDiTConfig,
     "raev2": RAEv2Config,
+    "srdit": SRDiTConfig,
 }
 KEYS = frozenset(_KINDS)
 
 
 def model_names() -> list[str]:
     """Return the names of `--model`."""
-    return [*SIT_PRESETS, *DIT_DH_PRESETS, *LIGHTNINGDIT_PRESETS, *RAEV2_PRESETS]
+    return [*SIT_PRESETS, *DIT_DH_PRESETS, *LIGHTNINGDIT_PRESETS, *RAEV2_PRESETS, *SRDIT_PRESETS]
 
 
 def preset_config(name: str, *, input_size: int, in_channels: int, z_dims: tuple[int, ...] = ()) -> AnyConfig:
-    """Return the config of a preset for latents of this size; `z_dims` are the encoders that a SiT is aligned with."""
+    """Return the config of a preset for latents of this size; `z_dims` are the encoders that it is aligned with."""
     if name in SIT_PRESETS:
         return SIT_PRESETS[name](input_size=input_size, in_channels=in_channels, z_dims=z_dims)
     sizes: dict[str, Any] = {"input_size": input_size, "in_channels": in_channels}
@@ -47,6 +49,9 @@ def preset_config(name: str, *, input_size: int, in_channels: int, z_dims: tuple
         return DiTDHConfig(**sizes, **DIT_DH_PRESETS[name])
     if name in LIGHTNINGDIT_PRESETS:
         return LightningDiTConfig(**sizes, **LIGHTNINGDIT_PRESETS[name])
+    if name in SRDIT_PRESETS:
+        widths = z_dims or (768,)  # the class token is that of the first encoder
+        return SRDiTConfig(**sizes, **SRDIT_PRESETS[name], cls_dim=widths[0], z_dims=z_dims)
     return RAEv2Config(**sizes, **RAEV2_PRESETS[name])
 
 
@@ -79,6 +84,10 @@ def make_model(config: AnyConfig) -> DiffusionModel:
         from .lightningdit.model import LightningDiT
 
         return LightningDiT(config)
+    if isinstance(config, SRDiTConfig):
+        from .srdit.model import SRDiT
+
+        return SRDiT(config)
     from .raev2.model import RAEv2
 
     return RAEv2(config)

@@ -39,3 +39,8 @@ class SwiGLU(nn.Module):
         gate, value = self.w12(tokens).chunk(2, dim=-1)
         result: Tensor = self.w3(silu(gate) * value)
         return result
+
+
+def projector(width: int, inner: int, outputs: int) -> nn.Sequential:
+    """Build REPA's projector of tokens [B, N, width], three linear layers with SiLU between them."""
+    return nn.Sequential(linear(width, inner), nn.SiLU(), linear(inner, inner), nn.SiLU(), linear(inner, outputs))

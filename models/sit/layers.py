@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..layers.attention import Attention
-from ..layers.feed_forward import Mlp
+from ..layers.feed_forward import Mlp, projector
 from ..layers.linear import linear
 from ..layers.modulation import chunks, modulate, modulation
 from .config import SiTConfig
@@ -73,10 +73,4 @@ def make_projector(config: SiTConfig, z_dim: int) -> nn.Module:
     """Build REPA's or iREPA's projector, from tokens [B, N, D] to predicted patch tokens [B, N, z_dim]."""
     if config.projector == "conv":
         return ConvProjector(config, z_dim)
-    return nn.Sequential(
-        linear(config.hidden_size, config.projector_dim),
-        nn.SiLU(),
-        linear(config.projector_dim, config.projector_dim),
-        nn.SiLU(),
-        linear(config.projector_dim, z_dim),
-    )
+    return projector(config.hidden_size, config.projector_dim, z_dim)

@@ -22,10 +22,11 @@ import rae_stage1
 import raev2_ditig
 import raev2_layers
 import repae_sit
+import srdit
 import torch
 from case import MOVES, VALUES, Case, relative_error, relative_error_by_column
 
-METHODS: tuple[ModuleType, ...] = (lightningdit, rae_ditdh, rae_stage1, raev2_ditig, raev2_layers, repae_sit)
+METHODS: tuple[ModuleType, ...] = (lightningdit, rae_ditdh, rae_stage1, raev2_ditig, raev2_layers, repae_sit, srdit)
 TABLE = re.compile(r".*gradnorm")  # recorded tables with a column per loss
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-FILES = ["lightningdit", "rae_ditdh", "rae_stage1", "raev2_ditig", "raev2_layers", "repae_sit"]
+FILES = ["lightningdit", "rae_ditdh", "rae_stage1", "raev2_ditig", "raev2_layers", "repae_sit", "srdit"]
 spec = importlib.util.spec_from_file_location("agreement_run", Path(__file__).with_name("run.py"))
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)

@@ -80,10 +80,9 @@ def test_the_published_checkpoint_of_haste_is_one_of_repa():
     assert build_on_meta("haste").projector == "mlp"
 
 
-@pytest.mark.parametrize("name", ["irepa_jit", "srdit"])
-def test_checkpoints_of_other_models_are_refused_in_one_line(name):
-    with pytest.raises(CheckpointError, match=rf"^{name}\.pt: .*") as error:
-        build_on_meta(name)
+def test_checkpoints_of_other_models_are_refused_in_one_line():
+    with pytest.raises(CheckpointError, match=r"^irepa_jit\.pt: .*") as error:
+        build_on_meta("irepa_jit")
     assert "\n" not in str(error.value)
     assert "REPA" in str(error.value)
 
