@@ -12,6 +12,7 @@ from ...models.dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
 from ...models.lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
 from ...models.raev2.config import RAEV2_PRESETS, RAEv2Config
 from ...models.sit.config import SIT_PRESETS, SiTConfig, sit_config
+from ...models.srdit.config import SRDIT_PRESETS, SRDiTConfig
 from ...stores import Store
 from ...stores.layout import features_group, latents_group
 from ...stores.statistics import latents_shape
@@ -48,6 +49,8 @@ def model_config(config: TrainConfig, store: Store) -> AnyConfig:
         return LightningDiTConfig(**_sizes(config, store), use_qknorm=config.qk_norm, **sizes)
     if config.model in RAEV2_PRESETS:
         return _raev2_config(config, store)
+    if config.model in SRDIT_PRESETS:
+        return _srdit_config(config, store)
     raise ConfigError(f"unknown model {shown(config.model)}; expected one of {', '.join(model_names())}")
 
 
@@ -81,6 +84,29 @@ def _raev2_config(config: TrainConfig, store: Store) -> RAEv2Config:
         width = store.group(features_group(config.enc_type[0])).attributes["width"]
         projector = {"repa_layer_depth": 8 if config.encoder_depth is None else config.encoder_depth, "z_dim": width}
     model = RAEv2Config(**_sizes(config, store), **projector, **RAEV2_PRESETS[config.model])
+    _require_grid(config, store, model.input_size // model.patch_size)
+    return model
+
+
+def _srdit_config(config: TrainConfig, store: Store) -> SRDiTConfig:
+    """Return the config of SR-DiT, which always denoises a class token."""
+    _require_unset(config, "legacy")
+    config.require(config.cls_coeff > 0, "cls_coeff", f"must be above 0 for {config.model}, published: 0.03")
+    config.require(
+        config.encoder_depth is None, "encoder_depth", f"does not apply to {config.model}, aligned before its routing"
+    )
+    config.require(
+        not config.fsdp, "fsdp", f"cannot be combined with {config.model}, which has parameters without an axis"
+    )
+    widths = [store.group(features_group(encoder)).attributes["width"] for encoder in config.enc_type]
+    model = SRDiTConfig(
+        **_sizes(config, store),
+        **SRDIT_PRESETS[config.model],
+        cls_dim=_cls_dim(config, store),
+        z_dims=tuple(widths) if config.proj_coeff else (),
+        projector_dim=config.projector_embed_dims,
+        qk_norm=config.qk_norm,
+    )
     _require_grid(config, store, model.input_size // model.patch_size)
     return model
 
