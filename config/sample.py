@@ -63,10 +63,10 @@ class SampleConfig(Config):
     )
     heun: bool = option(SAMPLING, "Use Heun's second-order steps instead of Euler's; requires --mode ode.", False)
     cfg_scale: float = option(SAMPLING, "Guidance scale; 1 disables guidance.", 1.5)
-    guidance: Literal["cfg", "internal"] = option(
+    guidance: Literal["cfg", "internal", "path_drop"] = option(
         SAMPLING,
         "What the model is guided away from: cfg (classifier-free guidance), its prediction without a label; internal, "
-        "that of its base head (RAEv2).",
+        "that of its base head (RAEv2); path_drop, that without a label and without its middle blocks (SR-DiT).",
         "cfg",
     )
     guidance_checkpoint: str | None = option(
@@ -82,7 +82,8 @@ class SampleConfig(Config):
     )
     cls_cfg_scale: float | None = option(
         SAMPLING,
-        "Guidance scale of the class token (REG); 1, or 0 and less, disables its guidance. Default: --cfg-scale.",
+        "Guidance scale of the class token (REG, SR-DiT); 1, or 0 and less, disables its guidance. "
+        "Default: --cfg-scale.",
         None,
     )
     guidance_low: float = option(SAMPLING, "Lowest time t (0: data) at which guidance is applied.", 0.0)

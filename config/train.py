@@ -62,7 +62,7 @@ class TrainConfig(Config):
     model: str = option(
         MODEL,
         "Model: SiT-{T,S,B,L,XL}/{1,2,4,8} (size/patch size), DiT-DH-{T,S,B,L,XL} (RAE), LightningDiT-{T,B,L,XL}/1, "
-        "RAEv2-{T,XL}, or JiT-{T,B,L,H}/16 (pixels).",
+        "RAEv2-{T,XL}, SRDiT-{T,B}/1 (SR-DiT), or JiT-{T,B,L,H}/16 (pixels).",
         "SiT-XL/2",
     )
     init_from: str | None = option(
@@ -118,7 +118,7 @@ class TrainConfig(Config):
     )
     cls_coeff: float = option(
         OBJECTIVE,
-        "Weight of the denoising loss of the class token (REG; published: 0.03); 0 trains without class tokens.",
+        "Weight of the denoising loss of the class token (REG and SR-DiT: 0.03); 0 trains without class tokens.",
         0.0,
     )
     encoder_depth: int | None = option(

@@ -1,7 +1,8 @@
 """Guidance: the velocity of a model, moved away from a weaker one within an interval of times.
 
 The weaker velocity is that without a label (classifier-free guidance, arXiv 2207.12598), that of a second model
-(autoguidance, arXiv 2406.02507), or that of a second head (RAEv2's internal guidance, arXiv 2605.18324).
+(autoguidance, arXiv 2406.02507), that of a second head (RAEv2's internal guidance, arXiv 2605.18324), or that without
+a label and without the middle blocks (SR-DiT's path-drop guidance, arXiv 2512.12386).
 """
 
 from collections.abc import Callable
@@ -98,7 +99,7 @@ def guided(  # noqa: PLR0917 (external code calls it with positional arguments)
         scale_of: scales of the elements of the state, which broadcast against it, instead of `scale` for all; 1 for
             those that follow the label without guidance. `scale` still decides whether there is any guidance.
         both: `(x_t, t, labels) -> (velocity, weak velocity)`, for other weak velocities than that of the null label:
-            `with_weak_model`, or a model with two heads.
+            `with_weak_model`, `with_unconditional`, or a model with two heads.
         each_evaluation: JiT's rules. Each of Heun's evaluations is guided if its own time is inside the interval; the
             ends are outside, but for time 1 if the interval ends there. Scales below 1 guide as well.
 
@@ -132,3 +133,13 @@ def _with_null_label(model: Model, null_label: int) -> BothVelocities:
 def with_weak_model(model: Model, weak: Model) -> BothVelocities:
     """Return the velocities of a model and of a weaker one for the same labels (autoguidance)."""
     return lambda x_t, t, labels: (model(x_t, t, labels)[0], weak(x_t, t, labels)[0])
+
+
+def with_unconditional(model: Model, unconditional: Model, null_label: int) -> BothVelocities:
+    """Return the velocities of a model for labels, and of a weaker one for the null label (path-drop guidance)."""
+
+    def both(x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        null = torch.full_like(labels, null_label)
+        return model(x_t, t, labels)[0], unconditional(x_t, t, null)[0]
+
+    return both

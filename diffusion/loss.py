@@ -35,6 +35,27 @@ def direction_loss(velocity: Tensor, target: Tensor) -> Tensor:
     return (1 - cosine_similarity(velocity.float(), target.float(), dim=1)).flatten(1).mean(dim=1)
 
 
+def contrastive_loss(velocity: Tensor, target: Tensor, partner: Tensor) -> Tensor:
+    """Return the mean squared error per sample to the target of another sample (arXiv 2506.05350).
+
+    Contrastive flow matching subtracts it from the denoising loss, with a small weight.
+
+    Args:
+        velocity: the model's prediction [B, ...], of any floating dtype.
+        target: the velocities of the path [M, ...], each with the noise and the time of its own sample.
+        partner: [B] int64, rows of `target`.
+
+    Returns:
+        [B] float32.
+    """
+    return denoising_loss(velocity, target[partner])
+
+
+def previous_samples(count: int, device: torch.device) -> Tensor:
+    """Return the partners of SR-DiT (arXiv 2512.12386), [count] int64: the previous sample of each, cyclic."""
+    return torch.arange(count, device=device).roll(1)
+
+
 def mse_alignment_loss(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> Tensor:
     """Return the mean squared error of projected tokens, averaged over encoders (RAEv2).
 

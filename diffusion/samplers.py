@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .guidance import GuidedVelocity, Velocity, guided
 from .interpolant import Interpolant
 
-__all__ = ["Noise", "Velocity", "euler", "euler_maruyama", "guided"]
+__all__ = ["Noise", "Velocity", "euler", "euler_maruyama", "guided", "sde_times"]
 
 Noise = Callable[[int, Tensor], Tensor]  # (step from 0, a tensor like the state) -> standard normal draws
 
@@ -53,10 +53,17 @@ def euler(velocity: Velocity, x: Tensor, num_steps: int, heun: bool = False, tim
 
 
 @torch.no_grad()
-def euler_maruyama(velocity: Velocity, x: Tensor, num_steps: int, noise: Noise, interpolant: Interpolant) -> Tensor:
+def euler_maruyama(  # noqa: PLR0917 (external code calls it with positional arguments)
+    velocity: Velocity,
+    x: Tensor,
+    num_steps: int,
+    noise: Noise,
+    interpolant: Interpolant,
+    times: Tensor | None = None,
+) -> Tensor:
     """Integrate the reverse SDE with diffusion coefficient 2t, which has the same marginals as the velocity's flow.
 
-    `num_steps` - 1 equal steps from t = 1 to 0.04 add noise; one last step without noise goes from there to 0.
+    Every step but the last adds noise. By default, `num_steps` - 1 equal steps go from t = 1 to 0.04 (`sde_times`).
 
     Args:
         velocity: `(x_t, t) -> velocity`, or the result of `guided`.
@@ -65,6 +72,7 @@ def euler_maruyama(velocity: Velocity, x: Tensor, num_steps: int, noise: Noise, 
         noise: `(step, like) -> Tensor`, standard normal draws with the shape, dtype (float64) and device of `like`,
             called for steps 0 to `num_steps` - 2.
         interpolant: the path that the velocity belongs to; it converts velocity to score.
+        times: falling times [points], from 1 to 0, instead of `sde_times`; `num_steps` is then not used.
 
     Returns:
         The data [B, ...] float64.
@@ -73,8 +81,7 @@ def euler_maruyama(velocity: Velocity, x: Tensor, num_steps: int, noise: Noise, 
         ConfigError: `num_steps` is below 1.
     """
     _check_steps(num_steps)
-    times = torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64)
-    times = torch.cat([times, times.new_zeros(1)])
+    times = sde_times(num_steps) if times is None else times.double().cpu()
     given = times.to(x.device, x.dtype)  # all at once, as in `euler`
     state = x.double()
     for step, (start, end) in enumerate(pairwise(times)):
@@ -83,9 +90,15 @@ def euler_maruyama(velocity: Velocity, x: Tensor, num_steps: int, noise: Noise, 
         drift = slope - diffusion / 2 * interpolant.score(slope, state, start)
         span = end - start  # negative
         state = state + span * drift
-        if step < num_steps - 1:
+        if step < len(times) - 2:
             state = state + (diffusion * -span).sqrt() * noise(step, state)
     return state
+
+
+def sde_times(num_steps: int) -> Tensor:
+    """Return the published times of the SDE sampler, [num_steps + 1] float64: equal steps from 1 to 0.04, then 0."""
+    times = torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64)
+    return torch.cat([times, times.new_zeros(1)])
 
 
 def _check_steps(num_steps: int) -> None:

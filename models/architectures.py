@@ -16,13 +16,14 @@ from .jit.config import JIT_PRESETS, JiTConfig
 from .lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
 from .raev2.config import RAEV2_PRESETS, RAEv2Config
 from .sit.config import SIT_PRESETS, SiTConfig
+from .srdit.config import SRDIT_PRESETS, SRDiTConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .diffusion_model import DiffusionModel
 
-AnyConfig: TypeAlias = SiTConfig | DiTDHConfig | LightningDiTConfig | RAEv2Config | JiTConfig
+AnyConfig: TypeAlias = SiTConfig | DiTDHConfig | LightningDiTConfig | RAEv2Config | JiTConfig | SRDiTConfig
 
 # The entry of a checkpoint that holds the config
 _KINDS: dict[str, type[AnyConfig]] = {
@@ -31,17 +32,18 @@ _KINDS: dict[str, type[AnyConfig]] = {
     "lightningdit": LightningDiTConfig,
     "raev2": RAEv2Config,
     "jit": JiTConfig,
+    "srdit": SRDiTConfig,
 }
 KEYS = frozenset(_KINDS)
 
 
 def model_names() -> list[str]:
     """Return the names of `--model`."""
-    return [*SIT_PRESETS, *DIT_DH_PRESETS, *LIGHTNINGDIT_PRESETS, *RAEV2_PRESETS, *JIT_PRESETS]
+    return [*SIT_PRESETS, *DIT_DH_PRESETS, *LIGHTNINGDIT_PRESETS, *RAEV2_PRESETS, *JIT_PRESETS, *SRDIT_PRESETS]
 
 
 def preset_config(name: str, *, input_size: int, in_channels: int, z_dims: tuple[int, ...] = ()) -> AnyConfig:
-    """Return the config of a preset for latents of this size; a SiT or JiT is aligned with encoders of these widths."""
+    """Return the config of a preset for latents of this size; `z_dims` are the encoders that it is aligned with."""
     if name in SIT_PRESETS:
         return SIT_PRESETS[name](input_size=input_size, in_channels=in_channels, z_dims=z_dims)
     sizes: dict[str, Any] = {"input_size": input_size, "in_channels": in_channels}
@@ -51,6 +53,9 @@ def preset_config(name: str, *, input_size: int, in_channels: int, z_dims: tuple
         return LightningDiTConfig(**sizes, **LIGHTNINGDIT_PRESETS[name])
     if name in JIT_PRESETS:
         return JiTConfig(**sizes, z_dims=z_dims, **JIT_PRESETS[name])
+    if name in SRDIT_PRESETS:
+        widths = z_dims or (768,)  # the class token is that of the first encoder
+        return SRDiTConfig(**sizes, **SRDIT_PRESETS[name], cls_dim=widths[0], z_dims=z_dims)
     return RAEv2Config(**sizes, **RAEV2_PRESETS[name])
 
 
@@ -87,6 +92,10 @@ def make_model(config: AnyConfig) -> DiffusionModel:
         from .jit.model import JiT
 
         return JiT(config)
+    if isinstance(config, SRDiTConfig):
+        from .srdit.model import SRDiT
+
+        return SRDiT(config)
     from .raev2.model import RAEv2
 
     return RAEv2(config)

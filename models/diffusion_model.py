@@ -87,13 +87,10 @@ class DiffusionModel(nn.Module):
         """Return the latents [B, C, H, W] of a state [B, *state_shape]."""
         return state
 
-    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
-        result: Tensor
+    def _run(self, block: nn.Module, *inputs: Any) -> Any:
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            result = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-        else:
-            result = block(*inputs)
-        return result
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)
 
 
 def velocity_from_data(x_t: Tensor, data: Tensor, t: Tensor, t_eps: float) -> Tensor:

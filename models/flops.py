@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .architectures import AnyConfig, make_model, preset_config
 from .autoencoder_classes import CLASSES
 from .encoders.registry import find_entry
 from .encoders.weights import create_on_meta
+from .srdit.config import TOKEN_DROP
+from .srdit.model import SRDiT, kept_tokens
 from .vae import create_vae_on_meta
 from .vae_files import PIXELS
 
@@ -61,11 +64,14 @@ def model_flops(model: str, input_size: int, in_channels: int, z_dims: tuple[int
 
 
 def forward_flops(config: AnyConfig, project: bool = True) -> int:
-    """Return the FLOPs of the forward pass of a model, with or without its projectors."""
+    """Return the FLOPs of the forward pass of a model in training, with or without its projectors."""
     with torch.device("meta"):
         model = make_model(config)
         x, zero = torch.empty(1, *model.state_shape), torch.zeros(1)
-        return _count(lambda: model(x, zero, zero.long(), project=project))
+        routing: dict[str, Tensor] = {}
+        if isinstance(model, SRDiT):
+            routing = {"kept": kept_tokens(torch.zeros(1, model.num_tokens), TOKEN_DROP)}
+        return _count(lambda: model(x, zero, zero.long(), project=project, **routing))
 
 
 def _count(run: Callable[[], object]) -> int:

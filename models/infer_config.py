@@ -18,6 +18,7 @@ from .dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
 from .jit.config import JIT_PRESETS, JiTConfig
 from .lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
 from .raev2.config import RAEV2_PRESETS, RAEv2Config
+from .srdit.config import SRDIT_PRESETS, SRDiTConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ _HEADS_DEPTH = 8  # the block that RAEv2's base head and projector read, if ther
 def infer_config(
     state_dict: Mapping[str, Tensor], encoder_depth: int | None = None, num_classes: int | None = None
 ) -> AnyConfig:
-    """Infer the config of the SiT, DiT-DH, LightningDiT, RAEv2 or JiT that weights with published names belong to.
+    """Infer the config of the model of any architecture that weights with published names belong to.
 
     Args:
         state_dict: tensors by name.
@@ -69,6 +70,8 @@ def _architecture(shapes: Shapes) -> str:
         return "DiT-DH"
     if "x_embedder.proj1.weight" in shapes:
         return "JiT"
+    if "fusion_proj.weight" in shapes:
+        return "SR-DiT"
     if shapes.keys() & {"feat_rope.freqs_cos", "blocks.0.mlp.w12.weight", "blocks.0.norm1.weight"}:
         return "LightningDiT"
     return "SiT"
@@ -153,6 +156,27 @@ def _jit(shapes: Shapes) -> JiTConfig:
     )
 
 
+def _srdit(shapes: Shapes) -> SRDiTConfig:
+    width, channels, patch_size, _ = shapes["x_embedder.proj.weight"]
+    known = {each["hidden_size"]: each["num_heads"] for each in SRDIT_PRESETS.values()}
+    projectors = len({name.split(".")[1] for name in shapes if name.startswith("projectors.")})
+    projector = {"projector_dim": shapes["projectors.0.0.weight"][0]} if projectors else {}
+    return SRDiTConfig(
+        in_channels=channels,
+        patch_size=patch_size,
+        hidden_size=width,
+        input_size=math.isqrt(shapes["pos_embed"][1] - 1) * patch_size,
+        depth=_count(shapes),
+        num_heads=_heads(shapes, width, "feat_rope", known),
+        mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / width,
+        cls_dim=shapes["cls_projectors2.weight"][1],
+        z_dims=tuple(shapes[f"projectors.{number}.4.weight"][0] for number in range(projectors)),
+        qk_norm="blocks.0.attn.q_norm.weight" in shapes,
+        **projector,
+        **_labels(shapes, "y_embedder.embedding_table.weight"),
+    )
+
+
 def _pair(shapes: Shapes) -> tuple[tuple[int, int], dict[str, Any]]:
     """Return the widths of encoder and head, and the sizes that follow from their embeddings."""
     narrow, channels, patch_size, _ = shapes["s_embedder.proj.weight"]
@@ -204,4 +228,5 @@ _INFER: Mapping[str, Callable[[Shapes], AnyConfig]] = {
     "LightningDiT": _lightningdit,
     "RAEv2": _raev2,
     "JiT": _jit,
+    "SR-DiT": _srdit,
 }

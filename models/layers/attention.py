@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .linear import linear
-from .rotary import Rotary
 
 
 class Attention(nn.Module):
@@ -26,14 +25,24 @@ class Attention(nn.Module):
         self.k_norm = norm(self.head_width) if norm else nn.Identity()
         self.proj = linear(width, width)
 
-    def forward(self, tokens: Tensor, rotary: Rotary | None = None) -> Tensor:
-        """Return tokens [B, N, D]."""
+    def forward(self, tokens: Tensor, rotate: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return tokens [B, N, D]; `rotate` is applied to queries and keys."""
+        return self.attend(*self.heads(tokens), rotate)
+
+    def heads(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each [B, heads, N, head width]."""
         batch, count, _ = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.num_heads, self.head_width)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, head width]
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, rotate: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return the tokens [B, N, D] of queries, keys and values."""
         query, key = self.q_norm(query), self.k_norm(key)
-        if rotary is not None:
-            query, key = rotary(query), rotary(key)
+        if rotate is not None:
+            query, key = rotate(query), rotate(key)
         mixed = scaled_dot_product_attention(query, key, value)
         result: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return result

@@ -58,10 +58,9 @@ def make_projector(config: ProjectorConfig, z_dim: int) -> nn.Module:
     """Build REPA's or iREPA's projector, from tokens [B, N, D] to predicted patch tokens [B, N, z_dim]."""
     if config.projector == "conv":
         return ConvProjector(config, z_dim)
-    return nn.Sequential(
-        linear(config.hidden_size, config.projector_dim),
-        nn.SiLU(),
-        linear(config.projector_dim, config.projector_dim),
-        nn.SiLU(),
-        linear(config.projector_dim, z_dim),
-    )
+    return mlp_projector(config.hidden_size, config.projector_dim, z_dim)
+
+
+def mlp_projector(width: int, inner: int, outputs: int) -> nn.Sequential:
+    """Build REPA's projector of tokens [B, N, width], three linear layers with SiLU between them."""
+    return nn.Sequential(linear(width, inner), nn.SiLU(), linear(inner, inner), nn.SiLU(), linear(inner, outputs))

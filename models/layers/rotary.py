@@ -1,5 +1,8 @@
 """Rotary positions of a square grid of tokens (arXiv 2104.09864), as EVA-02 and LightningDiT rotate them."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +37,19 @@ class Rotary(nn.Module):
 
     def forward(self, heads: Tensor) -> Tensor:
         """Rotate queries or keys [B, heads, N, head_width]."""
-        even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-        return (heads * self.freqs_cos + turned * self.freqs_sin).to(heads.dtype)
+        return _rotate(heads, self.freqs_cos, self.freqs_sin)
+
+    def at(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the rotation of tokens at other positions than all of the grid in their order.
+
+        Args:
+            positions: [N], or [B, N] with those of each sample, counted row by row from 0, which means no rotation.
+        """
+        cosines, sines = self.freqs_cos[positions], self.freqs_sin[positions]  # [..., N, head_width]
+        return partial(_rotate, cosines=cosines.unsqueeze(-3), sines=sines.unsqueeze(-3))
+
+
+def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return (heads * cosines + turned * sines).to(heads.dtype)

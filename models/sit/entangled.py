@@ -1,20 +1,20 @@
 """REG: a SiT that denoises an encoder's class token together with the latents (arXiv 2507.01467).
 
 The noised class token is prepended to the patches as one more token, and the model predicts the velocity of both. The
-rest is SiT, so samplers and guidance work unchanged: their state is one vector per sample, latents and class token
-concatenated. Tensor names are those of the published code (github.com/Martinser/REG).
+rest is SiT. Tensor names are those of the published code (github.com/Martinser/REG).
 """
 
 import torch
 from torch import Tensor, nn
 
+from ..class_token import ClassTokenModel
 from ..layers.embedders import unpatchify
 from .config import SiTConfig
 from .layers import FinalLayer
 from .model import SiT
 
 
-class EntangledSiT(SiT):
+class EntangledSiT(ClassTokenModel, SiT):
     """A SiT whose x_t and velocity are [B, C * H * W + cls_dim].
 
     Projected tokens are [B, 1 + N, z_dim]: the class token's first, then the patches'.
@@ -32,38 +32,10 @@ class EntangledSiT(SiT):
         self.final_layer = EntangledFinalLayer(config)
 
     @property
-    def state_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of x_t: latents and class token in one vector."""
+    def cls_dim(self) -> int:
+        """Width of the class token."""
         assert self.config.cls_dim is not None
-        return (self._latents_size + self.config.cls_dim,)
-
-    def latents_of(self, state: Tensor) -> Tensor:
-        """Return the latents [B, C, H, W] of a state."""
-        return self.unpack(state)[0]
-
-    def pack(self, latents: Tensor, cls_token: Tensor) -> Tensor:
-        """Concatenate latents [B, C, H, W] and class tokens [B, cls_dim] to one state [B, C * H * W + cls_dim]."""
-        return torch.cat([latents.flatten(1), cls_token], dim=1)
-
-    def guidance_scales(self, scale: float, cls_scale: float) -> Tensor:
-        """Return the guidance scale of every element of a state, [1, C * H * W + cls_dim].
-
-        A `cls_scale` of 0 or less stands for no guidance, as in the published program.
-        """
-        assert self.config.cls_dim is not None
-        like = self.pos_embed
-        cls_scales = like.new_full((1, self.config.cls_dim), cls_scale if cls_scale > 0 else 1.0)
-        return torch.cat([like.new_full((1, self._latents_size), scale), cls_scales], dim=1)
-
-    def unpack(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Split a state or a velocity into latents [B, C, H, W] and class tokens [B, cls_dim]."""
-        latents, cls_token = state.split([self._latents_size, state.shape[1] - self._latents_size], dim=1)
-        return latents.unflatten(1, super().state_shape), cls_token
-
-    @property
-    def _latents_size(self) -> int:
-        config = self.config
-        return config.in_channels * config.input_size**2
+        return self.config.cls_dim
 
     def _embed(self, x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         latents, cls_token = self.unpack(x_t)

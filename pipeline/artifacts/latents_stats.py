@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ...diffusion.normalization import Normalization
 
 LATENTS_SCALE = 0.18215  # scale of Stability's VAEs in REPA's trainer; the bias is 0
+_SRDIT_SCALE = 0.3099  # of SR-DiT's VAE, which REPA-E tuned; the bias is 0
 _SCALE_AND_BIAS = ("latents_scale", "latents_bias")  # REPA-E and iREPA: (z - bias) · scale
 _MEAN_AND_STD = ("mean", "std")  # LightningDiT: (z - mean) / std
 _RAE_EPS = 1e-5
@@ -39,6 +40,11 @@ class Latents:
 def repa_latents(channels: int) -> Latents:
     """Return the latents of REPA and REG, with the VAE that their generators decode with."""
     return Latents("sd-vae-ft-ema", (LATENTS_SCALE,) * channels, (0.0,) * channels)
+
+
+def srdit_latents(channels: int) -> Latents:
+    """Return the latents of SR-DiT, whose VAE has no name that `load_vae` accepts."""
+    return Latents(None, (_SRDIT_SCALE,) * channels, (0.0,) * channels)
 
 
 def read_latents(path: str, shape: tuple[int, int, int], vae: str | None) -> Latents | Normalization:

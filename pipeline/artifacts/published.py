@@ -1,5 +1,5 @@
-"""Checkpoints of published programs (REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2, JiT): by name, downloaded
-once, or from a file.
+"""Checkpoints of published programs (REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2, JiT, SR-DiT): by name,
+downloaded once, or from a file.
 
 A file holds either `{"model", "ema", "opt", "args", "steps"}`, as saved by their trainers, or weights under other keys
 or alone. Sizes follow from the weights. The path is in `args`, if at all; the latents are never recorded.
@@ -23,7 +23,7 @@ from ...models.vae_files import PIXELS, PIXELS_BIAS, PIXELS_SCALE
 from ...stores.files import atomic_write, remove_abandoned
 from ..runtime.cache import VARIABLE, cache_folder
 from ..runtime.console import NOTICE
-from .latents_stats import Latents, latents_of_batch_norm, read_latents, repa_latents
+from .latents_stats import Latents, latents_of_batch_norm, read_latents, repa_latents, srdit_latents
 from .state_dicts import find_weights
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PATH_TYPES = ("linear", "cosine")
-_ADVICE = "Expected a checkpoint of REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2, JiT or repa-pipe"
+_ADVICE = "Expected a checkpoint of REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2, JiT, SR-DiT or repa-pipe"
 _BATCH_NORM = "bn."  # REPA-E's, of the latents
-_RAE_BASE = 4096  # numbers per latent for which RAE and RAEv2 shift no times
+_SHIFT_BASE = 4096  # numbers per latent for which RAE, RAEv2 and SR-DiT shift no times
 _ORIGINAL_PATH_TYPES = ("Linear", "GVP", "VP")  # names in the options of the original SiT code
 
 
@@ -149,7 +149,7 @@ def published_model(values: Mapping[str, Any], ema: bool, path: Path, stated: Un
     return PublishedModel(
         model,
         _path_type(args, path, stated.path_type) if isinstance(model, SiT) else _linear(path, stated.path_type),
-        1.0 if isinstance(latents, Latents) else max(1.0, math.sqrt(math.prod(model.state_shape) / _RAE_BASE)),
+        _time_shift(model, latents),
         latents,
         step if isinstance(step, int) else 0,
     )
@@ -160,6 +160,16 @@ def _as_trained(config: AnyConfig, args: Mapping[str, Any]) -> AnyConfig:
     names = ("t_eps", "noise_scale") if isinstance(config, JiTConfig) else ()
     recorded = {name: args[name] for name in names if name in args}
     return structure(config.to_dict() | recorded, type(config), "the options", CheckpointError) if recorded else config
+
+
+def _time_shift(model: DiffusionModel, latents: Latents | Normalization) -> float:
+    """Return the shift of the times that follows from the number of latents, in the programs that shift them."""
+    from ...models.srdit.model import SRDiT
+
+    if isinstance(latents, Latents) and not isinstance(model, SRDiT):
+        return 1.0
+    config = model.config
+    return max(1.0, math.sqrt(config.in_channels * config.input_size**2 / _SHIFT_BASE))
 
 
 def _rotary_tables(model: DiffusionModel) -> dict[str, Tensor]:
@@ -215,6 +225,7 @@ def _latents(
     model: DiffusionModel, batch_norm: Mapping[str, Tensor], is_irepa: bool, path: Path, stats: str | None
 ) -> Latents | Normalization:
     from ...models.sit import SiT
+    from ...models.srdit.model import SRDiT
 
     config, is_sit = model.config, isinstance(model, SiT)
     if isinstance(config, JiTConfig):
@@ -231,6 +242,8 @@ def _latents(
             f"{path} was written by iREPA, whose latents are normalized with statistics in another file: pass it "
             "with --latents-stats (sdvae-ft-mse-f8d4-latents-stats.pt of REPA-E/iREPA-collections on Hugging Face)"
         )
+    if isinstance(model, SRDiT):
+        return srdit_latents(config.in_channels)
     if not is_sit:
         raise CheckpointError(
             f"{path} does not record the statistics with which its latents are normalized: pass them with "

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     IMAGE = 3  # initial noise, then the noise of each SDE step
     LABEL = 4
     WEIGHTS = 5  # initial weights of a model
+    ROUTING = 9  # tokens and paths that SR-DiT drops
 
 
 VALIDATION_STEPS = 1 << 30  # validation batch i draws as if it were this step plus i, which no training reaches

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from ...config import SampleConfig
-from ...diffusion.guidance import BothVelocities, with_weak_model
+from ...diffusion.guidance import BothVelocities, with_unconditional, with_weak_model
 from ...errors import ConfigError
 from ...models.raev2.model import BASE
+from ...models.srdit.model import SRDiT
 from ..artifacts.checkpoints import TrainedModel, load_model, resolve_checkpoint, unrecorded
 
 
 def weaker_velocities(
     config: SampleConfig, trained: TrainedModel, model: Any, device: torch.device
 ) -> BothVelocities | None:
-    """Return the function of both velocities for autoguidance or internal guidance; None without either.
+    """Return the function of both velocities for other guidance than classifier-free guidance; None for that.
 
     Args:
         config: the settings.
@@ -27,13 +28,20 @@ def weaker_velocities(
         device: where the weaker model, if any, is put.
 
     Raises:
-        ConfigError: the model has no base head, or the weaker model generates other latents.
+        ConfigError: the model has no base head or no routed middle blocks, or the weaker model generates other latents.
         CheckpointError: the checkpoint of the weaker model is missing or damaged.
     """
     if config.guidance == "internal":
         if BASE not in trained.model.taps:
             raise ConfigError("--guidance internal: the model has no base head, as those of RAEv2 have; use cfg")
         return _with_base_head(model)
+    if config.guidance == "path_drop":
+        if not isinstance(trained.model, SRDiT):
+            raise ConfigError(
+                "--guidance path_drop: the model has no blocks that can be left out, as SR-DiT has; use cfg"
+            )
+        without = partial(model, project=False, uncond=True)
+        return with_unconditional(partial(model, project=False), without, trained.model.config.num_classes)
     if config.guidance_checkpoint is None:
         return None
     path = resolve_checkpoint(config.guidance_checkpoint)

@@ -19,8 +19,8 @@ from ...config import SampleConfig
 from ...diffusion.interpolant import Interpolant
 from ...diffusion.samplers import Noise, euler, euler_maruyama, guided
 from ...errors import ConfigError
+from ...models.class_token import ClassTokenModel
 from ...models.diffusion_model import DiffusionModel, ModelConfig
-from ...models.sit import EntangledSiT
 from ..artifacts.checkpoints import TrainedModel
 from ..artifacts.images import Block
 from ..runtime.console import NOTICE
@@ -84,7 +84,8 @@ class Sampler:
             if config.mode == "ode":
                 state = euler(velocity, noise, config.num_steps, config.heun, self._times)
             else:
-                state = euler_maruyama(velocity, noise, config.num_steps, _step_noise(generators), self._interpolant)
+                draws = _step_noise(generators)
+                state = euler_maruyama(velocity, noise, config.num_steps, draws, self._interpolant, self._times)
         return self._plain.latents_of(state).float()
 
     def decode(self, latents: Tensor) -> Block:
@@ -106,9 +107,9 @@ def _guidance_scales(config: SampleConfig, model: DiffusionModel) -> Tensor | No
         return _channel_scales(config, model)
     if config.cls_cfg_scale is None:
         return None
-    if not isinstance(model, EntangledSiT):
+    if not isinstance(model, ClassTokenModel):
         raise ConfigError(
-            f"--cls-cfg-scale is {config.cls_cfg_scale:g}, but the model has no class token (REG): remove it"
+            f"--cls-cfg-scale is {config.cls_cfg_scale:g}, but the model has no class token (REG, SR-DiT): remove it"
         )
     if config.cfg_scale == 1:
         logger.warning("--cls-cfg-scale has no effect, because --cfg-scale 1 disables guidance", extra=NOTICE)
@@ -118,7 +119,7 @@ def _guidance_scales(config: SampleConfig, model: DiffusionModel) -> Tensor | No
 def _channel_scales(config: SampleConfig, model: DiffusionModel) -> Tensor:
     """Return the guidance scale of each channel, `[C, 1, 1]`: 1 for those that are not guided."""
     channels, guided_channels = model.config.in_channels, int(config.guidance_channels or 0)
-    if isinstance(model, EntangledSiT) or guided_channels > channels:
+    if isinstance(model, ClassTokenModel) or guided_channels > channels:
         raise ConfigError(
             f"--guidance-channels is {guided_channels}: expected at most the {channels} channels of the latents, and a "
             "model without a class token"
@@ -147,7 +148,7 @@ def _listed_labels(config: SampleConfig, sit: ModelConfig) -> tuple[int, ...]:
     outside = [number for number in config.listed_labels if number >= sit.num_classes]
     if outside:
         raise ConfigError(f"--labels contains {outside[0]}: this model has classes 0 to {sit.num_classes - 1}")
-    by_label = config.guidance == "cfg" and config.guidance_checkpoint is None
+    by_label = config.guidance != "internal" and config.guidance_checkpoint is None
     if config.cfg_scale > 1 and by_label and not sit.class_dropout_prob:
         raise ConfigError(
             f"--cfg-scale is {config.cfg_scale:g}: this model was trained with --cfg-prob 0, so it has no velocity "

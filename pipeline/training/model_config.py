@@ -13,6 +13,7 @@ from ...models.jit.config import JIT_PRESETS, JiTConfig
 from ...models.lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
 from ...models.raev2.config import RAEV2_PRESETS, RAEv2Config
 from ...models.sit.config import SIT_PRESETS, SiTConfig, sit_config
+from ...models.srdit.config import SRDIT_PRESETS, SRDiTConfig
 from ...stores import Store
 from ...stores.layout import features_group, latents_group
 from ...stores.statistics import latents_shape
@@ -51,6 +52,8 @@ def model_config(config: TrainConfig, store: Store) -> AnyConfig:
         return _raev2_config(config, store)
     if config.model in JIT_PRESETS:
         return _jit_config(config, store)
+    if config.model in SRDIT_PRESETS:
+        return _srdit_config(config, store)
     raise ConfigError(f"unknown model {shown(config.model)}; expected one of {', '.join(model_names())}")
 
 
@@ -103,6 +106,29 @@ def _jit_config(config: TrainConfig, store: Store) -> JiTConfig:
         projector=config.projector,
         projector_dim=config.projector_embed_dims,
         projector_kernel_size=config.projector_kernel_size,
+    )
+    _require_grid(config, store, model.input_size // model.patch_size)
+    return model
+
+
+def _srdit_config(config: TrainConfig, store: Store) -> SRDiTConfig:
+    """Return the config of SR-DiT, which always denoises a class token."""
+    _require_unset(config, "legacy")
+    config.require(config.cls_coeff > 0, "cls_coeff", f"must be above 0 for {config.model}, published: 0.03")
+    config.require(
+        config.encoder_depth is None, "encoder_depth", f"does not apply to {config.model}, aligned before its routing"
+    )
+    config.require(
+        not config.fsdp, "fsdp", f"cannot be combined with {config.model}, which has parameters without an axis"
+    )
+    widths = [store.group(features_group(encoder)).attributes["width"] for encoder in config.enc_type]
+    model = SRDiTConfig(
+        **_sizes(config, store),
+        **SRDIT_PRESETS[config.model],
+        cls_dim=_cls_dim(config, store),
+        z_dims=tuple(widths) if config.proj_coeff else (),
+        projector_dim=config.projector_embed_dims,
+        qk_norm=config.qk_norm,
     )
     _require_grid(config, store, model.input_size // model.patch_size)
     return model

@@ -15,9 +15,11 @@ from ...config import TrainConfig
 from ...diffusion.interpolant import Interpolant, draw_times
 from ...diffusion.posterior import with_epsilon
 from ...diffusion.times import shifted
+from ...models.class_token import ClassTokenModel
 from ...models.diffusion_model import DiffusionModel
 from ...models.raev2.model import BASE
-from ...models.sit import EntangledSiT, drop_labels
+from ...models.sit import drop_labels
+from ...models.srdit.model import SRDiT
 from ...stores import Batch, Store
 from ...stores.layout import FIXED
 from ..artifacts.checkpoints import StoreMetadata
@@ -28,6 +30,7 @@ from ..spaces.moments import MomentsSpace
 from ..spaces.space import Space
 from ..spaces.tokens import token_space
 from .model_config import LEGACY_DROPOUT, group_of_latents
+from .routing import draw_routing
 from .terms.alignment import AlignmentTerm
 from .terms.base_head import BaseHeadTerm
 from .terms.class_token import ClassTokenTerm
@@ -46,6 +49,7 @@ class Inputs:
     noise: Tensor  # [B, C, h, w] float32
     posterior: Tensor | None  # [B, C, h, w] float32, if the space draws from a posterior
     dropped: Tensor  # [B] bool: labels to drop
+    routing: dict[str, Tensor]  # arguments of SR-DiT, with one row per sample
     terms: list[Prepared]  # per term, what it prepared
     weights: list[float]  # per term
 
@@ -84,7 +88,7 @@ class Objective(nn.Module):
         self._config = config
         self._interpolant = Interpolant(config.path_type)
         taps = tuple(dict.fromkeys(tap for term in terms for tap in term.taps))
-        self._taps = {"taps": taps} if taps else {}
+        self._taps: dict[str, Any] = {"taps": taps} if taps else {}
 
     def inputs(self, batch: Batch, step: int, ranks: DistributedContext) -> Inputs:
         """Return this rank's inputs of a step."""
@@ -112,9 +116,18 @@ class Objective(nn.Module):
             noise=noise[rows],
             posterior=None if posterior is None else posterior[rows],
             dropped=dropped[rows],
+            routing=self._routing(step, rows, device),
             terms=[term.prepare(batch, step, ranks) for term in self.terms],
             weights=[term.weight(step) for term in self.terms],
         )
+
+    def _routing(self, step: int, rows: slice, device: torch.device) -> dict[str, Tensor]:
+        """Return which tokens and paths are dropped in this rank's rows; nothing for other models than SR-DiT."""
+        if not isinstance(self.model, SRDiT):
+            return {}
+        generator = self._streams.generator(Stream.ROUTING, step, device)
+        drawn = draw_routing(self.model.num_tokens, self._config.batch_size, generator)
+        return {name: value[rows] for name, value in drawn.items()}
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Return the loss to minimize and the unweighted loss of each term, in the order of `names`."""
@@ -123,7 +136,8 @@ class Objective(nn.Module):
         project = any(term.needs_projection(each) for term, each in zip(self.terms, inputs.terms, strict=True))
         labels = drop_labels(inputs.labels, inputs.dropped, self.model.config.num_classes)
         target = self.model.target(x_t, target, data, inputs.times)
-        velocity, projected, *tapped = self.model(x_t, inputs.times, labels, project=project, **self._taps)
+        options = self._taps | inputs.routing
+        velocity, projected, *tapped = self.model(x_t, inputs.times, labels, project=project, **options)
         output = ModelOutput(velocity, target, projected, tapped[0] if tapped else {})
         losses = [term.loss(output, each) for term, each in zip(self.terms, inputs.terms, strict=True)]
         total = losses[0] * inputs.weights[0]
@@ -149,7 +163,7 @@ def make_objective(
     """Build the objective of a config: denoising, alignment, and the terms of what the model has besides."""
     space = make_space(config, store, metadata)
     terms: list[Term] = [DenoisingTerm(model), AlignmentTerm(config, store)]
-    if isinstance(model, EntangledSiT):
+    if isinstance(model, ClassTokenModel):
         terms.append(ClassTokenTerm(config, model, streams))
     if config.cosine_coeff:
         terms.append(DirectionTerm(model, config.cosine_coeff))

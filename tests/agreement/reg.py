@@ -19,7 +19,7 @@ __all__ = ["compute", "is_input", "recognizes"]
 
 
 def recognizes(case: Case) -> bool:
-    return "cls_coeff" in case.config
+    return "cls_coeff" in case.config and "fill_keep" in case.config
 
 
 def compute(case: Case) -> Figures:

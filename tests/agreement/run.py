@@ -25,6 +25,7 @@ import raev2_ditig
 import raev2_layers
 import reg
 import repae_sit
+import srdit
 import torch
 from case import MOVES, VALUES, Case, relative_error, relative_error_by_column
 
@@ -38,6 +39,7 @@ METHODS: tuple[ModuleType, ...] = (
     raev2_layers,
     reg,
     repae_sit,
+    srdit,
 )
 TABLE = re.compile(r".*gradnorm")  # recorded tables with a column per loss
 

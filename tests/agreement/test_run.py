@@ -19,6 +19,7 @@ FILES = [
     "raev2_layers",
     "reg",
     "repae_sit",
+    "srdit",
 ]
 spec = importlib.util.spec_from_file_location("agreement_run", Path(__file__).with_name("run.py"))
 run = importlib.util.module_from_spec(spec)

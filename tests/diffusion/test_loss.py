@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from repa_pipe.diffusion.interpolant import Interpolant
-from repa_pipe.diffusion.loss import alignment_loss, denoising_loss, nt_xent_loss, spatial_zscore
+from repa_pipe.diffusion.loss import (
+    alignment_loss,
+    contrastive_loss,
+    denoising_loss,
+    nt_xent_loss,
+    previous_samples,
+    spatial_zscore,
+)
 from repa_pipe.errors import ConfigError
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -41,6 +48,18 @@ def test_denoising_loss_is_the_mean_square_per_sample():
     target[1] *= 3
     assert denoising_loss(velocity, target).tolist() == [1.0, 9.0]
     assert denoising_loss(velocity.bfloat16(), target.bfloat16()).dtype == torch.float32
+
+
+def test_contrastive_loss_compares_with_the_target_of_the_partner():
+    velocity, target = (
+        torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]]),
+        torch.tensor([[1.0, 3.0], [2.0, 2.0], [4.0, 4.0]]),
+    )
+    assert contrastive_loss(velocity, target, torch.tensor([2, 0, 0])).tolist() == [16.0, 2.0, 5.0]
+    assert contrastive_loss(velocity.bfloat16(), target, torch.tensor([0, 0, 0])).dtype == torch.float32
+    partner = previous_samples(3, velocity.device)
+    assert partner.tolist() == [2, 0, 1]
+    assert contrastive_loss(velocity, target, partner).tolist() == [16.0, 2.0, 2.0]
 
 
 def test_alignment_loss_is_the_negative_mean_cosine_over_encoders():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from repa_pipe.diffusion.guidance import with_unconditional
 from repa_pipe.diffusion.interpolant import Interpolant
-from repa_pipe.diffusion.samplers import euler, euler_maruyama, guided
+from repa_pipe.diffusion.samplers import euler, euler_maruyama, guided, sde_times
 from repa_pipe.errors import ConfigError
 from repa_pipe.models.sit import EntangledSiT, SiT, SiTConfig
 
@@ -149,6 +150,29 @@ def test_stochastic_sampler_takes_equal_steps_to_the_last_noisy_time_and_then_on
     assert times == [1.0, 0.68, 0.36, 0.04]
 
 
+def test_stochastic_sampler_steps_along_given_times():
+    times, drawn = [], []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        times.append(round(float(t), 6))
+        return torch.zeros_like(x)
+
+    def noise(step: int, like: Tensor) -> Tensor:
+        drawn.append(step)
+        return torch.zeros_like(like)
+
+    given, start = torch.tensor([1.0, 0.9, 0.5, 0.1, 0.0]), torch.ones(1, dtype=torch.float64)
+    euler_maruyama(velocity, start, 1, noise, Interpolant("linear"), given)
+    assert (times, drawn) == ([1.0, 0.9, 0.5, 0.1], [0, 1, 2])
+    path = gaussian_velocity("linear")
+    draws = torch.randn(3, 5, dtype=torch.float64)
+    samples = [
+        euler_maruyama(path, torch.ones(5), 4, lambda step, _: draws[step], Interpolant("linear"), steps)
+        for steps in (None, sde_times(4))
+    ]
+    assert torch.equal(*samples)
+
+
 def test_velocity_is_evaluated_in_the_noises_dtype_and_samples_are_float64():
     dtypes = set()
 
@@ -180,6 +204,14 @@ def test_guidance_extrapolates_inside_its_interval_and_needs_one_pass_outside():
     assert velocity(x, torch.tensor(0.7)).flatten().tolist() == [1, 2]
     assert velocity(x, torch.tensor(0.2)).flatten().tolist() == [1, 2]
     assert model.calls == [(0.5, [1, 2, 10, 10]), (0.7, [1, 2]), (0.2, [1, 2])]
+
+
+def test_the_unconditional_velocity_may_be_that_of_another_call():
+    model, weak = LabelModel(), LabelModel()
+    both = with_unconditional(model, weak, 10)
+    velocity = guided(model, torch.tensor([1, 2]), 10, scale=3.0, both=both)
+    assert velocity(torch.zeros(2, 1), torch.tensor(0.5)).flatten().tolist() == [10 + 3 * (1 - 10), 10 + 3 * (2 - 10)]
+    assert (model.calls, weak.calls) == ([(0.5, [1, 2])], [(0.5, [10, 10])])
 
 
 def test_scale_one_never_uses_the_null_label():

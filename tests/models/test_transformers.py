@@ -1,4 +1,4 @@
-"""LightningDiT, DiT-DH, RAEv2 and JiT: names and shapes of the published checkpoints, sizes, and what is refused."""
+"""Models besides SiT: names and shapes of the published checkpoints, sizes, and what is refused."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,8 @@ from repa_pipe.models.lightningdit.config import LIGHTNINGDIT_PRESETS, Lightning
 from repa_pipe.models.lightningdit.model import LightningDiT
 from repa_pipe.models.raev2.config import RAEV2_PRESETS, RAEv2Config
 from repa_pipe.models.raev2.model import RAEv2
+from repa_pipe.models.srdit.config import SRDIT_PRESETS, SRDiTConfig
+from repa_pipe.models.srdit.model import SRDiT
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 PUBLISHED = {
@@ -25,6 +27,9 @@ PUBLISHED = {
     "rae_ditdh": lambda: DiTDH(DiTDHConfig(input_size=16, in_channels=768, **DIT_DH_PRESETS["DiT-DH-XL"])),
     "irepa_jit": lambda: JiT(JiTConfig(input_size=256, z_dims=(768,), projector="conv", **JIT_PRESETS["JiT-B/16"])),
     "raev2_ditig": lambda: RAEv2(RAEv2Config(input_size=16, in_channels=1024, **RAEV2_PRESETS["RAEv2-XL"])),
+    "srdit": lambda: SRDiT(
+        SRDiTConfig(input_size=16, in_channels=32, cls_dim=768, z_dims=(768,), **SRDIT_PRESETS["SRDiT-B/1"])
+    ),
 }
 SMALL_PAIR = {"input_size": 4, "in_channels": 6, "num_classes": 5, "hidden_size": (16, 24), "num_heads": (2, 2)}
 
@@ -42,7 +47,16 @@ SMALL = {
     "dit_dh": lambda: DiTDH(DiTDHConfig(depth=(2, 1), **SMALL_PAIR)),
     "raev2": lambda: RAEv2(RAEv2Config(depth=(2, 1), base_model_depth=1, **SMALL_PAIR)),
     "jit": lambda: JiT(small_jit()),
+    "srdit": lambda: SRDiT(
+        SRDiTConfig(
+            input_size=4, in_channels=6, num_classes=5, hidden_size=16, depth=5, num_heads=2, cls_dim=7, z_dims=(9,)
+        )
+    ),
 }
+
+
+def inputs_of(model):
+    return torch.randn(3, *model.state_shape), torch.rand(3), torch.tensor([0, 4, 5])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -57,7 +71,7 @@ def test_names_and_shapes_are_those_of_the_published_checkpoint(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_new_models_predict_zeros_and_learn(name):
     model = SMALL[name]()
-    x_t, t, labels = torch.randn(3, 6, 4, 4), torch.rand(3), torch.tensor([0, 4, 5])
+    x_t, t, labels = inputs_of(model)
     velocity = model(x_t, t, labels)[0]
     prediction = model.predict(x_t, t, labels)[0] if name in {"raev2", "jit"} else velocity
     assert prediction.shape == x_t.shape
@@ -72,7 +86,7 @@ def test_half_precision_stays_close(name):
     model = SMALL[name]()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    inputs = torch.randn(3, 6, 4, 4), torch.rand(3), torch.tensor([0, 4, 5])
+    inputs = inputs_of(model)
     with torch.no_grad():
         exact = model(*inputs)[0]
         with torch.autocast("cpu", torch.bfloat16):
@@ -116,7 +130,7 @@ def test_recomputing_blocks_changes_no_gradient(name):
     model = SMALL[name]()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    inputs = torch.randn(3, 6, 4, 4), torch.rand(3), torch.tensor([0, 4, 5])
+    inputs = inputs_of(model)
     gradients = []
     for recompute in (False, True):
         model.checkpoint_blocks = recompute

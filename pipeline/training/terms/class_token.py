@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ....config import TrainConfig
 from ....diffusion.loss import denoising_loss
-from ....models.sit import EntangledSiT
+from ....models.class_token import ClassTokenModel
 from ....stores import Batch
 from ...runtime.distributed import DistributedContext
 from ...runtime.seeds import RandomStreams, Stream
@@ -27,7 +27,7 @@ class ClassTokenTerm(Term):
 
     metric: ClassVar[str] = "cls_loss"
 
-    def __init__(self, config: TrainConfig, model: EntangledSiT, streams: RandomStreams) -> None:
+    def __init__(self, config: TrainConfig, model: ClassTokenModel, streams: RandomStreams) -> None:
         self._config, self._streams, self._pack, self._unpack = config, streams, model.pack, model.unpack
 
     def prepare(self, batch: Batch, step: int, ranks: DistributedContext) -> Prepared:

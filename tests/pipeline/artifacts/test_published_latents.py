@@ -1,4 +1,4 @@
-"""Published checkpoints of models on other latents than REPA's: REPA-E, LightningDiT, RAE, RAEv2."""
+"""Published checkpoints of models on other latents than REPA's: REPA-E, LightningDiT, RAE, RAEv2, SR-DiT."""
 
 import json
 import sys
@@ -16,6 +16,7 @@ from repa_pipe.models.dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
 from repa_pipe.models.lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
 from repa_pipe.models.raev2.config import RAEV2_PRESETS, RAEv2Config
 from repa_pipe.models.sit import sit_config
+from repa_pipe.models.srdit.config import SRDIT_PRESETS, SRDiTConfig
 from repa_pipe.pipeline import sample
 from repa_pipe.pipeline.artifacts.checkpoints import load_model
 from repa_pipe.pipeline.artifacts.published import Unrecorded, published_model
@@ -29,6 +30,7 @@ XL = {
     "rae_ditdh": DiTDHConfig(input_size=16, in_channels=768, **DIT_DH_PRESETS["DiT-DH-XL"]),
     "raev2_ditig": RAEv2Config(input_size=16, in_channels=1024, **RAEV2_PRESETS["RAEv2-XL"]),
     "repae_sit": sit_config("SiT-XL/1", input_size=16, in_channels=32),
+    "srdit": SRDiTConfig(input_size=16, in_channels=32, cls_dim=768, z_dims=(768,), **SRDIT_PRESETS["SRDiT-B/1"]),
 }
 
 
@@ -61,14 +63,16 @@ def test_sizes_follow_from_the_published_tensors(stats, name):
     if name == "repae_sit":  # their values are read
         tensors |= {"bn.running_mean": torch.ones(32), "bn.running_var": torch.full((32,), 4.0)}
     path = stats(config.in_channels, 16) if name != "lightningdit" else stats(**of_lightningdit(32))
-    stated = Unrecorded(latents_stats=None if name == "repae_sit" else path)
+    stated = Unrecorded(latents_stats=None if name in {"repae_sit", "srdit"} else path)
     with torch.device("meta"):
         found = published_model({"ema": tensors}, True, Path("a.pt"), stated)
     assert found.model.config == config
-    shifts = {"rae_ditdh": (768 * 256 / 4096) ** 0.5, "raev2_ditig": 8.0}
+    shifts = {"rae_ditdh": (768 * 256 / 4096) ** 0.5, "raev2_ditig": 8.0, "srdit": 2**0.5}
     assert found.time_shift == pytest.approx(shifts.get(name, 1.0))
     if name == "repae_sit":
         assert (found.latents.scale[0], found.latents.bias[0], found.latents.vae) == (0.5, -0.5, None)
+    if name == "srdit":
+        assert (found.latents.scale, found.latents.bias, found.latents.vae) == ((0.3099,) * 32, (0.0,) * 32, None)
     if name == "lightningdit":
         assert (found.latents.scale[0], found.latents.bias[0]) == (0.5, -0.25)
 
