@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -48,6 +49,16 @@ class TrainConfig(Config):
             "decoder",
             "time_mean",
             "time_std",
+            "contrast_coeff",
+            "dispersive_coeff",
+            "dispersive_block",
+            "dispersive_temperature",
+            "self_coeff",
+            "self_blocks",
+            "self_offset",
+            "token_groups",
+            "separate_attention",
+            "term",
         )
     )
 
@@ -115,6 +126,44 @@ class TrainConfig(Config):
         "Weight of the cosine distance between predicted and true velocity, over the channels of each position "
         "(LightningDiT: 1).",
         0.0,
+    )
+    contrast_coeff: float = option(
+        OBJECTIVE,
+        "Weight with which the velocity is moved away from the target of another sample (contrastive flow matching: "
+        "0.05); 0 for none.",
+        0.0,
+    )
+    dispersive_coeff: float = option(
+        OBJECTIVE, "Weight of the dispersive loss of hidden tokens (published: 0.25); 0 for none.", 0.0
+    )
+    dispersive_block: int | None = option(
+        OBJECTIVE, "Block whose output the dispersive loss reads, counted from 1. Default: the last one.", None
+    )
+    dispersive_temperature: float = option(OBJECTIVE, "Temperature of the dispersive loss.", 1.0)
+    self_coeff: float = option(
+        OBJECTIVE,
+        "Weight of the self-alignment with the EMA of the model (SRA: 0.5); 0 for none.",
+        0.0,
+    )
+    self_blocks: str = option(
+        OBJECTIVE, "Blocks of student and teacher in the self-alignment, counted from 1; SRA with SiT-XL: 8,20.", "8,20"
+    )
+    self_offset: float = option(
+        OBJECTIVE, "The teacher's time is earlier by up to this much, drawn for each sample.", 0.2
+    )
+    token_groups: float | None = option(
+        OBJECTIVE,
+        "Fraction of the tokens of each sample that have a time of their own (dual time scheduling: 0.25). Default: "
+        "one time for all tokens.",
+        None,
+    )
+    separate_attention: bool = option(
+        OBJECTIVE, "In training, tokens attend only to those with the same time (requires --token-groups).", False
+    )
+    term: tuple[str, ...] = option(
+        OBJECTIVE,
+        "Term of the objective from an installed package, as NAME=WEIGHT; repeatable (docs/methods.md).",
+        (),
     )
     cls_coeff: float = option(
         OBJECTIVE,
@@ -332,6 +381,9 @@ class TrainConfig(Config):
             "cls_coeff",
             "cosine_coeff",
             "latents_eps",
+            "contrast_coeff",
+            "dispersive_coeff",
+            "self_coeff",
             "warmup_steps",
             "lr_constant_steps",
             "lr_final",
@@ -374,10 +426,32 @@ class TrainConfig(Config):
         self.require_no_repeats("tag")
         self.require(self.val_steps is None or self.val_fraction > 0, "val_steps", "requires --val-fraction")
         self._validate_projector()
+        self._validate_terms()
         self._validate_schedule()
         self.require(
             self.profile_steps is None or bool(self.profiled), "profile_steps", "expected FIRST:LAST, as 100:105"
         )
+
+    def _validate_terms(self) -> None:
+        """Raise ConfigError for terms that cannot work, or not together."""
+        self.require_at_least_1("dispersive_block")
+        self.require(self.dispersive_temperature > 0, "dispersive_temperature", "must be above 0")
+        self.require(0 <= self.self_offset <= 1, "self_offset", "expected a number from 0 to 1")
+        words = self.self_blocks.split(",")
+        self.require(len(words) == 2 and all(map(is_count, words)), "self_blocks", "expected two blocks, such as 8,20")
+        share = self.token_groups
+        self.require(share is None or 0 < share < 1, "token_groups", "expected a fraction between 0 and 1")
+        self.require(share is not None or not self.separate_attention, "separate_attention", "requires --token-groups")
+        self.require(not (share and self.cls_coeff), "token_groups", "cannot be combined with --cls-coeff")
+        self.require(
+            not (self.dispersive_coeff and self.microbatches > 1),
+            "microbatches",
+            "must be 1 with --dispersive-coeff, which compares all samples of a rank with each other",
+        )
+        self.require(not self.contrast_coeff or self.batch_size > 1, "contrast_coeff", "requires two samples per batch")
+        for each in self.term:
+            name, _, weight = each.partition("=")
+            self.require(bool(name) and _is_number(weight), "term", f"expected NAME=WEIGHT, found {each}")
 
     def _validate_projector(self) -> None:
         """Raise ConfigError for a projector that cannot work."""
@@ -409,6 +483,17 @@ class TrainConfig(Config):
         return range(int(first), int(last)) if is_count(first) and is_count(last) else range(0)
 
     @property
+    def self_aligned_blocks(self) -> tuple[int, int]:
+        """The blocks of student and teacher of `--self-blocks`."""
+        student, teacher = map(int, self.self_blocks.split(","))
+        return student, teacher
+
+    @property
+    def own_terms(self) -> dict[str, float]:
+        """The weights of the terms of `--term`, by name."""
+        return {name: float(weight) for name, _, weight in (each.partition("=") for each in self.term)}
+
+    @property
     def uses_ray(self) -> bool:
         """Whether the ranks run on Ray."""
         return uses_ray(self.ray, self.ray_address)
@@ -420,3 +505,10 @@ class TrainConfig(Config):
             return 0
         given = [steps for steps in (self.alignment_steps, self.proj_coeff_decay_steps) if steps is not None]
         return min(given, default=None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -47,8 +47,14 @@ class Interpolant:
         return Schedule(cosine, sine, -math.pi / 2 * sine, math.pi / 2 * cosine)
 
     def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the model's input x_t and its target, the velocity, at times t [B]; both [B, ...] like the data."""
-        alpha_t, sigma_t, d_alpha_t, d_sigma_t = self(t.reshape(-1, *[1] * (data.ndim - 1)))
+        """Return the model's input x_t and its target, the velocity; both [B, ...] like the data.
+
+        Args:
+            data: [B, ...].
+            noise: like the data.
+            t: times [B], or those of every element, which broadcast against the data.
+        """
+        alpha_t, sigma_t, d_alpha_t, d_sigma_t = self(t.reshape(-1, *[1] * (data.ndim - 1)) if t.ndim == 1 else t)
         return alpha_t * data + sigma_t * noise, d_alpha_t * data + d_sigma_t * noise
 
     def score(self, velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Training losses: `denoising_loss(...).mean() + proj_coeff * alignment_loss(...)` (REPA, arXiv 2410.06940)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy, mse_loss, normalize
+from torch.nn.functional import cosine_similarity, cross_entropy, mse_loss, normalize, smooth_l1_loss
 
 from ..errors import ConfigError
 
@@ -54,6 +55,47 @@ def contrastive_loss(velocity: Tensor, target: Tensor, partner: Tensor) -> Tenso
 def previous_samples(count: int, device: torch.device) -> Tensor:
     """Return the partners of SR-DiT (arXiv 2512.12386), [count] int64: the previous sample of each, cyclic."""
     return torch.arange(count, device=device).roll(1)
+
+
+def self_alignment_loss(student: Tensor, teacher: Tensor, kind: Literal["cos", "sml1", "l1", "l2"] = "cos") -> Tensor:
+    """Return SRA's distance between projected tokens of the student and tokens of the teacher (arXiv 2505.02831).
+
+    Args:
+        student: [B, N, D] of any floating dtype.
+        teacher: like the student.
+        kind: `cos`: 1 - cosine similarity of each channel over the tokens, as published (not of each token over the
+            channels); `sml1`: smooth L1 with beta 0.05; `l1` and `l2`: absolute and squared differences.
+
+    Returns:
+        For `cos`, [B, D] float32; for others, [B, N, D] float32.
+    """
+    student, teacher = student.float(), teacher.float()
+    if kind == "cos":
+        return 1 - (normalize(student, dim=1) * normalize(teacher, dim=1)).sum(dim=1)
+    if kind == "sml1":
+        return smooth_l1_loss(student, teacher, reduction="none", beta=0.05)
+    difference = student - teacher
+    return difference.abs() if kind == "l1" else difference.square()
+
+
+def dispersive_loss(hidden: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the dispersive loss, InfoNCE without positive pairs (arXiv 2506.09027).
+
+    The logarithm of the mean over all pairs of samples, each with itself included, of exp(-D / temperature), D being
+    the mean squared difference of their activations.
+
+    Args:
+        hidden: activations [B, ...] of any floating dtype.
+        temperature: above 0; 1 in the published torch code.
+
+    Returns:
+        A float32 scalar from -log B to 0.
+    """
+    vectors = hidden.float().flatten(1)
+    with torch.autocast(vectors.device.type, enabled=False):
+        distances = torch.pdist(vectors).square() / vectors.shape[1]
+    pairs = torch.cat([distances, distances, distances.new_zeros(len(vectors))])
+    return (pairs / -temperature).exp().mean().log()
 
 
 def mse_alignment_loss(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Protocol
+from collections.abc import Collection
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +46,10 @@ class DiffusionModel(nn.Module):
     """
 
     config: ModelConfig
-    taps: ClassVar[tuple[str, ...]] = ()  # what else the model can return
     blocks: nn.ModuleList  # sharded one by one
     projectors: nn.ModuleList  # frozen once alignment has ended
     guides_each_evaluation: ClassVar[bool] = False  # in sampling: see `guided`
+    heads: tuple[str, ...] = ()  # names of submodules that terms of the objective have added, which sampling leaves out
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +60,8 @@ class DiffusionModel(nn.Module):
         """Predict the velocity, like x_t, and the projected tokens; times are 0 at the data and 1 at the noise.
 
         Whatever a published model predicts, and in whatever direction its time runs, is converted here. A model with
-        `taps` also takes an argument of that name: what else to return, as a dict by name in a third value.
+        `taps` also takes an argument of that name: what else to return, as a dict by name in a third value. Nothing of
+        it is computed unless asked for.
         """
 
     def target(self, x_t: Tensor, velocity: Tensor, data: Tensor, t: Tensor) -> Tensor:
@@ -72,6 +74,17 @@ class DiffusionModel(nn.Module):
             t: times [B].
         """
         return velocity
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of what else the model can return."""
+        return ()
+
+    def hidden_states(
+        self, x_t: Tensor, t: Tensor, labels: Tensor, blocks: Collection[int], groups: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return the tokens after the given blocks, counted from 1, without running later ones: see `SiT`."""
+        raise NotImplementedError
 
     @property
     def state_shape(self) -> tuple[int, ...]:

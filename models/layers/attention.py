@@ -25,9 +25,17 @@ class Attention(nn.Module):
         self.k_norm = norm(self.head_width) if norm else nn.Identity()
         self.proj = linear(width, width)
 
-    def forward(self, tokens: Tensor, rotate: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return tokens [B, N, D]; `rotate` is applied to queries and keys."""
-        return self.attend(*self.heads(tokens), rotate)
+    def forward(
+        self, tokens: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return tokens [B, N, D].
+
+        Args:
+            tokens: [B, N, D].
+            rotate: is applied to queries and keys.
+            mask: bool [B, 1, N, N], true where a token attends to another; None for everywhere.
+        """
+        return self.attend(*self.heads(tokens), rotate, mask)
 
     def heads(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each [B, heads, N, head width]."""
@@ -37,12 +45,17 @@ class Attention(nn.Module):
         return query, key, value
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, rotate: Callable[[Tensor], Tensor] | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotate: Callable[[Tensor], Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the tokens [B, N, D] of queries, keys and values."""
+        """Return the tokens [B, N, D] of queries, keys and values; `rotate` and `mask` as in `forward`."""
         query, key = self.q_norm(query), self.k_norm(key)
         if rotate is not None:
             query, key = rotate(query), rotate(key)
-        mixed = scaled_dot_product_attention(query, key, value)
+        mixed = scaled_dot_product_attention(query, key, value, mask)
         result: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return result

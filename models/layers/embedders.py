@@ -49,7 +49,7 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
 
 
 class TimestepEmbedder(nn.Module):
-    """Time [B] to embedding [B, D]: cosines and sines of 128 frequencies from 1 down to 1/10,000, then an MLP."""
+    """Times [...] to embedding [..., D]: cosines and sines of 128 frequencies from 1 down to 1/10,000, then an MLP."""
 
     num_frequencies = 128
     max_period = 10_000.0
@@ -62,7 +62,7 @@ class TimestepEmbedder(nn.Module):
         """Embed times in `dtype`; the angles are always computed in float32."""
         steps = torch.arange(self.num_frequencies, dtype=torch.float32, device=t.device)
         frequencies = torch.exp(-math.log(self.max_period) * steps / self.num_frequencies)
-        angles = t.reshape(-1, 1) * frequencies
+        angles = t.unsqueeze(-1) * frequencies
         embedding: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype))
         return embedding
 

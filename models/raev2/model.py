@@ -6,7 +6,7 @@ Tensor names and shapes are those of the published checkpoints (github.com/nanov
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,6 @@ class RAEv2(DiffusionModel):
     """
 
     config: RAEv2Config
-    taps: ClassVar[tuple[str, ...]] = (BASE,)
 
     def __init__(self, config: RAEv2Config) -> None:
         super().__init__()
@@ -62,6 +61,11 @@ class RAEv2(DiffusionModel):
         self.final_layer = FinalLayer(wide, outputs)
         if config.repa_layer_depth:
             self.repa_projector = linear(narrow, config.z_dim)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The velocity of the base head."""
+        return (BASE,)
 
     @property
     def projectors(self) -> nn.ModuleList:  # type: ignore[override]

@@ -41,7 +41,7 @@ class EntangledSiT(ClassTokenModel, SiT):
         latents, cls_token = self.unpack(x_t)
         first = self.wg_norm(self.cls_projectors2(cls_token)).unsqueeze(1)
         tokens = torch.cat([first, self.x_embedder(latents)], dim=1) + self.pos_embed
-        return tokens, self.t_embedder(t, tokens.dtype) + self.y_embedder(labels)
+        return tokens, self._condition(t, labels, tokens.dtype)
 
     def _velocity(self, tokens: Tensor, condition: Tensor) -> Tensor:
         patches, cls_velocity = self.final_layer(tokens, condition)

@@ -20,10 +20,16 @@ class SiTBlock(nn.Module):
         self.mlp = Mlp(config.hidden_size, int(config.hidden_size * config.mlp_ratio))
         self.adaLN_modulation = modulation(config.hidden_size, 6)
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Return tokens [B, N, D], given tokens [B, N, D] and condition [B, D]."""
+    def forward(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return tokens [B, N, D].
+
+        Args:
+            tokens: [B, N, D].
+            condition: [B, D], or one per token [B, N, D].
+            mask: where tokens attend, bool [B, 1, N, N]; None for everywhere.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = chunks(self.adaLN_modulation, condition, 6)
-        attended: Tensor = self.attn(modulate(self.norm1(tokens), shift1, scale1))
+        attended: Tensor = self.attn(modulate(self.norm1(tokens), shift1, scale1), mask=mask)
         tokens = tokens + gate1 * attended
         mapped: Tensor = self.mlp(modulate(self.norm2(tokens), shift2, scale2))
         return tokens + gate2 * mapped
@@ -40,7 +46,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = modulation(width, 2)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Return patches [B, N, patch_size ** 2 * C], given tokens [B, N, D] and condition [B, D]."""
+        """Return patches [B, N, patch_size ** 2 * C], given tokens [B, N, D] and condition [B, D] or [B, N, D]."""
         patches: Tensor = self.linear(self.modulated(tokens, condition))
         return patches
 

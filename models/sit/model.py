@@ -6,6 +6,7 @@ so checkpoints load strictly in both directions. The model draws no random numbe
 """
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,30 +38,54 @@ class SiT(DiffusionModel):
         self.projectors = nn.ModuleList(make_projector(config, z_dim) for z_dim in config.z_dims)
         self.final_layer = FinalLayer(config)
 
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor, project: bool = True) -> tuple[Tensor, list[Tensor]]:
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """`block_N`: the tokens [B, N, D] after block N, counted from 1."""
+        return tuple(map(block_tap, range(1, self.config.depth + 1)))
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        project: bool = True,
+        *,
+        taps: Collection[str] = (),
+        groups: Tensor | None = None,
+    ) -> tuple[Any, ...]:
         """Predict the velocity, and the encoders' patch tokens from the output of block `encoder_depth`.
 
         Args:
             x_t: noisy latents [B, C, H, W], in the dtype of the weights (or under autocast).
-            t: time [B], 0 at the data and 1 at the noise.
+            t: time [B], 0 at the data and 1 at the noise; or one per token, [B, N].
             labels: [B] int64; `config.null_label` for no class.
             project: False to skip the projectors; the list is then empty.
+            taps: what else to return, of `self.taps`.
+            groups: [B, N] int64; tokens attend to those of their own group only. None: to all.
 
         Returns:
-            The velocity [B, C, H, W], and one tensor [B, N, z_dim] per entry of `config.z_dims`.
+            The velocity [B, C, H, W], and one tensor [B, N, z_dim] per entry of `config.z_dims`; with `taps`, a dict of
+            these as well.
         """
         tokens, condition = self._embed(x_t, t, labels)
+        mask = _mask(groups)
         projected: list[Tensor] = []
+        tapped: dict[str, Tensor] = {}
         for number, block in enumerate(self.blocks, start=1):
-            tokens = self._run(block, tokens, condition)
+            tokens = self._run(block, tokens, condition, *mask)
             if project and number == self.config.encoder_depth:
                 projected = [project_tokens(tokens) for project_tokens in self.projectors]
-        return self._velocity(tokens, condition), projected
+            if block_tap(number) in taps:
+                tapped[block_tap(number)] = tokens
+        velocity = self._velocity(tokens, condition)
+        return (velocity, projected, tapped) if taps else (velocity, projected)
 
-    def hidden_states(self, x_t: Tensor, t: Tensor, labels: Tensor, blocks: Collection[int]) -> list[Tensor]:
+    def hidden_states(
+        self, x_t: Tensor, t: Tensor, labels: Tensor, blocks: Collection[int], groups: Tensor | None = None
+    ) -> list[Tensor]:
         """Return the output tokens [B, N, D] of the given blocks, counted from 1, in the model's order.
 
-        Later blocks are not run.
+        Later blocks are not run. Times and groups are those of `forward`.
 
         Raises:
             ConfigError: `blocks` is empty or holds a number that is not a block.
@@ -69,19 +94,33 @@ class SiT(DiffusionModel):
         if not blocks or not all(1 <= number <= depth for number in blocks):
             raise ConfigError(f"blocks {list(blocks)}: expected numbers from 1 to {depth}, the model's depth")
         tokens, condition = self._embed(x_t, t, labels)
-        states = []
+        mask, states = _mask(groups), []
         for number, block in enumerate(self.blocks[: max(blocks)], start=1):
-            tokens = self._run(block, tokens, condition)
+            tokens = self._run(block, tokens, condition, *mask)
             if number in blocks:
                 states.append(tokens)
         return states
 
     def _embed(self, x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.x_embedder(x_t) + self.pos_embed
-        return tokens, self.t_embedder(t, tokens.dtype) + self.y_embedder(labels)
+        return tokens, self._condition(t, labels, tokens.dtype)
+
+    def _condition(self, t: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        times, classes = self.t_embedder(t, dtype), self.y_embedder(labels)
+        return times + (classes if t.ndim == 1 else classes.unsqueeze(1))
 
     def _velocity(self, tokens: Tensor, condition: Tensor) -> Tensor:
         return unpatchify(self.final_layer(tokens, condition), self.config.patch_size)
+
+
+def _mask(groups: Tensor | None) -> list[Tensor]:
+    """Return the argument of blocks whose tokens attend to their own group [B, N]; none without groups."""
+    return [] if groups is None else [(groups.unsqueeze(1) == groups.unsqueeze(2)).unsqueeze(1)]
+
+
+def block_tap(number: int) -> str:
+    """Return the name of the tap of a block, counted from 1."""
+    return f"block_{number}"
 
 
 def drop_labels(labels: Tensor, drop_mask: Tensor, num_classes: int) -> Tensor:

@@ -5,7 +5,7 @@ A checkpoint is a `torch.save` of plain values and tensors:
 state dicts with the published names, `random_streams` is the version of the random streams (`runtime/seeds.py`; absent
 means 1), `sit` is the SiTConfig (of a DiT-DH, `dit_dh` is its config instead), `store` describes what the run was
 trained from (scale, bias, VAE, fingerprints). With token latents, `latents` holds their statistics, `{"mean", "var",
-"eps"}`.
+"eps"}`. `heads` are names of modules in the model that terms of the objective have trained, which sampling leaves out.
 Finding one imports no torch, reading one does.
 """
 
@@ -313,7 +313,7 @@ def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> Train
     stated.require_none(path, header.config.path_type)
     model = make_model(header.model)
     try:
-        load_sit_state(model, tensors_under(values, "ema" if ema else "model", path))
+        load_sit_state(model, _without_heads(tensors_under(values, "ema" if ema else "model", path), values, path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     normalization = None
@@ -321,6 +321,12 @@ def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> Train
         shape = (header.model.in_channels, header.model.input_size, header.model.input_size)
         normalization = read_normalization(values.get("latents"), shape, path)
     return TrainedModel(model.eval(), header.store, header.config, header.steps, normalization)
+
+
+def _without_heads(weights: Mapping[str, Tensor], values: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the tensors without those of the heads that terms of the objective have trained."""
+    heads = structure(values.get("heads", []), list[str], f"{path}: heads", CheckpointError)
+    return {name: value for name, value in weights.items() if name.split(".")[0] not in heads}
 
 
 def _published(values: dict[str, Any], ema: bool, path: Path, stated: Unrecorded) -> TrainedModel:

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 PATH_TYPES = ("linear", "cosine")
 _ADVICE = "Expected a checkpoint of REPA, iREPA, REG, REPA-E, LightningDiT, RAE, RAEv2, JiT, SR-DiT or repa-pipe"
+_SRA_HEAD = "ap_head."  # of its training
 _BATCH_NORM = "bn."  # REPA-E's, of the latents
 _SHIFT_BASE = 4096  # numbers per latent for which RAE, RAEv2 and SR-DiT shift no times
 _ORIGINAL_PATH_TYPES = ("Linear", "GVP", "VP")  # names in the options of the original SiT code
@@ -130,6 +131,7 @@ def published_model(values: Mapping[str, Any], ema: bool, path: Path, stated: Un
     args = _args(values)
     try:
         weights = find_weights(values, ema)
+        weights = {name: value for name, value in weights.items() if not name.startswith(_SRA_HEAD)}
         batch_norm = {name: weights.pop(name) for name in list(weights) if name.startswith(_BATCH_NORM)}
         config = infer_config(weights, args.get("encoder_depth"), args.get("num_classes"))
         model = make_model(_as_trained(config, args))

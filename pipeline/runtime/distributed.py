@@ -56,6 +56,16 @@ class DistributedContext:
             distributed.all_reduce(values)
         return values / self.world_size
 
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the rows of all ranks, in their order, on every rank; each passes the same number of rows."""
+        if self.world_size == 1:
+            return values
+        from torch import distributed
+
+        gathered = values.new_empty((self.world_size * len(values), *values.shape[1:]))
+        distributed.all_gather_into_tensor(gathered, values.contiguous())
+        return gathered
+
     def any(self, here: bool, device: torch.device) -> bool:
         """Return whether `here` is true on any rank; waits for all of them."""
         if self.world_size == 1:

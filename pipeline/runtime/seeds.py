@@ -33,6 +33,10 @@ class Stream(IntEnum):
     IMAGE = 3  # initial noise, then the noise of each SDE step
     LABEL = 4
     WEIGHTS = 5  # initial weights of a model
+    # of the terms of the objective and of times per token, one each, so that none changes the draws of another
+    TEACHER = 6
+    PARTNER = 7
+    TOKEN_TIMES = 8
     ROUTING = 9  # tokens and paths that SR-DiT drops
 
 

@@ -19,14 +19,15 @@ from ...models.diffusion_model import DiffusionModel
 
 def shard_model(model: DiffusionModel) -> None:
     """Shard the weights of every block across ranks; they are gathered only while the block is computed."""
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     with warnings.catch_warnings():
         # about in-place operations, which the loss does not use
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-        for block in model.blocks:
+        for block in (*model.blocks, *(model.get_submodule(name) for name in model.heads)):
             fully_shard(block)
         fully_shard(model)
+    register_fsdp_forward_method(model, "hidden_states")
 
 
 def data_parallel(objective: nn.Module, model: DiffusionModel, world_size: int) -> nn.Module:

@@ -197,9 +197,13 @@ def _reading(config: TrainConfig, ranks: DistributedContext) -> dict[str, Any]:
 
 
 def build_model(config: TrainConfig, store: Store) -> DiffusionModel:
-    """Build the model with random weights, for the shapes and labels in the store."""
+    """Build the model with random weights, for the shapes and labels in the store, with the heads of its terms."""
+    from .terms.registry import attach_heads
+
     _require_classes(config, store)
-    return make_model(model_config(config, store))
+    model = make_model(model_config(config, store))
+    attach_heads(config, model)
+    return model
 
 
 def store_metadata(config: TrainConfig, store: Store, order: OrderName | None = None) -> StoreMetadata:

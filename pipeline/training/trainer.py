@@ -55,6 +55,7 @@ from .resuming import load_same_checkpoint
 from .schedule import learning_rate
 from .session import SessionRecorder
 from .setup import build_model, open_dataset, store_metadata
+from .terms.term import TermContext
 from .utilization import mfu_per_image_rate
 from .validation import Validation
 
@@ -94,7 +95,9 @@ class Trainer:
         self._is_unsaved = False  # whether the error is that there is no checkpoint of this step
         if device.type == "cuda" if config.compile is None else config.compile:
             self.model.compile()
-        self.objective = make_objective(self.model, config, store, self.metadata, self.streams).to(device)
+        self.objective = make_objective(
+            TermContext(config, store, self.model, self.streams), self.metadata, self.ema.model
+        ).to(device)
         self.nonfinite = NonFiniteGuard(device, self.objective.names, self.scaler.is_enabled())
         self._call = data_parallel(self.objective, self.model, ranks.world_size)
         self._open_validation()
@@ -377,5 +380,6 @@ class Trainer:
             "config": self.config.as_json(),
             key_of(self.model.config): self.model.config.to_dict(),
             "store": self.metadata.as_json(),
+            **({"heads": list(self.model.heads)} if self.model.heads else {}),
             **self.objective.space.checkpoint(),
         }

@@ -20,6 +20,7 @@ from ..runtime.distributed import DistributedContext
 from ..runtime.seeds import VALIDATION_STEPS, RandomStreams
 from .objective import make_objective
 from .setup import open_held_out
+from .terms.term import TermContext
 
 PREFIX = "val_"
 
@@ -51,7 +52,7 @@ class Validation:
     ) -> None:
         self._config, self._ranks, self._device = config, ranks, device
         self._dataset = open_held_out(config, store, ranks, metadata.order)
-        self._objective = make_objective(model, config, store, metadata, streams).to(device)
+        self._objective = make_objective(TermContext(config, store, model, streams), metadata, model).to(device)
         self.names = tuple(f"{PREFIX}{name}" for name in self._objective.names[1:])
 
     @torch.no_grad()

@@ -15,7 +15,11 @@ class BaseHeadTerm(Term):
     """Mean over samples of the denoising loss of the base head, with the published weight of 1."""
 
     metric: ClassVar[str] = "base_loss"
-    taps: ClassVar[tuple[str, ...]] = (BASE,)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The velocity of the base head."""
+        return (BASE,)
 
     def loss(self, output: ModelOutput, prepared: Prepared) -> Tensor:
         """Return the mean over the samples."""

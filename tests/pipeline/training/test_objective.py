@@ -72,7 +72,7 @@ def with_extra_term(trainer):
     config = trainer.config
     terms = [DenoisingTerm(trainer.model), AlignmentTerm(config, trainer.store), VelocityNorm(config.seed)]
     space = make_space(config, trainer.store, trainer.metadata)
-    return Objective(trainer.model, config, space, trainer.streams, terms)
+    return Objective(trainer.model, config, space, trainer.streams, terms, trainer.ema.model)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,8 @@ def assert_same_inputs(one, other, terms):
     """Assert that two inputs have the same batch and draws, and their first terms the same keys and weights."""
     for field in dataclasses.fields(one):
         if field.name not in ("terms", "weights", "routing"):
-            assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
+            values = getattr(one, field.name), getattr(other, field.name)
+            assert values == (None, None) or torch.equal(*values), field.name
     for i in range(terms):
         assert one.terms[i].keys() == other.terms[i].keys()
     assert one.weights[:terms] == other.weights[:terms]
@@ -182,9 +183,11 @@ def test_the_rows_of_ranks_together_are_those_of_one_rank(trainer_of):
 
 
 def test_a_run_trains_with_a_term_of_a_user(config_of, monkeypatch):
-    def make_objective(model, config, store, metadata, streams):
-        terms = [DenoisingTerm(model), AlignmentTerm(config, store), VelocityNorm(config.seed)]
-        return Objective(model, config, make_space(config, store, metadata), streams, terms)
+    def make_objective(context, metadata, teacher):
+        config = context.config
+        terms = [DenoisingTerm(context.model), AlignmentTerm(config, context.store), VelocityNorm(config.seed)]
+        space = make_space(context.config, context.store, metadata)
+        return Objective(context.model, context.config, space, context.streams, terms, teacher)
 
     monkeypatch.setattr(trainer_module, "make_objective", make_objective)
     result = train.run(config_of(max_train_steps=3, log_steps=1, microbatches=2, learning_rate=1e-2))
