@@ -26,7 +26,8 @@ def token_groups(uniform: Tensor, shares: Sequence[float], full: Tensor | None =
 
 def times_of(groups: Tensor, group_times: Tensor) -> Tensor:
     """Return the time of every token [B, N], given its group [B, N] and the times of the groups [G, B]."""
-    return group_times.T.gather(1, groups)
+    times: Tensor = group_times.T.gather(1, groups)
+    return times
 
 
 def over_pixels(token_times: Tensor, size: int) -> Tensor:
@@ -34,4 +35,5 @@ def over_pixels(token_times: Tensor, size: int) -> Tensor:
     side = round(token_times.shape[1] ** 0.5)
     grid = token_times.unflatten(1, (1, side, side))
     patch = size // side
-    return grid.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
+    times: Tensor = grid.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
+    return times

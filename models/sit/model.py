@@ -107,7 +107,8 @@ class SiT(DiffusionModel):
 
     def _condition(self, t: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         times, classes = self.t_embedder(t, dtype), self.y_embedder(labels)
-        return times + (classes if t.ndim == 1 else classes.unsqueeze(1))
+        condition: Tensor = times + (classes if t.ndim == 1 else classes.unsqueeze(1))
+        return condition
 
     def _velocity(self, tokens: Tensor, condition: Tensor) -> Tensor:
         return unpatchify(self.final_layer(tokens, condition), self.config.patch_size)

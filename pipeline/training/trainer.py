@@ -37,7 +37,7 @@ from ..runtime.seeds import RandomStreams
 from .agreement import Agreement
 from .monitor import TrainingMonitor
 from .nonfinite import NonFiniteGuard, stop_run
-from .objective import Inputs, make_objective
+from .objective import make_objective
 from .optimizer_state import load_optimizers, load_scaler, states_of
 from .optimizers import make_optimizers
 from .parallel import (
@@ -55,7 +55,7 @@ from .resuming import load_same_checkpoint
 from .schedule import learning_rate
 from .session import SessionRecorder
 from .setup import build_model, open_dataset, store_metadata
-from .terms.term import TermContext
+from .terms.term import Inputs, TermContext
 from .utilization import mfu_per_image_rate
 from .validation import Validation
 

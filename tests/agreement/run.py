@@ -16,6 +16,8 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import cfm
+import dispersive
 import irepa_jit
 import irepa_ldm
 import lightningdit
@@ -25,11 +27,15 @@ import raev2_ditig
 import raev2_layers
 import reg
 import repae_sit
+import sra
+import sra_dts_as
 import srdit
 import torch
 from case import MOVES, VALUES, Case, relative_error, relative_error_by_column
 
 METHODS: tuple[ModuleType, ...] = (
+    cfm,
+    dispersive,
     irepa_jit,
     irepa_ldm,
     lightningdit,
@@ -39,6 +45,8 @@ METHODS: tuple[ModuleType, ...] = (
     raev2_layers,
     reg,
     repae_sit,
+    sra,
+    sra_dts_as,
     srdit,
 )
 TABLE = re.compile(r".*gradnorm")  # recorded tables with a column per loss

@@ -10,6 +10,8 @@ import pytest
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 FILES = [
+    "cfm",
+    "dispersive",
     "irepa_jit",
     "irepa_ldm",
     "lightningdit",
@@ -19,6 +21,8 @@ FILES = [
     "raev2_layers",
     "reg",
     "repae_sit",
+    "sra",
+    "sra_dts_as",
     "srdit",
 ]
 spec = importlib.util.spec_from_file_location("agreement_run", Path(__file__).with_name("run.py"))

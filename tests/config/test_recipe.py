@@ -25,7 +25,9 @@ def recipe_file(tmp_path):
 
 
 def test_the_published_methods_are_shipped():
-    assert recipe_names() == ["irepa", "irepa-jit", "lightningdit", "rae-dit-dh", "raev2", "reg", "repa", "repa-e"]
+    names = "cfm dispersive irepa irepa-jit lightningdit rae-dit-dh raev2 reg "
+    names += "repa repa-e sr-dit sra sra-dts-as"
+    assert recipe_names() == names.split()
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -10,6 +10,7 @@ from ....errors import ConfigError, first_line
 from ....models.class_token import ClassTokenModel
 from ....models.diffusion_model import DiffusionModel
 from ....models.raev2.model import BASE
+from ....models.sit import EntangledSiT, SiT
 from .alignment import AlignmentTerm
 from .base_head import BaseHeadTerm
 from .class_token import ClassTokenTerm
@@ -39,15 +40,30 @@ def make_terms(context: TermContext) -> list[Term]:
         terms.append(DispersiveTerm(context))
     if config.self_coeff:
         terms.append(SelfAlignmentTerm(context))
+    if config.token_groups:
+        is_plain = isinstance(model, SiT) and not isinstance(model, EntangledSiT)
+        config.require(is_plain, "token_groups", f"does not apply to {config.model}: expected a SiT")
     for name, coefficient in config.own_terms.items():
         term: Term = user_term(name)(context)  # type: ignore[call-arg]
         term.coefficient = coefficient
         terms.append(term)
+    for term in terms:
+        missing = [tap for tap in term.taps if tap not in model.taps]
+        if missing:
+            raise ConfigError(
+                f"the term of {term.metric} reads {missing[0]} of the model, which {config.model} does not offer: "
+                f"{', '.join(model.taps) or 'it offers nothing'}"
+            )
     return terms
 
 
 def attach_heads(config: TrainConfig, model: DiffusionModel) -> None:
     """Give a model the heads that the terms of a config train."""
+    config.require(
+        not config.self_coeff or isinstance(model, SiT),
+        "self_coeff",
+        f"does not apply to {config.model}: expected a SiT",
+    )
     kinds: list[type[Term]] = [SelfAlignmentTerm] * bool(config.self_coeff) + [*map(user_term, config.own_terms)]
     for kind in kinds:
         for name, head in kind.heads(config, model).items():

@@ -33,6 +33,10 @@ class SelfAlignmentTerm(Term):
         self._config, self._streams = context.config, context.streams
         self._head = context.model.get_submodule(SELF_HEAD)
         self._student, self._teacher = context.config.self_aligned_blocks
+        depth = len(context.model.blocks)
+        context.config.require(
+            max(self._student, self._teacher) <= depth, "self_blocks", f"expected blocks from 1 to {depth}"
+        )
 
     @classmethod
     def heads(cls, config: TrainConfig, model: DiffusionModel) -> dict[str, nn.Module]:
