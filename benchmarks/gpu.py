@@ -48,7 +48,7 @@ class Part:
 
 
 PARTS = [
-    Part("tests", 3, "-m pytest -q -k cuda {tests}", "-m pytest -q -k cuda {tests}/metrics/test_cuda.py"),
+    Part("tests", 2, "-m pytest -q -k cuda {tests}", "-m pytest -q -k cuda {tests}/metrics/test_cuda.py"),
     Part(
         "step",
         9,
@@ -57,13 +57,13 @@ PARTS = [
     ),
     Part(
         "step, float8",
-        6,
+        5,
         "{here}/step.py --model SiT-XL/2 --float8 --batch-size 128 --peak-tflops {peak} --out OUT",
         "",  # torchao is not among the development tools
     ),
     Part(
         "loss, float8",
-        4,
+        3,
         "{here}/step.py --model SiT-S/2 --float8 --loss-steps 2000 --batch-size 128 --rounds 1 --out OUT",
         "",
     ),
@@ -72,6 +72,13 @@ PARTS = [
         4,
         "{here}/step.py --model SiT-B/2 --encoder dinov2-vit-g --batch-size 128 --samples 2048 --out OUT",
         "",  # a billion weights are too many for a CPU
+    ),
+    Part(
+        "tokens as latents",
+        3,
+        "{here}/cached_vs_online.py --token-latents dinov2reg-vit-b@norm=plain --model DiT-DH-XL --random-weights "
+        "--images 64 --batch-size 16 --steps 12 --out OUT",
+        "{here}/cached_vs_online.py --token-latents efficientnet-lite0 --steps 3 --images 4 --batch-size 1 --out OUT",
     ),
     Part(
         "sample",
