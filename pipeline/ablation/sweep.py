@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...config import Config, EvaluateConfig, SampleConfig, TrainConfig
+from ...config import Config, EvaluateConfig, SampleConfig, TrainConfig, read_recipe
 from ...converter import read_toml, shown, structure
 from ...errors import ConfigError
 
@@ -17,6 +17,8 @@ _RAY = {"ray", "ray_workers", "ray_address", "actors"}
 _NOT_TRAINING = {"store", "output_dir"} | _RAY
 _NOT_SAMPLING = {"checkpoint", "out", "png_folder"} | _RAY
 _NOT_EVALUATION = {"samples", "out", "source_kind"}  # a plug-in is code: no file can start it
+
+RECIPE = "recipe"  # of an entry of [[runs]]: its settings come before those of [train]
 
 Values = dict[str, Any]
 C = TypeVar("C", bound=Config)
@@ -98,9 +100,20 @@ def _runs(path: Path, tables: _Tables, store: str, out: Path) -> list[TrainConfi
         where = f"{path}, run {shown(name, 200)[1:-1]}"
         if name in runs:
             raise ConfigError(f"{where} occurs twice: change its settings, or give it another exp_name")
-        values = {"group": path.stem} | tables.train | entry | chosen | {"exp_name": name}
+        own = {key: value for key, value in entry.items() if key != RECIPE}
+        values = {"group": path.stem} | _recipe(entry, where) | tables.train | own | chosen | {"exp_name": name}
         runs[name] = _config(TrainConfig, values, where, _NOT_TRAINING, store=store, output_dir=str(out))
     return list(runs.values())
+
+
+def _recipe(entry: Values, where: str) -> Values:
+    """Return the settings of the recipe that a run names, if any."""
+    name = entry.get(RECIPE)
+    if name is None:
+        return {}
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: recipe is {shown(name)}: expected the name of a recipe, or a .toml file")
+    return read_recipe(name).settings
 
 
 def run_name(entry: Mapping[str, Any], combination: Mapping[str, Any]) -> str:

@@ -1,11 +1,15 @@
 """Reading sweep files, and the errors for files that cannot work."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from repa_pipe.errors import ConfigError
+from repa_pipe.pipeline import train
 from repa_pipe.pipeline.ablation.sweep import Resources, read_sweep
+from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -44,6 +48,46 @@ def test_runs_combine_with_a_grid_and_override_shared_settings(read):
     ]
     assert [run.model for run in sweep.runs[:2]] == ["SiT-B/2", "SiT-L/2"]
     assert sweep.runs[0].spatial_norm == 1.0
+
+
+METHODS = Path(__file__).parents[3] / "runs" / "sweeps" / "methods.toml"
+
+
+def test_runs_begin_with_a_recipe_that_the_file_overrides(read):
+    sweep = read('[train]\nbatch_size = 8\n[[runs]]\nrecipe = "reg"\n[[runs]]\nrecipe = "irepa"\nspatial_norm = 0.5\n')
+    assert [run.exp_name for run in sweep.runs] == ["recipe=reg", "recipe=irepa,spatial_norm=0.5"]
+    assert [(run.cls_coeff, run.projector, run.spatial_norm) for run in sweep.runs] == [
+        (0.03, "mlp", None),
+        (0.0, "conv", 0.5),
+    ]
+    assert {run.batch_size for run in sweep.runs} == {8}
+    for text, message in (("5", "recipe is 5: expected the name"), ('"sit"', "--recipe is 'sit': expected one of cfm")):
+        with pytest.raises(ConfigError, match=message):
+            read(f"[[runs]]\nrecipe = {text}\n")
+
+
+def test_the_sweep_of_methods_has_ten_runs_of_one_size():
+    sweep = read_sweep(METHODS, "a store", Path("out"))
+    assert len(sweep.runs) == 10
+    assert {(run.model, run.batch_size, run.encoder_depth, run.flip) for run in sweep.runs} == {
+        ("SiT-B/2", 256, 4, False)
+    }
+    terms = ("proj_coeff", "cls_coeff", "contrast_coeff", "dispersive_coeff", "self_coeff", "token_groups")
+    terms += ("alignment_loss", "alignment_steps", "spatial_norm")
+    assert len({tuple(getattr(run, term) for term in terms) for run in sweep.runs}) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
+def test_every_method_of_the_sweep_trains_on_one_store(make_store, tmp_path, number):
+    path, _ = make_store()
+    run = read_sweep(METHODS, str(path), tmp_path).runs[number]
+    blocks = "1,3" if run.self_coeff else run.self_blocks
+    steps = 1 if run.alignment_steps else None
+    small = {"model": "SiT-T/2", "encoder_depth": 2, "projector_embed_dims": 32, "batch_size": 8, "max_train_steps": 2}
+    small |= {"self_blocks": blocks, "alignment_steps": steps, "log_steps": 1, "device": "cpu", "report_to": "none"}
+    result = train.run(replace(run, **small, mixed_precision="fp32"))
+    assert all(row["loss"] == row["loss"] for row in read_metrics(RunFolder(Path(result.run))))
 
 
 def test_all_runs_are_sampled_and_evaluated_alike(read):
