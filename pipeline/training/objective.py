@@ -32,6 +32,7 @@ from ..spaces.moments import MomentsSpace
 from ..spaces.space import Space
 from ..spaces.tokens import token_space
 from .model_config import LEGACY_DROPOUT, group_of_latents
+from .parallel import reshard
 from .routing import draw_routing
 from .terms.registry import make_terms
 from .terms.term import Inputs, ModelOutput, TeacherCall, Term, TermContext
@@ -179,6 +180,7 @@ class Objective(nn.Module):
         numbers = sorted(blocks)
         x_t, _ = self._path(data, noise, call.times)
         states = self._teacher[0].hidden_states(x_t, call.times, call.labels, numbers, call.groups)
+        reshard(self._teacher[0])
         return {block_tap(number): state for number, state in zip(numbers, states, strict=True)}
 
     def state(self, inputs: Inputs) -> tuple[Tensor, Tensor]:

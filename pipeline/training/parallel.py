@@ -30,6 +30,12 @@ def shard_model(model: DiffusionModel) -> None:
     register_fsdp_forward_method(model, "hidden_states")
 
 
+def reshard(model: DiffusionModel) -> None:
+    """Shard the weights again that FSDP2 keeps gathered after a forward pass, those outside of the blocks."""
+    if hasattr(model, "reshard"):
+        cast(Any, model).reshard()
+
+
 def data_parallel(objective: nn.Module, model: DiffusionModel, world_size: int) -> nn.Module:
     """Return the objective with gradients averaged over ranks; a sharded model averages them itself."""
     if world_size == 1 or is_sharded(model):

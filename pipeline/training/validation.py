@@ -19,6 +19,7 @@ from ..runtime.device import DTYPES
 from ..runtime.distributed import DistributedContext
 from ..runtime.seeds import VALIDATION_STEPS, RandomStreams
 from .objective import make_objective
+from .parallel import reshard
 from .setup import open_held_out
 from .terms.term import TermContext
 
@@ -50,7 +51,7 @@ class Validation:
         device: torch.device,
         streams: RandomStreams,
     ) -> None:
-        self._config, self._ranks, self._device = config, ranks, device
+        self._config, self._ranks, self._device, self._model = config, ranks, device, model
         self._dataset = open_held_out(config, store, ranks, metadata.order)
         self._objective = make_objective(TermContext(config, store, model, streams), metadata, model).to(device)
         self.names = tuple(f"{PREFIX}{name}" for name in self._objective.names[1:])
@@ -80,5 +81,6 @@ class Validation:
                 precision = self._config.mixed_precision
                 with torch.autocast(self._device.type, DTYPES[str(precision)], precision != "fp32"):
                     total += self._objective(inputs.rows(slice(start, start + size)))[1:]
+        reshard(self._model)
         means = self._ranks.mean(total / (batches * self._config.microbatches))
         return dict(zip(self.names, means.tolist(), strict=True))

@@ -42,6 +42,34 @@ def test_two_ranks_agree_with_one(config_of, options, weights_of):
         assert all(row[name] == pytest.approx(same[name], rel=1e-3, abs=1e-4) for name in ("loss", "alignment_loss"))
 
 
+METHODS = {
+    "contrast": {"contrast_coeff": 0.05, "microbatches": 2},
+    "self": {"self_coeff": 0.5, "self_blocks": "2,4", "token_groups": 0.25, "separate_attention": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_agree_on_one_and_two_ranks(config_of, weights_of, method, fsdp):
+    one = train.run(config_of(exp_name="one", **METHODS[method]))
+    two = on_two_ranks(config_of(exp_name="two", fsdp=fsdp, **METHODS[method]))
+    assert_close_weights(weights_of(one), weights_of(two))
+    metric = {"contrast": "contrastive_loss", "self": "self_alignment_loss"}[method]
+    for row, same in zip(read_metrics(RunFolder(Path(one.run))), read_metrics(RunFolder(Path(two.run))), strict=True):
+        assert row[metric] == pytest.approx(same[metric], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_sharded_ranks_validate_as_one_rank_does(config_of, weights_of):
+    options = {"val_fraction": 0.3, "val_steps": 2}
+    one = train.run(config_of(exp_name="one", **options))
+    two = on_two_ranks(config_of(exp_name="two", fsdp=True, **options))
+    assert_close_weights(weights_of(one), weights_of(two))
+    for row, same in zip(read_metrics(RunFolder(Path(one.run))), read_metrics(RunFolder(Path(two.run))), strict=True):
+        assert row["val_denoising_loss"] == pytest.approx(same["val_denoising_loss"], rel=1e-3)
+
+
 @pytest.mark.slow
 def test_sharded_ranks_agree_with_one_rank_which_can_resume_their_run(config_of, weights_of):
     options = {"alignment_steps": 4, "microbatches": 2}
