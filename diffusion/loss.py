@@ -5,7 +5,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy, mse_loss, normalize, smooth_l1_loss
+from torch.nn.functional import (
+    cosine_similarity,
+    cross_entropy,
+    log_softmax,
+    mse_loss,
+    normalize,
+    smooth_l1_loss,
+    softmax,
+)
 
 from ..errors import ConfigError
 
@@ -96,6 +104,35 @@ def dispersive_loss(hidden: Tensor, temperature: float = 1.0) -> Tensor:
         distances = torch.pdist(vectors).square() / vectors.shape[1]
     pairs = torch.cat([distances, distances, distances.new_zeros(len(vectors))])
     return (pairs / -temperature).exp().mean().log()
+
+
+def attention_loss(student_logits: Sequence[Tensor], teacher_logits: Sequence[Tensor]) -> Tensor:
+    """Return HASTE's loss between attention maps: their cross-entropy, averaged over blocks (arXiv 2505.16792).
+
+    A cross-entropy is not 0 for equal maps; it is then the entropy of the teacher's.
+
+    Args:
+        student_logits: per block [B, heads, queries, keys], of any floating dtype.
+        teacher_logits: those of the encoder, in the same order and shapes. They hold patch tokens only: a map is a
+            softmax over patches, without the class token.
+
+    Returns:
+        A float32 scalar, the mean over blocks, samples, heads and queries, computed in float32.
+
+    Raises:
+        ConfigError: the number of blocks or the shapes differ.
+    """
+    found, expected = [list(each.shape) for each in student_logits], [list(each.shape) for each in teacher_logits]
+    if found != expected or not found:
+        raise ConfigError(
+            f"the model's attention logits have shapes {found}; expected those of the encoder, {expected}, and at "
+            "least one block. Both need the same blocks, heads and patch tokens"
+        )
+    losses = [
+        -(softmax(theirs.float(), dim=-1) * log_softmax(ours.float(), dim=-1)).sum(dim=-1).mean()
+        for ours, theirs in zip(student_logits, teacher_logits, strict=True)
+    ]
+    return torch.stack(losses).mean()
 
 
 def mse_alignment_loss(projected: Sequence[Tensor], patch_tokens: Sequence[Tensor]) -> Tensor:

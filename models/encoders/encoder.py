@@ -163,7 +163,7 @@ class Encoder:
         """Return the feature map [B, D, h, w] and prefix tokens [B, P, D] of the selected block or stage."""
         options: dict[str, Any] = {
             "indices": self._indices,
-            "norm": self._entry.final_norm,
+            "norm": self._entry.final_norm and not self._choice.no_norm,
             "stop_early": True,
             "intermediates_only": True,
         }
@@ -235,7 +235,7 @@ def _describe_block(entry: EncoderEntry, choice: TokenChoice) -> str:
     """Return the fingerprint's description of the block or feature map. Its wording must not change."""
     if choice.block is None:
         return f"feature map {entry.stage}, one vector in {entry.patch}x{entry.patch} pixels"
-    norm = "after the final norm" if entry.final_norm else "before the final norm"
+    norm = "after the final norm" if entry.final_norm and not choice.no_norm else "before the final norm"
     if choice.plain_norm:
         norm = f"{norm} without weight and bias"
     if choice.layers:

@@ -28,6 +28,8 @@ class EncoderEntry:
         final_norm: whether tokens are taken after the final norm.
         layer_rule: how RAEv2 combines several layers: their mean, for DINOv3 plus the mean over the tokens of the last
             one; None if that is unknown.
+        recomputes_attention: whether the attention of its last blocks can be computed from stored tokens
+            (`last_blocks`): the class token is its only other token.
         image_size: the only input size that the network accepts; None if it accepts others.
         options: arguments of `timm.create_model`.
     """
@@ -44,6 +46,7 @@ class EncoderEntry:
     has_cls_token: bool = True
     final_norm: bool = True
     layer_rule: Literal["mean", "mean and global"] | None = None
+    recomputes_attention: bool = False
     image_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 

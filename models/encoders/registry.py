@@ -37,6 +37,7 @@ def _dinov2(size: str, letter: str, width: int, depth: int, *, recording: str, r
         depth=depth,
         patch=14,
         layer_rule="mean",
+        recomputes_attention=not registers,
         preprocessing=IMAGENET,
         license="apache-2.0",
         verified_by=_recording(recording),
@@ -182,6 +183,7 @@ REGISTRY: dict[str, EncoderEntry] = {
         preprocessing=IMAGENET,
         license="mit",
         verified_by="crops of the same image are nearest neighbors",
+        recomputes_attention=True,
         weights=OnnxWeights(),
     ),
 }

@@ -1,4 +1,7 @@
-"""Which tokens of an encoder are taken: `NAME@block=8`, `NAME@norm=plain`, `NAME@layers=11.13.15`, joined with `+`."""
+"""Which tokens of an encoder are taken: `NAME@block=8`, `NAME@norm=plain`, `NAME@layers=11.13.15`, joined with `+`.
+
+`NAME@block=8+norm=none` takes the input of the blocks after block 8, from which `last_blocks` recomputes attention.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from dataclasses import dataclass
 from ...errors import ConfigError
 from .entry import EncoderEntry
 
-_VALUES = {"block": r"\d{1,4}", "norm": "plain", "layers": r"\d{1,4}(\.\d{1,4})*"}
+ATTENTION_BLOCKS = 4  # number of an encoder's blocks whose attention HASTE aligns with
+_VALUES = {"block": r"\d{1,4}", "norm": "plain|none", "layers": r"\d{1,4}(\.\d{1,4})*"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,12 +22,14 @@ class TokenChoice:
     Attributes:
         block: the block whose tokens are taken, counted from 1; None for a hierarchical network.
         plain_norm: the final norm has no weight and no bias, as in RAE (arXiv 2510.11690).
+        no_norm: tokens are taken before the final norm, as the next block reads them (HASTE, arXiv 2505.16792).
         layers: blocks whose normalized tokens are combined as in RAEv2 (arXiv 2605.18324), counted from 0 as there, in
             ascending order; the last is `block` - 1. Empty for a single block.
     """
 
     block: int | None
     plain_norm: bool = False
+    no_norm: bool = False
     layers: tuple[int, ...] = ()
 
     @property
@@ -51,13 +57,14 @@ def parse_choice(name: str, base: str, entry: EncoderEntry, options: str) -> Tok
         key, _, value = option.partition("=")
         if key in given or not re.fullmatch(_VALUES.get(key, "(?!)"), value):
             raise ConfigError(
-                f"encoder {name!r}: expected NAME@block=N, NAME@norm=plain or NAME@layers=N.N.N, found '@{options}' "
-                "after the name"
+                f"encoder {name!r}: expected NAME@block=N, NAME@norm=plain, NAME@block=N+norm=none or "
+                f"NAME@layers=N.N.N, found '@{options}' after the name"
             )
         given[key] = value
     choice = TokenChoice(
         block=int(given["block"]) if "block" in given else entry.depth,
-        plain_norm="norm" in given or "layers" in given,
+        plain_norm=given.get("norm") == "plain" or "layers" in given,
+        no_norm=given.get("norm") == "none",
         layers=tuple(int(number) for number in given["layers"].split(".")) if "layers" in given else (),
     )
     _require_possible(name, base, entry, given, choice)
@@ -69,6 +76,8 @@ def parse_choice(name: str, base: str, entry: EncoderEntry, options: str) -> Tok
 def _require_possible(name: str, base: str, entry: EncoderEntry, given: dict[str, str], choice: TokenChoice) -> None:
     if given and entry.depth is None:
         raise ConfigError(f"encoder {name!r}: {base} has no numbered blocks; remove '@{name.partition('@')[2]}'")
+    if choice.no_norm:
+        _require_last_blocks(name, base, entry, given)
     if choice.plain_norm and not entry.final_norm:
         raise ConfigError(f"encoder {name!r}: {base} gives tokens before its final norm; norm=plain needs one")
     if given.keys() >= {"block", "layers"}:
@@ -85,3 +94,18 @@ def _require_possible(name: str, base: str, entry: EncoderEntry, given: dict[str
         )
     if choice.block is not None and entry.depth is not None and not 1 <= choice.block <= entry.depth:
         raise ConfigError(f"encoder {name!r}: expected blocks 1 to {entry.depth} of {base}, found {choice.block}")
+
+
+def _require_last_blocks(name: str, base: str, entry: EncoderEntry, given: dict[str, str]) -> None:
+    """Raise ConfigError unless attention can be recomputed from the tokens after the block."""
+    if not entry.recomputes_attention or entry.depth is None:
+        raise ConfigError(
+            f"encoder {name!r}: norm=none is for recomputing attention, which is possible for plain DINOv2 only "
+            f"(dinov2-vit-s, -b, -l and -g), found {base}"
+        )
+    last = entry.depth - ATTENTION_BLOCKS
+    if "layers" in given or not 1 <= int(given.get("block", 0)) <= last:
+        raise ConfigError(
+            f"encoder {name!r}: norm=none requires block=N with N from 1 to {last} of {base}, so that "
+            f"{ATTENTION_BLOCKS} blocks follow"
+        )

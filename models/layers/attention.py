@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -37,6 +38,11 @@ class Attention(nn.Module):
         """
         return self.attend(*self.heads(tokens), rotate, mask)
 
+    def with_logits(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `forward` returns, and the attention logits [B, heads, N, N] before any mask."""
+        query, key, value = self.heads(tokens)
+        return self.attend(query, key, value, mask=mask), attention_logits(self.q_norm(query), self.k_norm(key))
+
     def heads(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each [B, heads, N, head width]."""
         batch, count, _ = tokens.shape
@@ -59,3 +65,9 @@ class Attention(nn.Module):
         mixed = scaled_dot_product_attention(query, key, value, mask)
         result: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return result
+
+
+def attention_logits(query: Tensor, key: Tensor) -> Tensor:
+    """Return `(q / sqrt(d)) kᵀ` [..., N, M] of queries [..., N, d] and keys [..., M, d], in front of the softmax."""
+    scaled = query * query.shape[-1] ** -0.5
+    return torch.matmul(scaled, key.mT)

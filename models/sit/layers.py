@@ -20,19 +20,24 @@ class SiTBlock(nn.Module):
         self.mlp = Mlp(config.hidden_size, int(config.hidden_size * config.mlp_ratio))
         self.adaLN_modulation = modulation(config.hidden_size, 6)
 
-    def forward(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None, logits: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Return tokens [B, N, D].
 
         Args:
             tokens: [B, N, D].
             condition: [B, D], or one per token [B, N, D].
             mask: where tokens attend, bool [B, 1, N, N]; None for everywhere.
+            logits: also return the attention logits [B, heads, N, N], without which none are computed.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = chunks(self.adaLN_modulation, condition, 6)
-        attended: Tensor = self.attn(modulate(self.norm1(tokens), shift1, scale1), mask=mask)
+        modulated = modulate(self.norm1(tokens), shift1, scale1)
+        attended, *found = self.attn.with_logits(modulated, mask) if logits else [self.attn(modulated, mask=mask)]
         tokens = tokens + gate1 * attended
         mapped: Tensor = self.mlp(modulate(self.norm2(tokens), shift2, scale2))
-        return tokens + gate2 * mapped
+        result = tokens + gate2 * mapped
+        return (result, found[0]) if logits else result
 
 
 class FinalLayer(nn.Module):

@@ -40,8 +40,12 @@ class SiT(DiffusionModel):
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """`block_N`: the tokens [B, N, D] after block N, counted from 1."""
-        return tuple(map(block_tap, range(1, self.config.depth + 1)))
+        """`block_N`: the tokens [B, N, D] after block N, counted from 1.
+
+        `attention_N`: the attention logits [B, heads, N, N] in block N, counted from 0 as HASTE does.
+        """
+        depth = self.config.depth
+        return (*map(block_tap, range(1, depth + 1)), *map(attention_tap, range(depth)))
 
     def forward(
         self,
@@ -72,7 +76,11 @@ class SiT(DiffusionModel):
         projected: list[Tensor] = []
         tapped: dict[str, Tensor] = {}
         for number, block in enumerate(self.blocks, start=1):
-            tokens = self._run(block, tokens, condition, *mask)
+            if attention_tap(number - 1) in taps:
+                only = mask[0] if mask else None
+                tokens, tapped[attention_tap(number - 1)] = self._run(block, tokens, condition, only, True)
+            else:
+                tokens = self._run(block, tokens, condition, *mask)
             if project and number == self.config.encoder_depth:
                 projected = [project_tokens(tokens) for project_tokens in self.projectors]
             if block_tap(number) in taps:
@@ -122,6 +130,11 @@ def _mask(groups: Tensor | None) -> list[Tensor]:
 def block_tap(number: int) -> str:
     """Return the name of the tap of a block, counted from 1."""
     return f"block_{number}"
+
+
+def attention_tap(number: int) -> str:
+    """Return the name of the tap of the attention logits in a block, counted from 0."""
+    return f"attention_{number}"
 
 
 def drop_labels(labels: Tensor, drop_mask: Tensor, num_classes: int) -> Tensor:

@@ -33,7 +33,7 @@ def compute(case: Case) -> Figures:
     return _latents(case) | _dinov2(case) | _statistics(case)
 
 
-def _blocks(config: dict, inner: int) -> Shapes:
+def block_shapes(config: dict, inner: int) -> Shapes:
     """Return the shapes of the blocks in Meta's files."""
     width, shapes = config["embed_dim"], {}
     for number in range(config["depth"]):
@@ -54,7 +54,7 @@ def _blocks(config: dict, inner: int) -> Shapes:
 
 def _dinov3_file(config: dict) -> dict[str, Tensor]:
     width, patch = config["embed_dim"], config["patch_size"]
-    shapes = _blocks(config, int(width * config["ffn_ratio"]))
+    shapes = block_shapes(config, int(width * config["ffn_ratio"]))
     shapes |= {
         "storage_tokens": (1, config["n_storage_tokens"], width),
         "patch_embed.proj.weight": (width, 3, patch, patch),
@@ -65,7 +65,7 @@ def _dinov3_file(config: dict) -> dict[str, Tensor]:
 
 def _dinov2_file(config: dict) -> dict[str, Tensor]:
     width = config["embed_dim"]
-    shapes = _blocks(config, 4 * width) | {
+    shapes = block_shapes(config, 4 * width) | {
         "register_tokens": (1, config["num_register_tokens"], width),
         "pos_embed": (1, 37**2 + 1, width),  # of 518 pixels
         "patch_embed.proj.weight": (width, 3, 14, 14),

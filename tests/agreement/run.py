@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cfm
 import dispersive
+import haste
 import irepa_jit
 import irepa_ldm
 import lightningdit
@@ -36,6 +37,7 @@ from case import MOVES, VALUES, Case, relative_error, relative_error_by_column
 METHODS: tuple[ModuleType, ...] = (
     cfm,
     dispersive,
+    haste,
     irepa_jit,
     irepa_ldm,
     lightningdit,

@@ -12,6 +12,7 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 FILES = [
     "cfm",
     "dispersive",
+    "haste",
     "irepa_jit",
     "irepa_ldm",
     "lightningdit",
@@ -53,5 +54,5 @@ def test_an_output_that_differs_or_is_not_computed_is_reported(tmp_path, monkeyp
 
 def test_a_file_of_an_unknown_method_is_refused(tmp_path):
     np.savez(tmp_path / "figures.npz", config=json.dumps({"model": {}}))
-    with pytest.raises(SystemExit, match="belongs to none of irepa_jit"):
+    with pytest.raises(SystemExit, match="belongs to none of cfm"):
         run.compare(tmp_path / "figures.npz")

@@ -8,6 +8,7 @@ import torch
 from repa_pipe.diffusion.interpolant import Interpolant
 from repa_pipe.diffusion.loss import (
     alignment_loss,
+    attention_loss,
     contrastive_loss,
     denoising_loss,
     nt_xent_loss,
@@ -158,3 +159,33 @@ def test_spatial_zscore_gives_each_channel_mean_zero_and_deviation_one():
 
 def test_spatial_zscore_of_zero_tokens_is_zero():
     assert not spatial_zscore(torch.zeros(1, 4, 8), 1.0).any()
+
+
+def test_attention_loss_is_the_cross_entropy_of_maps_averaged_over_blocks():
+    student, teacher = [3 * tokens(2, 3, 5, 5, seed=number) for number in (0, 1)], [tokens(2, 3, 5, 5, seed=2)] * 2
+    maps = [np.exp(each.double().numpy()) for each in (*student, *teacher)]
+    ours, others = ([each / each.sum(-1, keepdims=True) for each in half] for half in (maps[:2], maps[2:]))
+    by_block = [-(theirs * np.log(own)).sum(-1).mean() for own, theirs in zip(ours, others, strict=True)]
+    assert attention_loss(student, teacher).item() == pytest.approx(np.mean(by_block), rel=1e-6)
+
+
+def test_attention_loss_of_equal_maps_is_their_entropy_and_its_gradient_is_zero():
+    logits = tokens(1, 2, 4, 4).requires_grad_()
+    loss = attention_loss([logits], [logits.detach()])
+    maps = logits.softmax(-1)
+    assert loss.item() == pytest.approx(-(maps * maps.log()).sum(-1).mean().item(), rel=1e-6)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.abs().max() < 1e-8
+
+
+def test_attention_loss_is_finite_for_maps_that_underflow_and_float32_for_half_precision():
+    student = torch.tensor([[[[0.0, 1000.0]]]], dtype=torch.float16)
+    loss = attention_loss([student], [torch.zeros(1, 1, 1, 2)])
+    assert loss.dtype == torch.float32
+    assert loss.item() == 500.0
+
+
+@pytest.mark.parametrize("teacher", [[], [torch.zeros(1, 2, 4, 4)], [torch.zeros(1, 3, 4, 4)] * 2])
+def test_attention_loss_refuses_other_blocks_or_heads(teacher):
+    with pytest.raises(ConfigError, match="expected those of the encoder"):
+        attention_loss([torch.zeros(1, 2, 4, 4)] * (2 if teacher else 0), teacher)

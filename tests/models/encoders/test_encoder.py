@@ -330,6 +330,15 @@ def test_truncated_file_is_reported(published_file, tmp_path):
         ("mocov3-vit-s@layers=1.2", "known for DINOv2 and DINOv3 only, found mocov3-vit-s"),
         ("clip-vit-L@norm=plain", "clip-vit-L gives tokens before its final norm"),
         ("efficientnet-lite0@norm=plain", "no numbered blocks"),
+        ("efficientnet-lite0@block=1+norm=none", "no numbered blocks"),
+        (
+            "dinov2reg-vit-b@block=8+norm=none",
+            "for plain DINOv2 only (dinov2-vit-s, -b, -l and -g), found dinov2reg-vit-b",
+        ),
+        ("mocov3-vit-b@block=8+norm=none", "found mocov3-vit-b"),
+        ("dinov2-vit-b@norm=none", "requires block=N with N from 1 to 8 of dinov2-vit-b"),
+        ("dinov2-vit-b@block=9+norm=none", "so that 4 blocks follow"),
+        ("dinov2-vit-b@layers=1.2+norm=none", "requires block=N"),
         ("efficientnet-lite0@block=2", "no numbered blocks"),
     ],
 )

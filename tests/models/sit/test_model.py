@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from repa_pipe.errors import CheckpointError, ConfigError
+from repa_pipe.models.layers import attention
 from repa_pipe.models.sit import SIT_PRESETS, SiT, SiTConfig, drop_labels, load_sit_state, sit_config
 
 REFERENCE = Path(__file__).parents[2] / "reference"
@@ -405,3 +406,48 @@ def test_preset_accepts_the_sizes_of_the_data():
 def test_unknown_preset_error_lists_the_known_presets():
     with pytest.raises(ConfigError, match=r"'SiT-H/2'; expected one of .*SiT-XL/2"):
         sit_config("SiT-H/2", input_size=32, in_channels=4)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention_logits_of_a_block_are_those_that_its_output_was_computed_with(qk_norm, inputs):
+    model = filled(replace(SMALL, qk_norm=qk_norm))
+    seen = {}
+    model.blocks[2].attn.register_forward_hook(lambda _, given, out: seen.update(given=given[0], out=out))
+    with torch.no_grad():
+        model(*inputs)
+        _, _, tapped = model(*inputs, taps=("attention_2", "block_1"))
+        attn, tokens = model.blocks[2].attn, seen["given"]
+        value = attn.qkv(tokens).unflatten(-1, (3, 3, 64)).permute(2, 0, 3, 1, 4)[2]
+        mixed = tapped["attention_2"].softmax(-1) @ value
+        torch.testing.assert_close(attn.proj(mixed.transpose(1, 2).flatten(2)), seen["out"], atol=1e-5, rtol=1e-5)
+    assert set(tapped) == {"attention_2", "block_1"} <= set(model.taps)
+    assert tapped["attention_2"].shape == (len(tokens), 3, 64, 64)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_asking_for_attention_logits_changes_no_bit_of_outputs_and_gradients(recomputed, inputs):
+    model = filled(SMALL)
+    model.checkpoint_blocks = recomputed
+    model(*inputs)[0].sum().backward()
+    expected, gradient = model(*inputs), model.blocks[0].attn.qkv.weight.grad.clone()
+    velocity, projected, tapped = model(*inputs, taps=tuple(f"attention_{number}" for number in range(SMALL.depth)))
+    assert torch.equal(velocity, expected[0])
+    assert torch.equal(projected[0], expected[1][0])
+    model.zero_grad()
+    (velocity.sum() + 0 * sum(logits.sum() for logits in tapped.values())).backward()
+    assert torch.equal(model.blocks[0].attn.qkv.weight.grad, gradient)
+    model.zero_grad()
+    _, _, tapped = model(*inputs, taps=("attention_1",))
+    tapped["attention_1"].square().sum().backward()
+    assert model.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+    assert model.blocks[2].attn.qkv.weight.grad is None
+
+
+def test_attention_logits_are_not_computed_unless_asked_for(inputs, monkeypatch, small):
+    calls = []
+    original = attention.attention_logits
+    monkeypatch.setattr(attention, "attention_logits", lambda *args: calls.append(1) or original(*args))
+    small(*inputs, taps=("block_1",))
+    assert not calls
+    small(*inputs, taps=("attention_0", "attention_3"))
+    assert len(calls) == 2
