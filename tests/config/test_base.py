@@ -59,6 +59,7 @@ NEEDED = {
     "lr_constant_steps": {"lr_schedule": "cosine"},
     "time_mean": {"weighting": "lognormal"},
     "time_std": {"weighting": "lognormal"},
+    "attn_encoder": {"attn_coeff": 0.5},
     "lr_final": {"lr_schedule": "cosine", "learning_rate": 1.0},
 }
 
