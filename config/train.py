@@ -21,6 +21,7 @@ from .base import (
     is_count,
     option,
     uses_ray,
+    weights_by_name,
 )
 from .paths import PathKind
 
@@ -59,6 +60,9 @@ class TrainConfig(Config):
             "token_groups",
             "separate_attention",
             "term",
+            "attn_coeff",
+            "attn_encoder",
+            "encoder_weights",
         )
     )
 
@@ -108,6 +112,25 @@ class TrainConfig(Config):
         OBJECTIVE,
         "Stop alignment after this many steps; no tokens are read from then on (HASTE). Default: never.",
         None,
+    )
+    attn_coeff: float = option(
+        OBJECTIVE,
+        "Weight of the alignment of attention maps in blocks 4 to 7, counted from 0, with those of the last blocks of "
+        "--attn-encoder (HASTE: 0.5); 0 for none. --alignment-steps ends it as well.",
+        0.0,
+    )
+    attn_encoder: str | None = option(
+        DATA,
+        "Encoder in the store whose attention --attn-coeff aligns with, such as dinov2-vit-b@block=8+norm=none. "
+        "Default: the only one with norm=none.",
+        None,
+    )
+    encoder_weights: tuple[str, ...] = option(
+        DATA,
+        "NAME=PATH: local file with the published weights of --attn-encoder NAME. Default: download.",
+        (),
+        affects_result=False,
+        path=PathKind.NAMED,
     )
     alignment_loss: Literal["cosine", "nt_xent", "mse"] = option(
         OBJECTIVE, "Loss between projected and stored tokens; mse is RAEv2's.", "cosine"
@@ -384,6 +407,7 @@ class TrainConfig(Config):
             "contrast_coeff",
             "dispersive_coeff",
             "self_coeff",
+            "attn_coeff",
             "warmup_steps",
             "lr_constant_steps",
             "lr_final",
@@ -427,6 +451,7 @@ class TrainConfig(Config):
         self.require(self.val_steps is None or self.val_fraction > 0, "val_steps", "requires --val-fraction")
         self._validate_projector()
         self._validate_terms()
+        self._validate_attention()
         self._validate_schedule()
         self.require(
             self.profile_steps is None or bool(self.profiled), "profile_steps", "expected FIRST:LAST, as 100:105"
@@ -452,6 +477,27 @@ class TrainConfig(Config):
         for each in self.term:
             name, _, weight = each.partition("=")
             self.require(bool(name) and _is_number(weight), "term", f"expected NAME=WEIGHT, found {each}")
+
+    def _validate_attention(self) -> None:
+        """Raise ConfigError for an alignment of attention that cannot work."""
+        for name in ("attn_encoder", "encoder_weights"):
+            self.require(self.attn_coeff > 0 or not getattr(self, name), name, "requires --attn-coeff")
+        if not self.attn_coeff:
+            return
+        if self.attn_encoder is not None:
+            weights_by_name(self.encoder_weights, [self.attn_encoder])
+        self.require(not self.cls_coeff, "attn_coeff", "cannot be combined with --cls-coeff")
+        self.require(
+            self.proj_coeff_decay_steps is None,
+            "proj_coeff_decay_steps",
+            "cannot be combined with --attn-coeff; --alignment-steps ends both alignments",
+        )
+        separate = self.separate_attention
+        self.require(not separate, "separate_attention", "cannot be combined with --attn-coeff")
+
+    def attn_weights(self) -> str | None:
+        """Return the weights file given for --attn-encoder, if any."""
+        return weights_by_name(self.encoder_weights, [str(self.attn_encoder)]).get(str(self.attn_encoder))
 
     def _validate_projector(self) -> None:
         """Raise ConfigError for a projector that cannot work."""
@@ -500,8 +546,8 @@ class TrainConfig(Config):
 
     @property
     def aligned_steps(self) -> int | None:
-        """Number of steps with alignment; after them the coefficient is 0 and no tokens are read. None: all steps."""
-        if self.proj_coeff == 0:
+        """Number of steps with alignment; after them the coefficients are 0 and no tokens are read. None: all steps."""
+        if self.proj_coeff == self.attn_coeff == 0:
             return 0
         given = [steps for steps in (self.alignment_steps, self.proj_coeff_decay_steps) if steps is not None]
         return min(given, default=None)

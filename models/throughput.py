@@ -10,6 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from .encoders.registry import find_entry
+from .encoders.token_choice import ATTENTION_BLOCKS
+
 RESOLUTION = 256
 
 
@@ -60,6 +63,15 @@ def encoder_seconds(name: str, resolution: int) -> tuple[float, str]:
     from .flops import encoder_flops
 
     return _estimate(encoder_flops(name, resolution), ENCODERS)
+
+
+def attention_seconds(name: str, resolution: int) -> float:
+    """Return the seconds per image of recomputing attention in a step, from stored tokens of an encoder, on the H100.
+
+    They are the fraction of the encoder's time that its last blocks are of all its blocks.
+    """
+    network = name.partition("@")[0]
+    return encoder_seconds(network, resolution)[0] * ATTENTION_BLOCKS / int(find_entry(network).depth or 1)
 
 
 def vae_seconds(name: str, resolution: int) -> tuple[float, str]:

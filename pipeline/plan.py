@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ from ..config import EncodeConfig, PlanConfig
 from ..errors import ConfigError
 from ..models.architectures import model_names
 from ..models.encoders.registry import check_encoder_name
-from ..models.throughput import READING, encoder_seconds, step_seconds, vae_seconds
+from ..models.encoders.token_choice import is_block_input
+from ..models.throughput import READING, attention_seconds, encoder_seconds, step_seconds, vae_seconds
 from ..models.vae_files import PIXELS, check_vae, describe_vae, is_fixed, require_vae_resolution
 from ..sources import open_source
 from ..stores.layout import features_group, latents_group
@@ -50,6 +51,7 @@ class PlanResult:
     epochs: float
     step_origin: str
     online_share: float  # seconds of the online encoder as a fraction of a step from the store
+    attention_share: float  # the same of the encoder's last blocks, which --attn-coeff runs in a step from the store
     payback_epochs: float  # epochs until encoding the tokens has paid back; infinite if never
     saved_hours: float  # over all epochs, minus encoding the tokens; on H100s
     read_bytes_per_second: float  # that training reads
@@ -75,8 +77,9 @@ class PlanResult:
                 f"DOES NOT PAY: {self.epochs:g} epochs are planned, but encoding the tokens takes "
                 f"{self.payback_epochs:.1f} epochs to pay back; run the encoder online"
             )
-        gain = f"steps are {100 * (self.online_share - READING):.0f} % faster"
-        if self.online_share - READING < SMALL_GAIN:
+        saved = self.online_share - READING - self.attention_share
+        gain = f"steps are {100 * saved:.0f} % faster"
+        if saved < SMALL_GAIN:
             return (
                 f"HARDLY PAYS in speed: {gain}, for {self.gigabytes:,.0f} GB; it may still pay by saving GPU memory "
                 "and image decoding, and by removing differences between runs"
@@ -95,12 +98,16 @@ class PlanResult:
                 f"training {self.model} for {self.epochs:g} epochs, on H100s (step time: {self.step_origin}):",
                 f"  the encoder online adds {100 * self.online_share:.0f} % to a step, reading the store "
                 f"{100 * READING:.1f} %",
+                *([self._describe_attention()] if self.attention_share else []),
                 f"  encoding the tokens pays back after {self.payback_epochs:.1f} epochs; "
                 f"{self.epochs:g} epochs save {self.saved_hours:,.1f} h",
                 f"  the store must deliver {self.read_bytes_per_second / 1e6:,.0f} MB/s of random samples; below "
                 f"{self.break_even_bytes_per_second / 1e6:,.0f} MB/s the encoder online is faster",
             ]
         return "\n".join([*lines, self.verdict])
+
+    def _describe_attention(self) -> str:
+        return f"  recomputing attention from the store adds {100 * self.attention_share:.1f} % to a step"
 
 
 def run(config: PlanConfig) -> PlanResult:
@@ -132,8 +139,10 @@ def _compute(config: PlanConfig, images: int) -> PlanResult:
     ]
     widths = tuple(describe_encoder(name, config.resolution).width for name in config.encoder)
     step, step_origin = step_seconds(config.model, *_latents_shape(config), widths or (768,))
-    online = sum(table[name][0] for name in config.encoder)
-    saved = online - READING * step
+    online = sum(table[name][0] for name in config.encoder if not _shares_network(name, config.encoder))
+    encoding = sum(table[name][0] for name in config.encoder)
+    attention = sum(attention_seconds(name, config.resolution) for name in config.encoder if is_block_input(name))
+    saved = online - READING * step - attention
     sample_bytes = bytes_per_sample(config)
     view_bytes = sample_bytes / views
     return PlanResult(
@@ -145,11 +154,18 @@ def _compute(config: PlanConfig, images: int) -> PlanResult:
         epochs=config.epochs,
         step_origin=step_origin,
         online_share=online / step,
-        payback_epochs=views * online / saved if saved > 0 else float("inf"),
-        saved_hours=images * (config.epochs * saved - views * online) / config.gpus / 3600,
+        attention_share=attention / step,
+        payback_epochs=views * encoding / saved if saved > 0 else float("inf"),
+        saved_hours=images * (config.epochs * saved - views * encoding) / config.gpus / 3600,
         read_bytes_per_second=config.gpus * view_bytes / step,
         break_even_bytes_per_second=config.gpus * view_bytes / (step + online),
     )
+
+
+def _shares_network(name: str, encoders: Sequence[str]) -> bool:
+    """Return whether the input of a block comes with the pass of another encoder, if encoders run online."""
+    network = name.partition("@")[0]
+    return is_block_input(name) and any(each.partition("@")[0] == network for each in encoders if each != name)
 
 
 def _latents_shape(config: PlanConfig) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ class AlignmentDataset(Base):
         world_size: number of ranks.
         window: shuffle among this many shards at a time instead of all samples (`order.epoch_order`).
         token_scales: read the scales of quantized tokens, which a plain cosine does not need.
-        cls_tokens: read class tokens.
+        cls_tokens: read class tokens; "aligned" for as many steps as patch tokens.
         flip: take half of the samples, drawn again in every epoch, from the flipped views.
         alignment_steps: from this step on, do not read patch tokens. None: always read them.
         direct: bypass the page cache. None: for the shards that do not fit into memory (`memory.shards_in_memory`).
@@ -89,7 +89,7 @@ class AlignmentDataset(Base):
         world_size: int = 1,
         window: int | None = None,
         token_scales: bool = False,
-        cls_tokens: bool = False,
+        cls_tokens: bool | Literal["aligned"] = False,
         flip: bool = False,
         alignment_steps: int | None = None,
         direct: bool | None = None,
@@ -117,7 +117,8 @@ class AlignmentDataset(Base):
             self.latents = latents_group(self.store.vae_name(latents) if latents else _only_vae(self.store))
             self._latents_arrays = [self.store.group(self.latents).latents_array]
         self.features = [features_group(encoder) for encoder in as_names(encoders)]
-        self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * cls_tokens]
+        self._wanted = ["tokens", *["token_scale"] * token_scales, *["cls_token"] * bool(cls_tokens)]
+        self._wanted_later = ["cls_token"] if cls_tokens is True else []  # once alignment has ended
         groups = list(dict.fromkeys([self.latents, *self.features]))
         self.rows = trainable_rows(chosen, groups, batch_size=batch_size, world_size=world_size, flip=flip)
         self._chosen_order = order
@@ -201,7 +202,7 @@ class AlignmentDataset(Base):
             flipped: `[B]`, samples to take from the flipped views.
         """
         rows = as_rows(indices, len(self.store))
-        wanted = self._wanted if tokens else [array for array in self._wanted if array == "cls_token"]
+        wanted = self._wanted if tokens else self._wanted_later
         features = self.features if wanted else []
         names = self._array_names(features, wanted)
         buffers = {name: self._take(name, len(rows)) for name in names}

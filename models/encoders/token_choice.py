@@ -73,6 +73,11 @@ def parse_choice(name: str, base: str, entry: EncoderEntry, options: str) -> Tok
     return choice
 
 
+def is_block_input(name: str) -> bool:
+    """Return whether the tokens of an encoder of this name are the input of a block, from its option norm=none."""
+    return "norm=none" in name.partition("@")[2].split("+")
+
+
 def _require_possible(name: str, base: str, entry: EncoderEntry, given: dict[str, str], choice: TokenChoice) -> None:
     if given and entry.depth is None:
         raise ConfigError(f"encoder {name!r}: {base} has no numbered blocks; remove '@{name.partition('@')[2]}'")

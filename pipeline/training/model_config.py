@@ -24,7 +24,12 @@ LEGACY_DROPOUT = 0.1  # REPA's model drops labels with this probability in train
 
 def groups_of(config: TrainConfig) -> list[str]:
     """Return the groups that a run reads, that of the latents first."""
-    return list(dict.fromkeys([group_of_latents(config), *map(features_group, config.enc_type)]))
+    return list(dict.fromkeys([group_of_latents(config), *map(features_group, aligned_encoders(config))]))
+
+
+def aligned_encoders(config: TrainConfig) -> list[str]:
+    """Return the encoders whose tokens a run is aligned with; last, that of --attn-coeff, if any."""
+    return [*config.enc_type, *([config.attn_encoder] if config.attn_encoder else [])]
 
 
 def group_of_latents(config: TrainConfig) -> str:
@@ -158,7 +163,7 @@ def _sit_config(config: TrainConfig, store: Store) -> SiTConfig:
 
 def _require_grid(config: TrainConfig, store: Store, side: int) -> None:
     """Raise StoreError unless every encoder's tokens lie on the grid of the model's."""
-    for encoder in config.enc_type:
+    for encoder in aligned_encoders(config):
         found = store.group(features_group(encoder)).attributes["num_tokens"]
         if found != side**2:
             raise StoreError(

@@ -67,8 +67,6 @@ class Objective(nn.Module):
         self.names = ("loss", *(term.metric for term in terms))  # of the values that `forward` returns
         self._config = config
         self._interpolant = Interpolant(config.path_type)
-        taps = tuple(dict.fromkeys(tap for term in terms for tap in term.taps))
-        self._taps: dict[str, Any] = {"taps": taps} if taps else {}
         self._teacher = (teacher,)  # in a tuple, torch does not see it
 
     def inputs(self, batch: Batch, step: int, ranks: DistributedContext) -> Inputs:
@@ -140,6 +138,12 @@ class Objective(nn.Module):
         drawn = draw_routing(self.model.num_tokens, self._config.batch_size, generator)
         return {name: value[rows] for name, value in drawn.items()}
 
+    def _taps(self, inputs: Inputs) -> dict[str, Any]:
+        """Return the argument that asks the model for what terms read of it; none if they read nothing."""
+        pairs = zip(self.terms, inputs.terms, strict=True)
+        taps = tuple(dict.fromkeys(tap for term, each in pairs if term.needs_taps(each) for tap in term.taps))
+        return {"taps": taps} if taps else {}
+
     def forward(self, inputs: Inputs) -> Tensor:
         """Return the loss to minimize and the unweighted loss of each term, in the order of `names`."""
         data, noise = self.state(inputs)
@@ -147,7 +151,7 @@ class Objective(nn.Module):
         project = any(term.needs_projection(each) for term, each in zip(self.terms, inputs.terms, strict=True))
         labels = drop_labels(inputs.labels, inputs.dropped, self.model.config.num_classes)
         target = self.model.target(x_t, target, data, inputs.times)
-        options = self._taps | inputs.routing
+        options = self._taps(inputs) | inputs.routing
         if self._config.separate_attention:
             options |= {"groups": inputs.groups}
         velocity, projected, *tapped = self.model(x_t, inputs.times, labels, project=project, **options)

@@ -14,6 +14,8 @@ import numpy as np
 from ...config import TrainConfig
 from ...errors import ConfigError, RepaPipeError
 from ...models.architectures import make_model
+from ...models.encoders.registry import check_encoder
+from ...models.encoders.token_choice import is_block_input
 from ...models.weight_files import require_weights_file
 from ...stores import Store
 from ...stores.order import OrderName, default_order, held_out_samples
@@ -24,7 +26,7 @@ from ...stores.trainable import trainable_rows
 from ..artifacts.checkpoints import StoreMetadata
 from ..artifacts.run_folder import RunFolder
 from ..runtime.distributed import DistributedContext
-from .model_config import group_of_latents, groups_of, model_config
+from .model_config import aligned_encoders, group_of_latents, groups_of, model_config
 
 if TYPE_CHECKING:
     from ...models.diffusion_model import DiffusionModel
@@ -44,7 +46,12 @@ def resolve(config: TrainConfig, store: Store) -> TrainConfig:
     if not config.proj_coeff and not config.cls_coeff:
         encoders = ()
     elif not encoders:
-        encoders = (_only(store, "features", store.encoders, "--enc-type"),)
+        usual = tuple(name for name in store.encoders if not is_block_input(name))
+        encoders = (_only(store, "features", usual, "--enc-type"),)
+    attention = config.attn_encoder
+    if config.attn_coeff and not attention:
+        inputs = tuple(name for name in store.encoders if is_block_input(name))
+        attention = _only(store, "features with norm=none", inputs, "--attn-encoder")
     name = "-".join(
         [config.model.replace("/", "-").lower(), *(encoders or ("no-alignment",)), f"{config.proj_coeff:g}"]
     )
@@ -52,6 +59,7 @@ def resolve(config: TrainConfig, store: Store) -> TrainConfig:
         config,
         vae=vae,
         enc_type=encoders,
+        attn_encoder=attention,
         num_classes=config.num_classes or len(store.manifest.class_names),
         exp_name=config.exp_name or name.replace("/", "-"),
         lr_decay_steps=None if config.lr_schedule == "constant" else config.lr_decay_steps or config.max_train_steps,
@@ -138,6 +146,10 @@ def require_trainable(config: TrainConfig, store: Store, run_folder: RunFolder, 
         )
     _require_classes(config, store)
     model_config(config, store)
+    if config.attn_encoder:
+        config.require(is_block_input(config.attn_encoder), "attn_encoder", "expected NAME@block=N+norm=none")
+        if not config.uses_ray:  # there, files need to exist only on the nodes
+            check_encoder(config.attn_encoder, config.attn_weights())
     if config.init_from and not run_folder.checkpoints():
         require_weights_file(Path(config.init_from))
 
@@ -184,14 +196,14 @@ def _reading(config: TrainConfig, ranks: DistributedContext) -> dict[str, Any]:
     return {
         "latents": config.vae,
         "token_latents": config.token_latents,
-        "encoders": config.enc_type,
+        "encoders": aligned_encoders(config),
         "batch_size": config.batch_size,
         "seed": config.seed,
         "rank": ranks.rank,
         "world_size": ranks.world_size,
         # the cosine does not need them, normalization and squared errors do
-        "token_scales": config.spatial_norm is not None or config.alignment_loss == "mse",
-        "cls_tokens": config.cls_coeff > 0,
+        "token_scales": config.spatial_norm is not None or config.alignment_loss == "mse" or config.attn_coeff > 0,
+        "cls_tokens": config.cls_coeff > 0 or ("aligned" if config.attn_coeff else False),
         "direct": config.direct,
     }
 

@@ -36,6 +36,8 @@ MINIMAL = [
 ]
 # values that `validate` accepts, for fields where the generated one would be refused
 VALID = {
+    "self_blocks": "3,8",
+    "term": ("a=1", "b=0.5"),
     "resolution": 512,
     "spatial_norm": 0.5,
     "heun": True,
@@ -53,12 +55,14 @@ VALID = {
 }
 # settings that a field requires
 NEEDED = {
+    "separate_attention": {"token_groups": 0.25},
     "projector_kernel_size": {"projector": "conv"},
     "val_steps": {"val_fraction": 0.125},
     "lr_decay_steps": {"lr_schedule": "cosine"},
     "lr_constant_steps": {"lr_schedule": "cosine"},
     "time_mean": {"weighting": "lognormal"},
     "time_std": {"weighting": "lognormal"},
+    "attn_encoder": {"attn_coeff": 0.5},
     "lr_final": {"lr_schedule": "cosine", "learning_rate": 1.0},
 }
 

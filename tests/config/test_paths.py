@@ -19,9 +19,11 @@ FIELDS = [
     for field in dataclasses.fields(config)
     if field.metadata["path"]
 ]
-NO_PATHS = {  # text that is no path, or that a source may read as anything
+NO_PATHS = {
+    "self_blocks",
+    "term",  # text that is no path, or that a source may read as anything
     "source", "source_kind", "encoder", "model", "enc_type", "exp_name", "notes", "tag", "group", "profile_steps",
-    "device", "ray_address", "classes", "labels", "detector", "part", "token_latents",
+    "device", "ray_address", "classes", "attn_encoder", "labels", "detector", "part", "token_latents",
     "split", "image_column", "label_column", "class_order",
 }  # fmt: skip
 
@@ -31,6 +33,8 @@ NAMES = st.text(st.sampled_from("ab c=~.-é"), min_size=1, max_size=6).filter(la
 def make(config, **values):
     required = {each.name: "x.json" for each in dataclasses.fields(config) if each.default is dataclasses.MISSING}
     extra = {"encoder": "dinov2-vit-b"} if config.__name__ in {"EncodeConfig", "PlanConfig"} else {}
+    if config.__name__ == "TrainConfig" and "encoder_weights" in values:
+        extra = {"attn_coeff": 0.5, "attn_encoder": "dinov2-vit-b"}
     return config(**{**required, **extra, **values})
 
 

@@ -25,7 +25,7 @@ def recipe_file(tmp_path):
 
 
 def test_the_published_methods_are_shipped():
-    names = "cfm dispersive irepa irepa-jit lightningdit rae-dit-dh raev2 reg "
+    names = "cfm dispersive haste irepa irepa-jit lightningdit rae-dit-dh raev2 reg "
     names += "repa repa-e sr-dit sra sra-dts-as"
     assert recipe_names() == names.split()
 
@@ -44,6 +44,8 @@ def test_shipped_recipes_have_the_published_coefficients():
     assert (repa.proj_coeff, repa.projector, repa.spatial_norm, repa.legacy) == (0.5, "mlp", None, True)
     assert (irepa.proj_coeff, irepa.projector, irepa.spatial_norm) == (1.0, "conv", 0.6)
     assert (reg.proj_coeff, reg.cls_coeff) == (0.5, 0.03)
+    haste = parse("--recipe", "haste")
+    assert (haste.proj_coeff, haste.attn_coeff, haste.alignment_steps) == (0.5, 0.5, 250_000)
     jit = parse("--recipe", "irepa-jit")
     assert (jit.proj_coeff, jit.spatial_norm, jit.projector_kernel_size, jit.encoder_depth) == (0.5, 0.8, 3, 4)
     assert (jit.time_mean, jit.time_std, jit.flip) == (0.8, 0.8, True)

@@ -92,6 +92,18 @@ def test_tokens_as_latents_need_no_vae():
         plan_of(encoder=(tokens,), token_latents="mae-vit-l")
 
 
+def test_recomputed_attention_costs_a_third_of_a_pass_and_its_input_bytes():
+    raw = "dinov2-vit-b@block=8+norm=none"
+    usual, found = plan_of(encoder=("dinov2-vit-b",)), plan_of(encoder=("dinov2-vit-b", raw))
+    assert found.sample_bytes - usual.sample_bytes == 2 * 257 * 768
+    assert found.online_share == usual.online_share  # online, one pass gives both
+    assert found.attention_share == pytest.approx(usual.online_share / 3)
+    assert f"adds {100 * found.attention_share:.1f} % to a step" in found.describe()
+    assert usual.attention_share == 0
+    assert "attention" not in usual.describe()
+    assert found.payback_epochs > 2 * usual.payback_epochs
+
+
 def test_pixels_and_autoencoders_without_a_distribution_take_fewer_bytes(tmp_path):
     assert plan_of(vae="pixels", encoder=(), model="SiT-B/8").sample_bytes == 3 * 256 * 256
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')

@@ -12,6 +12,7 @@ from ....models.diffusion_model import DiffusionModel
 from ....models.raev2.model import BASE
 from ....models.sit import EntangledSiT, SiT
 from .alignment import AlignmentTerm
+from .attention import AttentionTerm
 from .base_head import BaseHeadTerm
 from .class_token import ClassTokenTerm
 from .contrast import ContrastTerm
@@ -40,6 +41,8 @@ def make_terms(context: TermContext) -> list[Term]:
         terms.append(DispersiveTerm(context))
     if config.self_coeff:
         terms.append(SelfAlignmentTerm(context))
+    if config.attn_coeff:
+        terms.append(AttentionTerm(context))
     if config.token_groups:
         is_plain = isinstance(model, SiT) and not isinstance(model, EntangledSiT)
         config.require(is_plain, "token_groups", f"does not apply to {config.model}: expected a SiT")

@@ -124,6 +124,10 @@ class Term(ABC):
         """Return whether `loss` reads `ModelOutput.projected`."""
         return False
 
+    def needs_taps(self, prepared: Prepared) -> bool:
+        """Return whether `loss` reads `taps` of `ModelOutput.tapped`; if not, the model does not compute them."""
+        return True
+
     def ask_teacher(self, inputs: Inputs, labels: Tensor, prepared: Prepared) -> TeacherCall | None:
         """Return what `loss` reads in `ModelOutput.teacher`, if anything.
 
