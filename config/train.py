@@ -185,7 +185,7 @@ class TrainConfig(Config):
     )
     term: tuple[str, ...] = option(
         OBJECTIVE,
-        "Term of the objective from an installed package, as NAME=WEIGHT; repeatable (docs/methods.md).",
+        "Term of the objective from an installed package, as NAME=WEIGHT; repeatable (docs/methods.md). Default: none.",
         (),
     )
     cls_coeff: float = option(
