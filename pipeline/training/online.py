@@ -77,6 +77,7 @@ def compare_steps(config: TrainConfig, steps: int, weights: Mapping[str, Path] |
     Raises:
         ConfigError, StoreError, WeightsError: the settings, the store or the encoders are unusable.
     """
+    config.require(not config.attn_coeff, "attn_coeff", "must be 0: the encoder online gives patch tokens only")
     device = choose_device(config.device)
     with open_store(config.store) as store:
         config = with_precision(resolve(config, store), _NO_RUN, device, _ALONE)

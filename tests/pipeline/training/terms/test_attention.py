@@ -18,7 +18,7 @@ from repa_pipe.pipeline import encode, train
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.runtime.distributed import DistributedContext
-from repa_pipe.pipeline.training.online import make_trainer
+from repa_pipe.pipeline.training.online import compare_steps, make_trainer
 from repa_pipe.pipeline.training.setup import require_trainable, resolve
 from repa_pipe.stores import open_store
 
@@ -143,6 +143,8 @@ def test_what_cannot_work_is_refused(config_of, encoded, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             config_of(**options)
+    with pytest.raises(ConfigError, match=r"attn-coeff is 0\.5: must be 0"):
+        compare_steps(config_of(), steps=3)
     with open_store(encoded[0]) as store:
         plain = resolve(config_of(attn_encoder=PLAIN, encoder_weights=(f"{PLAIN}={file}",)), store)
         missing = resolve(config_of(encoder_weights=(f"{RAW}=/no/such.pth",)), store)
