@@ -552,6 +552,10 @@ class TrainConfig(Config):
         given = [steps for steps in (self.alignment_steps, self.proj_coeff_decay_steps) if steps is not None]
         return min(given, default=None)
 
+    def is_aligned(self, step: int) -> bool:
+        """Return whether a step, counted from 0, is one with alignment."""
+        return self.aligned_steps is None or step < self.aligned_steps
+
 
 def _is_number(text: str) -> bool:
     try:

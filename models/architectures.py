@@ -6,7 +6,7 @@ Imports no torch until a model is built.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..converter import structure
@@ -101,6 +101,11 @@ def make_model(config: AnyConfig) -> DiffusionModel:
     return RAEv2(config)
 
 
+def count_blocks(names: Iterable[str]) -> int:
+    """Return the number of blocks that tensors of these names belong to."""
+    return len({match[1] for name in names if (match := re.match(r"blocks\.(\d+)\.", name))})
+
+
 def require_fitting(config: AnyConfig, tensors: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError unless weights are those of a model of these sizes, before it takes any memory."""
     if isinstance(config, SiTConfig):
@@ -110,7 +115,7 @@ def require_fitting(config: AnyConfig, tensors: Mapping[str, Tensor]) -> None:
         return
     import torch
 
-    blocks = len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))})
+    blocks = count_blocks(tensors)
     if (config.depth if isinstance(config.depth, int) else sum(config.depth)) != blocks:
         raise CheckpointError(f"depth: {blocks} blocks in the weights, {config.depth} recorded")
     with torch.device("meta"):

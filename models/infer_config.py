@@ -7,13 +7,12 @@ ones.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, ConfigError
-from .architectures import AnyConfig
+from .architectures import AnyConfig, count_blocks
 from .dit_dh.config import DIT_DH_PRESETS, DiTDHConfig
 from .jit.config import JIT_PRESETS, JiTConfig
 from .lightningdit.config import LIGHTNINGDIT_PRESETS, LightningDiTConfig
@@ -81,7 +80,7 @@ def _dit_dh(shapes: Shapes) -> DiTDHConfig:
     widths, sizes = _pair(shapes)
     if widths[0] == widths[1]:
         raise ValueError(f"another width of the head than {widths[0]}")
-    owners = [shapes[f"blocks.{block}.attn.proj.weight"][0] for block in range(_count(shapes))]
+    owners = [shapes[f"blocks.{block}.attn.proj.weight"][0] for block in range(count_blocks(shapes))]
     return DiTDHConfig(
         **sizes,
         **_labels(shapes, "y_embedder.embedding_table.weight"),
@@ -94,7 +93,7 @@ def _dit_dh(shapes: Shapes) -> DiTDHConfig:
 
 def _raev2(shapes: Shapes) -> RAEv2Config:
     widths, sizes = _pair(shapes)
-    blocks = _count(shapes)
+    blocks = count_blocks(shapes)
     head = sum(f"blocks.{block}.adaln_modulation.1.weight" in shapes for block in range(blocks))
     depths: dict[str, Any] = {"base_model_depth": min(_HEADS_DEPTH, blocks - head)}
     if "repa_projector.weight" in shapes:
@@ -118,7 +117,7 @@ def _lightningdit(shapes: Shapes) -> LightningDiTConfig:
         patch_size=patch_size,
         hidden_size=width,
         input_size=math.isqrt(shapes["pos_embed"][1]) * patch_size,
-        depth=_count(shapes),
+        depth=count_blocks(shapes),
         num_heads=_heads(
             shapes,
             width,
@@ -144,7 +143,7 @@ def _jit(shapes: Shapes) -> JiTConfig:
         patch_size=patch_size,
         hidden_size=width,
         input_size=input_size,
-        depth=_count(shapes),
+        depth=count_blocks(shapes),
         num_heads=width // shapes["blocks.0.attn.q_norm.weight"][0],
         bottleneck_dim=bottleneck,
         in_context_len=shapes.get("in_context_posemb", (1, 0))[1],
@@ -166,7 +165,7 @@ def _srdit(shapes: Shapes) -> SRDiTConfig:
         patch_size=patch_size,
         hidden_size=width,
         input_size=math.isqrt(shapes["pos_embed"][1] - 1) * patch_size,
-        depth=_count(shapes),
+        depth=count_blocks(shapes),
         num_heads=_heads(shapes, width, "feat_rope", known),
         mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / width,
         cls_dim=shapes["cls_projectors2.weight"][1],
@@ -217,10 +216,6 @@ def _heads(shapes: Shapes, width: int, table: str, known: Mapping[int, int]) -> 
     if width not in known:
         raise ValueError(f"'{table}.freqs_cos', for a width of {width}")
     return known[width]
-
-
-def _count(shapes: Shapes) -> int:
-    return len({match[1] for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))})
 
 
 _INFER: Mapping[str, Callable[[Shapes], AnyConfig]] = {

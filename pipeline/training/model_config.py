@@ -100,14 +100,13 @@ def _jit_config(config: TrainConfig, store: Store) -> JiTConfig:
     """Return the config of a JiT, for pixels or any other latents that its patches divide."""
     _require_unset(config, "cls_coeff", "qk_norm", "legacy")
     config.require(config.path_type == "linear", "path_type", f"must be linear for {config.model}")
-    widths = [store.group(features_group(encoder)).attributes["width"] for encoder in config.enc_type]
     options: dict[str, Any] = dict(JIT_PRESETS[config.model])
     if config.encoder_depth is not None:
         options["encoder_depth"] = config.encoder_depth
     model = JiTConfig(
         **_sizes(config, store),
         **options,
-        z_dims=tuple(widths) if config.proj_coeff else (),
+        z_dims=_z_dims(config, store),
         projector=config.projector,
         projector_dim=config.projector_embed_dims,
         projector_kernel_size=config.projector_kernel_size,
@@ -126,12 +125,11 @@ def _srdit_config(config: TrainConfig, store: Store) -> SRDiTConfig:
     config.require(
         not config.fsdp, "fsdp", f"cannot be combined with {config.model}, which has parameters without an axis"
     )
-    widths = [store.group(features_group(encoder)).attributes["width"] for encoder in config.enc_type]
     model = SRDiTConfig(
         **_sizes(config, store),
         **SRDIT_PRESETS[config.model],
         cls_dim=_cls_dim(config, store),
-        z_dims=tuple(widths) if config.proj_coeff else (),
+        z_dims=_z_dims(config, store),
         projector_dim=config.projector_embed_dims,
         qk_norm=config.qk_norm,
     )
@@ -141,7 +139,6 @@ def _srdit_config(config: TrainConfig, store: Store) -> SRDiTConfig:
 
 def _sit_config(config: TrainConfig, store: Store) -> SiTConfig:
     channels, side, _ = _latents_shape(config, store)
-    widths = [store.group(features_group(encoder)).attributes["width"] for encoder in config.enc_type]
     options = {} if config.encoder_depth is None else {"encoder_depth": config.encoder_depth}
     model = sit_config(
         config.model,
@@ -149,7 +146,7 @@ def _sit_config(config: TrainConfig, store: Store) -> SiTConfig:
         in_channels=channels,
         num_classes=int(config.num_classes or 0),
         class_dropout_prob=LEGACY_DROPOUT if config.legacy else config.cfg_prob,
-        z_dims=tuple(widths) if config.proj_coeff else (),
+        z_dims=_z_dims(config, store),
         cls_dim=_cls_dim(config, store) if config.cls_coeff else None,
         projector_dim=config.projector_embed_dims,
         qk_norm=config.qk_norm,
@@ -181,6 +178,13 @@ def _latents_shape(config: TrainConfig, store: Store) -> tuple[int, ...]:
     if sides[0] != sides[1]:
         raise StoreError(f"{store.location}: latents of {group.path} are {sides[0]} x {sides[1]}: expected a square")
     return (group.latents_channels, *sides)
+
+
+def _z_dims(config: TrainConfig, store: Store) -> tuple[int, ...]:
+    """Return the width of each projector's tokens; no projectors without `--proj-coeff`."""
+    if not config.proj_coeff:
+        return ()
+    return tuple(store.group(features_group(encoder)).attributes["width"] for encoder in config.enc_type)
 
 
 def _cls_dim(config: TrainConfig, store: Store) -> int:

@@ -109,6 +109,16 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
+def optimize(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None) -> Tensor:
+    """Take a step of an optimizer on the clipped gradient of a loss; return the norm of the gradient."""
+    optimizer.zero_grad()
+    loss.backward()
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_grad_norm is None else max_grad_norm)
+    optimizer.step()
+    return norm
+
+
 def rows_of(value: Tensor, part: str) -> Tensor:
     """Return rows a to b of a tensor for a `part` of "a:b", or all of it for ""."""
     if not part:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from case import Case, Ema, Figures, fill, moves, weights_of
+from case import Case, Ema, Figures, fill, moves, optimize, weights_of
 from torch import Tensor
 
 from repa_pipe.diffusion.guidance import guided
@@ -105,10 +105,7 @@ def _training(case: Case, name: str) -> Figures:
     optimizer = torch.optim.AdamW(trained, config["learning_rate"], weight_decay=0.0)
     for step in case.steps():
         found = _step(case, model, config["variants"][name], f"step{step}_")
-        optimizer.zero_grad()
-        found["total"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config["max_grad_norm"])
-        optimizer.step()
+        norm = optimize(found["total"], optimizer, config["max_grad_norm"])
         ema.update(model)
         terms = ("flow_loss", "contrastive_loss", "loss", "proj_loss", "total")
         rows.append([*(found[term].mean().item() for term in terms), norm.item()])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 import torch
-from case import Case, Ema, Figures, filled, moves, weights_of
+from case import Case, Ema, Figures, filled, moves, optimize, weights_of
 from torch import Tensor, nn
 
 from repa_pipe.diffusion.guidance import guided
@@ -136,13 +136,9 @@ def _training(case: Case) -> Figures:
     before, ema, rows = weights_of(model), Ema(model, config["ema_decay"]), []
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, config["learning_rate"], weight_decay=0.0)
-    limit = config["max_grad_norm"]
     for step in case.steps():
         found = _step(case, model, f"step{step}_")
-        optimizer.zero_grad()
-        found["total"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, torch.inf if limit is None else limit)
-        optimizer.step()
+        norm = optimize(found["total"], optimizer, config["max_grad_norm"])
         ema.update(model)
         names = ("loss_without_dispersive", "dispersive_loss", "total")
         rows.append([*(found[name].mean().item() for name in names), norm.item()])

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from case import Case, Figures, fill, filled, moves, weights_of
+from case import Case, Figures, fill, filled, moves, optimize, weights_of
 from irepa_ldm import UNUSED
 from rae_ditdh import is_input
 from raev2_layers import block_shapes
@@ -165,10 +165,7 @@ def _training(case: Case, encoder: _Teacher) -> Figures:
         data = sample_posterior(case[f"step{step}_moments"], case[f"step{step}_posterior_noise"], scale, bias)
         denoising, alignment, attention = _losses(case, model, encoder, data, step)
         total = denoising + config["proj_coeff"] * alignment + config["attn_coeff"] * attention
-        adamw.zero_grad()
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config["max_grad_norm"])
-        adamw.step()
+        norm = optimize(total, adamw, config["max_grad_norm"])
         rows.append([each.item() for each in (denoising, alignment, attention, total, norm)])
         figures |= moves(case, before, weights_of(model), f"move{step + 1}.")
     return figures | {"train_denoising_alignment_attention_total_gradnorm": torch.tensor(rows)}

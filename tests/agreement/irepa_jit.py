@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from case import Case, Ema, Figures, moves, weights_of
+from case import Case, Ema, Figures, moves, optimize, weights_of
 from irepa_ldm import fill, projector_settings, published, target
 from rae_ditdh import is_input
 from torch import Tensor
@@ -153,10 +153,7 @@ def _training(case: Case) -> Figures:
         denoising = denoising_loss(predicted, velocity).mean()
         alignment = alignment_loss(projected, [target(case, case[f"{prefix}features"])])
         total = denoising + config["proj_coeff"] * alignment
-        adamw.zero_grad()
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, torch.inf)
-        adamw.step()
+        norm = optimize(total, adamw)
         for average in averages.values():
             average.update(model)
         rows.append([each.item() for each in (denoising, alignment, total, norm)])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 import torch
-from case import Case, Figures, filled, moves, weights_of
+from case import Case, Figures, filled, moves, optimize, weights_of
 from rae_ditdh import is_input
 from torch import Tensor, nn
 
@@ -120,10 +120,7 @@ def _training(case: Case) -> Figures:
         denoising = denoising_loss(predicted, velocity).mean()
         alignment = alignment_loss(projected, [target(case, each) for each in _features(case, prefix)])
         total = denoising + config["proj_coeff"] * alignment
-        adamw.zero_grad()
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config["max_grad_norm"])
-        adamw.step()
+        norm = optimize(total, adamw, config["max_grad_norm"])
         rows.append([each.item() for each in (denoising, alignment, total, norm)])
         figures |= moves(case, before, published(weights_of(model)), f"move{step + 1}.")
     return figures | {"train_denoising_alignment_total_gradnorm": torch.tensor(rows)}

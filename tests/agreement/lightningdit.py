@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
-from case import Case, Ema, Figures, fill, moves, weights_of
+from case import Case, Ema, Figures, fill, moves, optimize, weights_of
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -133,11 +133,7 @@ def _training(case: Case, model: LightningDiT) -> Figures:
         losses = (velocity - target).square().flatten(1).mean(dim=1)
         cosines = (1 - cosine_similarity(velocity, target, dim=1)).flatten(1).mean(dim=1)
         total = losses.mean() + cosines.mean()
-        optimizer.zero_grad()
-        total.backward()
-        limit = config["max_grad_norm"]
-        norm = torch.nn.utils.clip_grad_norm_(trained, limit if limit is not None else torch.inf)
-        optimizer.step()
+        norm = optimize(total, optimizer, config["max_grad_norm"])
         ema.update(model)
         rows.append([each.item() for each in (losses.mean(), cosines.mean(), total, norm)])
         figures |= {f"step{step}_loss_per_sample": losses, f"step{step}_cosine_loss_per_sample": cosines}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from case import Case, Figures, fill, moves, weights_of
+from case import Case, Figures, fill, moves, optimize, weights_of
 from irepa_ldm import UNUSED
 from rae_ditdh import is_input
 from torch import Tensor
@@ -128,10 +128,7 @@ def _training(case: Case) -> Figures:
         of_image, of_class, alignment = _losses(case, model, output, target, prefix)
         denoising, class_denoising = of_image.mean(), of_class.mean()
         total = denoising + config["proj_coeff"] * alignment + config["cls_coeff"] * class_denoising
-        adamw.zero_grad()
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config["max_grad_norm"])
-        adamw.step()
+        norm = optimize(total, adamw, config["max_grad_norm"])
         rows.append([each.item() for each in (denoising, class_denoising, alignment, total, norm)])
         figures |= moves(case, before, weights_of(model), f"move{step + 1}.")
     return figures | {"train_denoising_class_alignment_total_gradnorm": torch.tensor(rows)}

@@ -6,7 +6,7 @@ import re
 from functools import partial
 
 import torch
-from case import Case, Ema, Figures, fill, moves, weights_of
+from case import Case, Ema, Figures, fill, moves, optimize, weights_of
 from torch import Tensor, nn
 
 from repa_pipe.diffusion.interpolant import Interpolant
@@ -138,10 +138,7 @@ def _training(case: Case) -> Figures:
         labels = _labels(case, step, f"step{step}_label_dropped")
         denoising, projection = _losses(case, model, step, data, labels)
         total = denoising.mean() + config["proj_coeff"] * projection
-        optimizer.zero_grad()
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config["max_grad_norm"])
-        optimizer.step()
+        norm = optimize(total, optimizer, config["max_grad_norm"])
         ema.update(model)
         rows.append([each.item() for each in (denoising.mean(), projection, total, norm)])
         figures[f"step{step}_denoising_per_sample"] = denoising

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from case import Case, Ema, Figures, fill, moves, weights_of
+from case import Case, Ema, Figures, fill, moves, optimize, weights_of
 from torch import Tensor
 
 from repa_pipe.diffusion.interpolant import Interpolant
@@ -93,10 +93,7 @@ def _training(case: Case, kind: str) -> Figures:
     optimizer = torch.optim.AdamW(trained, config["learning_rate"], weight_decay=0.0)
     for step in case.steps():
         figures = _step(case, model, teacher, f"step{step}_")
-        optimizer.zero_grad()
-        figures[f"total_loss_{kind}"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config["max_grad_norm"])
-        optimizer.step()
+        norm = optimize(figures[f"total_loss_{kind}"], optimizer, config["max_grad_norm"])
         ema.update(model)
         teacher.load_state_dict(teacher.state_dict() | ema.weights)
         names = ("denoising_loss", f"align_loss_{kind}", f"total_loss_{kind}")

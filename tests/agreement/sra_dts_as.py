@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from case import Case, Ema, Figures, moves, weights_of
+from case import Case, Ema, Figures, moves, optimize, weights_of
 from sra import dropped_labels, is_input, model_of
 from torch import Tensor
 
@@ -121,10 +121,7 @@ def _training(case: Case) -> Figures:
     for step in case.steps():
         prefix = f"step{step}_"
         figures = _step(case, model, teacher, settings, prefix=prefix, own=prefix)
-        optimizer.zero_grad()
-        figures["total_loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config["max_grad_norm"])
-        optimizer.step()
+        norm = optimize(figures["total_loss"], optimizer, config["max_grad_norm"])
         ema.update(model)
         teacher.load_state_dict(teacher.state_dict() | ema.weights)
         names = ("denoising_loss", "align_loss", "total_loss")

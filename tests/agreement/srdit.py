@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 import torch
-from case import Case, Ema, Figures, fill, moves, weights_of
+from case import Case, Ema, Figures, fill, moves, optimize, weights_of
 from torch import Tensor
 
 from repa_pipe.diffusion.guidance import BothVelocities, guided, with_unconditional
@@ -212,10 +212,7 @@ def _training(case: Case) -> Figures:
     for number in case.steps():
         step = Step(case, model, f"step{number}_")
         losses = step.losses(case, model, step.path_dropped)
-        optimizer.zero_grad()
-        losses["total"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config["max_grad_norm"])
-        optimizer.step()
+        norm = optimize(losses["total"], optimizer, config["max_grad_norm"])
         ema.update(model)
         row = [losses[f"{name}_loss"].mean() for name in ("denoising", "proj", "cls", "cfm")]
         rows.append([each.item() for each in (*row, losses["total"], norm)])

@@ -61,7 +61,7 @@ class AlignmentTerm(Term):
     def weight(self, step: int) -> float:
         """Return `--proj-coeff`, with its linear decay if any; 0 once alignment has ended."""
         config = self._config
-        if config.aligned_steps is not None and step >= config.aligned_steps:
+        if not config.is_aligned(step):
             return 0.0
         left = 1 - step / config.proj_coeff_decay_steps if config.proj_coeff_decay_steps else 1.0
         return config.proj_coeff * left

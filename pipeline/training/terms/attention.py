@@ -72,9 +72,7 @@ class AttentionTerm(Term):
 
     def weight(self, step: int) -> float:
         """Return `--attn-coeff`; 0 once alignment has ended."""
-        config = self._config
-        ended = config.aligned_steps is not None and step >= config.aligned_steps
-        return 0.0 if ended else config.attn_coeff
+        return self._config.attn_coeff if self._config.is_aligned(step) else 0.0
 
     def loss(self, output: ModelOutput, prepared: Prepared) -> Tensor:
         """Return the attention loss; 0 without tokens."""

@@ -28,6 +28,9 @@ GROUP = "repa_pipe.terms"
 def make_terms(context: TermContext) -> list[Term]:
     """Return the terms of a config, denoising and alignment first."""
     config, model = context.config, context.model
+    if config.token_groups:
+        is_plain = isinstance(model, SiT) and not isinstance(model, EntangledSiT)
+        config.require(is_plain, "token_groups", f"does not apply to {config.model}: expected a SiT")
     terms: list[Term] = [DenoisingTerm(model), AlignmentTerm(config, context.store)]
     if isinstance(model, ClassTokenModel):
         terms.append(ClassTokenTerm(config, model, context.streams))
@@ -43,9 +46,6 @@ def make_terms(context: TermContext) -> list[Term]:
         terms.append(SelfAlignmentTerm(context))
     if config.attn_coeff:
         terms.append(AttentionTerm(context))
-    if config.token_groups:
-        is_plain = isinstance(model, SiT) and not isinstance(model, EntangledSiT)
-        config.require(is_plain, "token_groups", f"does not apply to {config.model}: expected a SiT")
     for name, coefficient in config.own_terms.items():
         term: Term = user_term(name)(context)  # type: ignore[call-arg]
         term.coefficient = coefficient
