@@ -25,13 +25,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from arguments import at_least
-from safetensors.torch import save_file
+from synthetic import random_weights
 
 from repa_pipe.config import EncodeConfig, TrainConfig
-from repa_pipe.models.encoders.registry import find_entry
 from repa_pipe.pipeline import encode
 from repa_pipe.pipeline.demo import ENCODER, MODEL, VAE
 from repa_pipe.pipeline.reporting.steps import median_times
@@ -103,19 +101,10 @@ def compare(folder: Path, count: int, steps: int, batch_size: int) -> list[dict[
     return rows
 
 
-def random_weights(encoder: str, folder: Path) -> dict[str, Path]:
-    """Write a file of random weights of an encoder's architecture."""
-    entry = find_entry(encoder.partition("@")[0])
-    torch.manual_seed(0)
-    path = folder / "weights.safetensors"
-    save_file(timm.create_model(entry.architecture, num_classes=0).state_dict(), path)
-    return {encoder: path}
-
-
 def compare_latents(folder: Path, args: argparse.Namespace) -> list[dict[str, object]]:
     """Return the time of the parts of a step, and losses, with an encoder's tokens as latents."""
     encoder, store, images = args.token_latents, str(folder / "store"), select_crops(folder, args.images)
-    weights = random_weights(encoder, folder) if args.random_weights else {}
+    weights = {encoder: random_weights(encoder, folder)} if args.random_weights else {}
     given = tuple(f"{name}={path}" for name, path in weights.items())
     encode.run(EncodeConfig(source=str(images), store=store, vae=VAE, encoder=(encoder,), encoder_weights=given))
     measure_statistics(store, StatsOptions(encoder=encoder, per="position", write=True))

@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import timm
+import torch
+from safetensors.torch import save_file
 
 from repa_pipe.models.encoders import describe_encoder
+from repa_pipe.models.encoders.registry import find_entry
 from repa_pipe.stores import Store
 from repa_pipe.stores.codecs import make_codec
 from repa_pipe.stores.layout import ArraySpec, GroupSpec, features_group, num_shards
@@ -52,6 +56,15 @@ def synthetic_store(path: Path, encoder: str, count: int, codec_name: str = "flo
     manifest, rng = new_store(path, count), np.random.default_rng(0)
     for spec in (LATENTS_GROUP, features_template(encoder, codec_name)):
         fill_group(path, manifest, spec, rng)
+
+
+def random_weights(encoder: str, folder: Path) -> Path:
+    """Write a file of random weights of an encoder's architecture; return its path."""
+    entry = find_entry(encoder.partition("@")[0])
+    torch.manual_seed(0)
+    path = folder / "weights.safetensors"
+    save_file(timm.create_model(entry.architecture, num_classes=0).state_dict(), path)
+    return path
 
 
 def sample_bytes(store: Store) -> int:

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import traceback
@@ -330,3 +331,34 @@ def host_waits() -> Any:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module.HostWaits
+
+
+# --- pages -------------------------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SWITCHES = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --enable-logging=stderr --v=0"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What a browser printed: the document, with `--dump-dom`, and messages on its console."""
+
+    document: str
+    console: list[str]
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Callable[..., Page]:
+    """Open a file in Chromium with additional switches; without `real_time`, 5 seconds of its scripts pass at once."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+
+    def browse(path: Path, *switches: str, real_time: bool = False) -> Page:
+        budget = () if real_time else ("--virtual-time-budget=5000",)
+        command = [CHROMIUM, *SWITCHES.split(), f"--user-data-dir={tmp_path / 'profile'}", *budget, *switches]
+        done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=300, check=True)
+        lines = done.stderr.splitlines()
+        return Page(done.stdout, [line for line in lines if "CONSOLE" in line and "setting log level" not in line])
+
+    return browse

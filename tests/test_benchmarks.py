@@ -166,7 +166,8 @@ def test_everything_for_a_gpu_runs_in_its_smallest_form(tmp_path):
     command = [FOLDER / "gpu.sh", "--tiny", "--out", tmp_path / "gpu.json"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable}, timeout=600)
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-    assert {part["part"] for part in parts} == {"tests", "step", "sample", "encode models", "decode codes"}
+    expected = {"tests", "step", "sample", "encode models", "decode codes", "tokens as latents"}
+    assert {part["part"] for part in parts} == expected
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

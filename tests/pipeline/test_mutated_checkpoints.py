@@ -155,8 +155,8 @@ def test_a_mutated_header_is_used_as_it_states_or_refused(trainer, values, mutat
 
 
 @pytest.mark.slow
-def test_two_thousand_mutated_headers_are_used_as_they_state_or_refused(trainer, values, mutations, read_once):
-    assert check(trainer, values, mutations, 2_000, seed=1, on_change=read_once) > 1_000
+def test_hundreds_of_mutated_headers_are_used_as_they_state_or_refused(trainer, values, mutations, read_once):
+    assert check(trainer, values, mutations, 400, seed=1, on_change=read_once) > 200
 
 
 def change(values, place, value):

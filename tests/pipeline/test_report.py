@@ -56,7 +56,6 @@ from repa_pipe.stores.writer import ShardWriter, create_group, create_store
 
 SIDE, GRID, WIDTH, NUM_IMAGES = 64, 8, 24, 10
 VAE, ENCODER = "tiny-kl-f8", "quadrants"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------
@@ -568,9 +567,23 @@ def test_store_groups_are_described_from_commit_records(page: Page, store: Path)
 
 def test_timing_covers_the_complete_log(page: Page) -> None:
     header, aligned, plain = page.table("Images per second")
-    assert header == ["Run", "Steps", "Training time", "Images per second", "Data wait", "Last checkpoint"]
-    assert aligned[1:] == ["120,000", "40 min 0 s", "100.0", "2.00%", "0120000.pt"]
-    assert plain[2:] == ["1 min 20 s", "100.0", "2.00%", "none"]
+    assert header == [
+        "Run",
+        "Steps",
+        "Training time",
+        "Images per second",
+        "Data wait",
+        "Peak memory",
+        "Last checkpoint",
+    ]
+    assert aligned[1:] == ["120,000", "40 min 0 s", "100.0", "2.00%", "–", "0120000.pt"]
+    assert plain[2:] == ["1 min 20 s", "100.0", "2.00%", "–", "none"]
+
+
+def test_the_peak_of_memory_is_that_of_the_rows_that_logged_it(tmp_path: Path, store: Path) -> None:
+    rows = log_rows(3, 1, 0.5).append_column("memory_gib", pa.array([1.0, 2.5, None]))
+    report.run([str(write_run(tmp_path / "run", store, rows))], str(tmp_path / "report.html"))
+    assert Page(tmp_path / "report.html").table("Images per second")[1][5] == "2.5 GiB"
 
 
 def test_every_logged_metric_is_drawn_for_the_runs_that_logged_it(page: Page) -> None:
@@ -1084,9 +1097,6 @@ def test_numbers_are_formatted_for_reading() -> None:
 # --- in a browser ------------------------------------------------------------------------------------------------
 
 
-SWITCHES = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=5000"""
-
 # Clicks buttons, as the Enter key does. The results are returned in the title of the page.
 INTERACT = """<script>
 addEventListener("load", () => {
@@ -1154,25 +1164,12 @@ poll();
 </script></body>"""
 
 
-def open_in_chromium(tmp_path: Path, url: str, *switches: str) -> subprocess.CompletedProcess[str]:
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [str(CHROMIUM), *SWITCHES.split(), profile, *switches, url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-
-
-def console_messages(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in done.stderr.splitlines() if "CONSOLE" in line and "setting log level" not in line]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_browser_draws_the_curves_without_errors(scheme: str, tmp_path: Path, written: Path) -> None:
+def test_browser_draws_the_curves_without_errors(scheme: str, browser: Any, tmp_path: Path, written: Path) -> None:
     screenshot = tmp_path / "page.png"
     scheme_switch = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
-    done = open_in_chromium(
-        tmp_path, written.as_uri(), "--window-size=1000,2600", f"--screenshot={screenshot}", scheme_switch
-    )
-    assert console_messages(done) == []
+    page = browser(written, "--window-size=1000,2600", f"--screenshot={screenshot}", scheme_switch)
+    assert page.console == []
     pixels = np.asarray(Image.open(screenshot).convert("RGB")).astype(int)
     assert (pixels[0, 0].mean() < 64) == (scheme == "dark")
     for color in COLORS[:2]:
@@ -1181,13 +1178,12 @@ def test_browser_draws_the_curves_without_errors(scheme: str, tmp_path: Path, wr
         assert columns.sum() > 60  # wider than the swatches next to the names of the runs
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_headings_sort_and_seed_rows_expand(tmp_path: Path, seeds_page: Path) -> None:
+def test_headings_sort_and_seed_rows_expand(browser: Any, tmp_path: Path, seeds_page: Path) -> None:
     interactive = tmp_path / "interactive.html"
     interactive.write_text(seeds_page.read_text().replace("</body>", INTERACT))
-    done = open_in_chromium(tmp_path, interactive.as_uri(), "--dump-dom")
-    assert console_messages(done) == []
-    (title,) = re.findall("<title>(.*)</title>", done.stdout)
+    page = browser(interactive, "--dump-dom")
+    assert page.console == []
+    (title,) = re.findall("<title>(.*)</title>", page.document)
     results = json.loads(html.unescape(title))
     expanded = "3 seeds+aligned-0+aligned-1+aligned-2"
     assert results["steps"] == [
@@ -1204,13 +1200,12 @@ def ema(values: list[float], weight: float) -> list[float]:
     return [float(one @ values[: len(one)] / one.sum()) for one in weights]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_controls_smooth_the_curves_and_change_axes_and_runs(tmp_path: Path, written: Path) -> None:
+def test_controls_smooth_the_curves_and_change_axes_and_runs(browser: Any, tmp_path: Path, written: Path) -> None:
     operated = tmp_path / "operated.html"
     operated.write_text(written.read_text().replace("</body>", OPERATE).replace('"module"', '"text/javascript"'))
-    done = open_in_chromium(tmp_path, operated.as_uri(), "--dump-dom")
-    assert console_messages(done) == []
-    (title,) = re.findall("<title>(.*)</title>", done.stdout)
+    page = browser(operated, "--dump-dom")
+    assert page.console == []
+    (title,) = re.findall("<title>(.*)</title>", page.document)
     results = json.loads(html.unescape(title))
     assert (results["figures"], results["documents"]) == (6, 6)  # those that were replaced are gone
     initial, smoother, raw, hours, log, hidden = results["states"]
@@ -1225,35 +1220,26 @@ def test_controls_smooth_the_curves_and_change_axes_and_runs(tmp_path: Path, wri
     assert hidden[0]["runs"] == ["aligned <b>"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_page_is_not_wider_than_a_phone(tmp_path: Path, written: Path) -> None:
+def test_page_is_not_wider_than_a_phone(browser: Any, tmp_path: Path, written: Path) -> None:
     (tmp_path / "inner.html").write_text(written.read_text().replace("</body>", MEASURE))
     outer = tmp_path / "outer.html"  # the window of a headless browser is at least 500 pixels wide
     frame = '<iframe src="inner.html" style="width: 390px; height: 844px; border: 0"></iframe>'
     outer.write_text(f"<script>onmessage = ({{ data }}) => {{ document.title = data; }};</script>{frame}")
-    done = open_in_chromium(tmp_path, outer.as_uri(), "--dump-dom")
-    (title,) = re.findall("<title>(.*)</title>", done.stdout)
+    page = browser(outer, "--dump-dom")
+    (title,) = re.findall("<title>(.*)</title>", page.document)
     width, needed = map(int, title.split(","))
     assert width == 390
     assert needed <= width
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_twenty_long_runs_open_in_under_two_seconds(tmp_path: Path, twenty: Path) -> None:
+def test_twenty_long_runs_open_in_under_two_seconds(browser: Any, tmp_path: Path, twenty: Path) -> None:
     timed = tmp_path / "timed.html"
     timed.write_text(twenty.read_text().replace("</body>", CLOCK))
-    command = [str(CHROMIUM), *SWITCHES.replace("--virtual-time-budget=5000", "").split()]  # measure real time
     found = []
     for number in range(3):  # best of three, since other processes may be running
         profile, screenshot = tmp_path / f"profile {number}", tmp_path / "page.png"
-        done = subprocess.run(
-            [*command, f"--user-data-dir={profile}", f"--screenshot={screenshot}", timed.as_uri()],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        found += [int(milliseconds) for milliseconds in re.findall(r"drawn after (\d+) ms", done.stderr)]
+        page = browser(timed, f"--user-data-dir={profile}", f"--screenshot={screenshot}", real_time=True)
+        found += [int(milliseconds) for milliseconds in re.findall(r"drawn after (\d+) ms", "\n".join(page.console))]
     assert found
     assert min(found) < 2000, found
