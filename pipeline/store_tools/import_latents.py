@@ -123,7 +123,7 @@ def import_latents(path: str, store_path: str, options: ImportOptions) -> str:
         index_digest=index_digest(index),
         resolution=resolution,
         class_names=source.class_names if source else folder.class_names(),
-        source=source.provenance() if source else {"kind": "latents", "path": str(Path(path).resolve())},
+        source=source.provenance() if source else {"kind": "latents", "path": str(Path(path).resolve()), "skipped": []},
     ) as store:
         name = options.vae if is_known_vae(options.vae) else store.vae_name(options.vae)
         spec = _spec(name, folder, scale, bias, resolution)

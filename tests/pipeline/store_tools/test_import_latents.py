@@ -20,6 +20,7 @@ from repa_pipe.pipeline.store_tools import import_latents as module
 from repa_pipe.pipeline.store_tools.export import export
 from repa_pipe.pipeline.store_tools.import_latents import ImportOptions, import_latents
 from repa_pipe.pipeline.store_tools.latent_folders.folder import FolderOptions
+from repa_pipe.sources.skipped import recorded_skipped
 from repa_pipe.stores import open_store
 from repa_pipe.stores.verify import verify_store
 
@@ -63,6 +64,8 @@ def test_lightningdits_shards_become_what_its_own_reader_returns(published, tmp_
     values, _, _ = read(tmp_path / "store", "vavae")
     np.testing.assert_array_equal(values, np.stack([first, second], axis=1).reshape(14, 32, 4, 4)[:13])
     assert verify_store(tmp_path / "store").ok
+    with open_store(tmp_path / "store") as opened:
+        assert recorded_skipped(opened.manifest.source) == ()  # not the same as unknown
 
 
 def test_the_multiplier_follows_the_normalization(published, tmp_path):
