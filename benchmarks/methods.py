@@ -81,18 +81,21 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     changes = {"model": args.model, "batch_size": args.batch_size, "mixed_precision": args.precision}
     changes |= {"device": device.type, "report_to": "none"}
-    configs = {run.exp_name: replace(run, **changes) for run in read_sweep(SWEEP, str(store), folder).runs}
+    configs = {
+        run.exp_name: replace(run, **changes, encoder_weights=(weights,) if run.attn_coeff else ())
+        for run in read_sweep(SWEEP, str(store), folder).runs
+    }
     repa, repa_bytes = step_of(configs[REPA], device)
     rows: list[dict[str, object]] = []
     for name, config in configs.items():
-        own = replace(config, encoder_weights=(weights,)) if config.attn_coeff else config
-        step, num_bytes = (repa, repa_bytes) if name == REPA else step_of(own, device)
-        pairs = [(repa(), step()) for _ in range(args.steps)]
+        step, num_bytes = (repa, repa_bytes) if name == REPA else step_of(config, device)
+        bases, seconds = zip(*((repa(), step()) for _ in range(args.steps)), strict=True)
+        ratios = np.divide(seconds, bases)
         row: dict[str, object] = {"method": name, "model": args.model, "encoder": args.encoder, "device": device.type}
         row |= {"batch_size": args.batch_size, "precision": args.precision, "steps": args.steps}
-        row["step_over_repa"] = round(statistics.median(own / base for base, own in pairs), 3)
-        row["quartiles"] = [round(float(np.quantile([own / base for base, own in pairs], q)), 3) for q in (0.25, 0.75)]
-        row["seconds"] = round(statistics.median(own for _, own in pairs), 4)
+        low, row["step_over_repa"], high = np.quantile(ratios, (0.25, 0.5, 0.75)).round(3).tolist()
+        row["quartiles"] = [low, high]
+        row["seconds"] = round(statistics.median(seconds), 4)
         row["bytes_per_image"] = num_bytes
         print(json.dumps(row), flush=True)
         rows.append(row)

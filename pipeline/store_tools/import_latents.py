@@ -18,6 +18,7 @@ from ...errors import ConfigError, SourceError, StoreError, WeightsError
 from ...models.vae_files import describe_vae, is_known_vae, latents_scale_and_bias
 from ...sources import DEFAULTS, Index, Record, index_digest, open_source, records_of
 from ...sources.index import build_index
+from ...sources.skipped import RECORDED
 from ...stores import Store, open_store
 from ...stores.checksum import crc32c_bytes, crc32c_rows
 from ...stores.creation import open_or_create_store, prepare_groups
@@ -123,7 +124,7 @@ def import_latents(path: str, store_path: str, options: ImportOptions) -> str:
         index_digest=index_digest(index),
         resolution=resolution,
         class_names=source.class_names if source else folder.class_names(),
-        source=source.provenance() if source else {"kind": "latents", "path": str(Path(path).resolve()), "skipped": []},
+        source=source.provenance() if source else {"kind": "latents", "path": str(Path(path).resolve()), RECORDED: []},
     ) as store:
         name = options.vae if is_known_vae(options.vae) else store.vae_name(options.vae)
         spec = _spec(name, folder, scale, bias, resolution)

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from repa_pipe.diffusion.posterior import sample_posterior
+
 FILL = Path(__file__).parents[1] / "reference" / "weights.py"
 VALUES, MOVES = 3e-5, 1e-4  # relative L2
 MOVE_LENGTH = 2_000  # recorded numbers of a move
@@ -107,6 +109,17 @@ def _factor(name: str, value: Tensor, scale_of: Mapping[str, float]) -> float:
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Return a copy of the model's parameters by name."""
     return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that training changes."""
+    return [each for each in model.parameters() if each.requires_grad]
+
+
+def drawn_latents(case: Case, step: int) -> Tensor:
+    """Return the latents of a step [B, C, h, w]: its recorded moments with its recorded noise."""
+    scale, bias = torch.tensor(case.config["latents_scale"]), torch.tensor(case.config["latents_bias"])
+    return sample_posterior(case[f"step{step}_moments"], case[f"step{step}_posterior_noise"], scale, bias)
 
 
 def optimize(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from case import Case, Ema, Figures, fill, moves, optimize, weights_of
+from case import Case, Ema, Figures, fill, moves, optimize, trainable, weights_of
 from torch import Tensor
 
 from repa_pipe.diffusion.guidance import guided
@@ -101,7 +101,7 @@ def _samples(case: Case, model: SiT) -> Figures:
 def _training(case: Case, name: str) -> Figures:
     config, model = case.config, _model(case, case.config["training_fill_seed"])
     before, ema, rows = weights_of(model), Ema(model, config["ema_decay"]), []
-    trained = [value for value in model.parameters() if value.requires_grad]
+    trained = trainable(model)
     optimizer = torch.optim.AdamW(trained, config["learning_rate"], weight_decay=0.0)
     for step in case.steps():
         found = _step(case, model, config["variants"][name], f"step{step}_")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 import torch
-from case import Case, Ema, Figures, filled, moves, optimize, weights_of
+from case import Case, Ema, Figures, filled, moves, optimize, trainable, weights_of
 from torch import Tensor, nn
 
 from repa_pipe.diffusion.guidance import guided
@@ -134,7 +134,7 @@ def _samples(case: Case, model: SiT) -> Figures:
 def _training(case: Case) -> Figures:
     config, model = case.config, _model(case, case.config["training_fill_seed"])
     before, ema, rows = weights_of(model), Ema(model, config["ema_decay"]), []
-    trained = [value for value in model.parameters() if value.requires_grad]
+    trained = trainable(model)
     optimizer = torch.optim.AdamW(trained, config["learning_rate"], weight_decay=0.0)
     for step in case.steps():
         found = _step(case, model, f"step{step}_")

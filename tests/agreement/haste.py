@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from case import Case, Figures, fill, filled, moves, optimize, weights_of
+from case import Case, Figures, drawn_latents, fill, filled, moves, optimize, trainable, weights_of
 from irepa_ldm import UNUSED
 from rae_ditdh import is_input
 from raev2_layers import block_shapes
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from repa_pipe.diffusion.interpolant import Interpolant
 from repa_pipe.diffusion.loss import alignment_loss, attention_loss, denoising_loss
-from repa_pipe.diffusion.posterior import sample_posterior
 from repa_pipe.models.encoders.encoder import Encoder
 from repa_pipe.models.encoders.last_blocks import LastBlocks
 from repa_pipe.models.encoders.registry import find_entry
@@ -157,12 +156,11 @@ def _by_sample_and_head(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _training(case: Case, encoder: _Teacher) -> Figures:
     config, model = case.config, _model(case)
-    scale, bias = torch.tensor(config["latents_scale"]), torch.tensor(config["latents_bias"])
-    trained = [each for each in model.parameters() if each.requires_grad]
+    trained = trainable(model)
     adamw = torch.optim.AdamW(trained, **config["optimizer"])
     before, rows, figures = weights_of(model), [], {}
     for step in case.steps():
-        data = sample_posterior(case[f"step{step}_moments"], case[f"step{step}_posterior_noise"], scale, bias)
+        data = drawn_latents(case, step)
         denoising, alignment, attention = _losses(case, model, encoder, data, step)
         total = denoising + config["proj_coeff"] * alignment + config["attn_coeff"] * attention
         norm = optimize(total, adamw, config["max_grad_norm"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from case import Case, Ema, Figures, moves, optimize, weights_of
+from case import Case, Ema, Figures, moves, optimize, trainable, weights_of
 from irepa_ldm import fill, projector_settings, published, target
 from rae_ditdh import is_input
 from torch import Tensor
@@ -142,7 +142,7 @@ def _samples(case: Case) -> Figures:
 def _training(case: Case) -> Figures:
     config, model = case.config, _model(case, case.config["trained_variant"])
     options = config["optimizer"]
-    trained = [each for each in model.parameters() if each.requires_grad]
+    trained = trainable(model)
     adamw = torch.optim.AdamW(trained, options["lr"], options["betas"], weight_decay=options["weight_decay"])
     averages = {number: Ema(model, config[f"ema_decay{number}"]) for number in (1, 2)}
     before, rows, figures = published(weights_of(model), PREFIX), [], {}

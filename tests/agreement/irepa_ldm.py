@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 import torch
-from case import Case, Figures, filled, moves, optimize, weights_of
+from case import Case, Figures, filled, moves, optimize, trainable, weights_of
 from rae_ditdh import is_input
 from torch import Tensor, nn
 
@@ -108,7 +108,7 @@ def _evaluation(case: Case) -> Figures:
 
 def _training(case: Case) -> Figures:
     config, model = case.config, _model(case, case.config["trained_variant"])
-    trained = [each for each in model.parameters() if each.requires_grad]
+    trained = trainable(model)
     adamw = torch.optim.AdamW(trained, **config["optimizer"])
     before, rows, figures = published(weights_of(model)), [], {}
     for step in case.steps():

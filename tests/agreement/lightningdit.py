@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
-from case import Case, Ema, Figures, fill, moves, optimize, weights_of
+from case import Case, Ema, Figures, fill, moves, optimize, trainable, weights_of
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -123,7 +123,7 @@ def _published_guided_call(case: Case, model: LightningDiT, noise: Tensor, t: Te
 
 def _training(case: Case, model: LightningDiT) -> Figures:
     config, before = case.config, weights_of(model)
-    trained = [value for value in model.parameters() if value.requires_grad]
+    trained = trainable(model)
     optimizer = torch.optim.AdamW(trained, config["lr"], config["betas"], config["adam_eps"], config["weight_decay"])
     ema, rows, figures = Ema(model, config["ema_decay"]), [], {}
     for step in case.steps():

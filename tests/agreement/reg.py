@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from case import Case, Figures, fill, moves, optimize, weights_of
+from case import Case, Figures, drawn_latents, fill, moves, optimize, trainable, weights_of
 from irepa_ldm import UNUSED
 from rae_ditdh import is_input
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from repa_pipe.diffusion.guidance import guided
 from repa_pipe.diffusion.interpolant import Interpolant
 from repa_pipe.diffusion.loss import alignment_loss, denoising_loss
-from repa_pipe.diffusion.posterior import sample_posterior
 from repa_pipe.diffusion.samplers import euler_maruyama
 from repa_pipe.models.sit import EntangledSiT, SiTConfig, drop_labels
 
@@ -116,13 +115,12 @@ def _samples(case: Case) -> Figures:
 
 def _training(case: Case) -> Figures:
     config, model = case.config, _model(case)
-    scale, bias = torch.tensor(config["latents_scale"]), torch.tensor(config["latents_bias"])
-    trained = [each for each in model.parameters() if each.requires_grad]
+    trained = trainable(model)
     adamw = torch.optim.AdamW(trained, **config["optimizer"])
     before, rows, figures = weights_of(model), [], {}
     for step in case.steps():
         prefix = f"step{step}_"
-        data = sample_posterior(case[f"{prefix}moments"], case[f"{prefix}posterior_noise"], scale, bias)
+        data = drawn_latents(case, step)
         x_t, target = _path(case, model, data, prefix)
         output = model(x_t, case[f"{prefix}t"], _labels(case, model, prefix))
         of_image, of_class, alignment = _losses(case, model, output, target, prefix)

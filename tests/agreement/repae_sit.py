@@ -6,7 +6,7 @@ import re
 from functools import partial
 
 import torch
-from case import Case, Ema, Figures, fill, moves, optimize, weights_of
+from case import Case, Ema, Figures, fill, moves, optimize, trainable, weights_of
 from torch import Tensor, nn
 
 from repa_pipe.diffusion.interpolant import Interpolant
@@ -131,7 +131,7 @@ def _losses(case: Case, model: SiT, step: int, data: Tensor, labels: Tensor) -> 
 def _training(case: Case) -> Figures:
     config, model = case.config, _model(case)
     before, ema, rows, figures = weights_of(model), Ema(model, config["ema_decay"]), [], {}
-    trained = [each for each in model.parameters() if each.requires_grad]
+    trained = trainable(model)
     optimizer = _optimizer(case, trained)
     for step in case.steps():
         data = _normalization(case).normalize(_latents(case, step))

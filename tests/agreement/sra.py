@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from case import Case, Ema, Figures, fill, moves, optimize, weights_of
+from case import Case, Ema, Figures, fill, moves, optimize, trainable, weights_of
 from torch import Tensor
 
 from repa_pipe.diffusion.interpolant import Interpolant
@@ -89,7 +89,7 @@ def _training(case: Case, kind: str) -> Figures:
     config, model = case.config, model_of(case, case.config["training_fill_seed"])
     before, ema, rows = weights_of(model), Ema(model, config["ema_decay"]), []
     teacher = model_of(case, config["training_fill_seed"])
-    trained = [value for value in model.parameters() if value.requires_grad]
+    trained = trainable(model)
     optimizer = torch.optim.AdamW(trained, config["learning_rate"], weight_decay=0.0)
     for step in case.steps():
         figures = _step(case, model, teacher, f"step{step}_")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from case import Case, Ema, Figures, moves, optimize, weights_of
+from case import Case, Ema, Figures, moves, optimize, trainable, weights_of
 from sra import dropped_labels, is_input, model_of
 from torch import Tensor
 
@@ -115,7 +115,7 @@ def _training(case: Case) -> Figures:
     config, model = case.config, model_of(case, case.config["training_fill_seed"])
     before, ema, rows = weights_of(model), Ema(model, config["ema_decay"]), []
     teacher = model_of(case, config["training_fill_seed"])
-    trained = [value for value in model.parameters() if value.requires_grad]
+    trained = trainable(model)
     optimizer = torch.optim.AdamW(trained, config["learning_rate"], weight_decay=0.0)
     settings = config["variants"][config["training_variant"]]
     for step in case.steps():

@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 import torch
-from case import Case, Ema, Figures, fill, moves, optimize, weights_of
+from case import Case, Ema, Figures, fill, moves, optimize, trainable, weights_of
 from torch import Tensor
 
 from repa_pipe.diffusion.guidance import BothVelocities, guided, with_unconditional
@@ -207,7 +207,7 @@ def _recorded_noise(case: Case, model: SRDiT) -> Noise:
 def _training(case: Case) -> Figures:
     config, model = case.config, _model(case, case.config["training_fill_seed"])
     before, ema, rows = weights_of(model), Ema(model, config["ema_decay"]), []
-    trained = [value for value in model.parameters() if value.requires_grad]
+    trained = trainable(model)
     optimizer = torch.optim.AdamW(trained, config["learning_rate"], weight_decay=0)
     for number in case.steps():
         step = Step(case, model, f"step{number}_")

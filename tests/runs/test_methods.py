@@ -18,15 +18,24 @@ from repa_pipe.sources.demo_images import make_crops
 
 SWEEP = Path(__file__).parents[2] / "runs" / "sweeps" / "methods.toml"
 ENCODER = "vits14-imgfocus"
+TRAINING = """
+max_train_steps = 4
+checkpointing_steps = 2
+keep_checkpoints = 2
+log_steps = 1
+batch_size = 8
+projector_embed_dims = 32
+mixed_precision = "fp32"
+device = "cpu"
+report_to = "none"
+"""
 SMALLER = (
     (r'"SiT-B/2"', '"SiT-T/2"'),
     (r"encoder_depth = 4", "encoder_depth = 2"),
     (r'self_blocks = "3,8"', 'self_blocks = "2,4"'),
     (r'recipe = "haste"', 'recipe = "haste"\nmodel = "SiT-S/2"'),  # aligns blocks up to the eighth
     (r'recipe = "sra-dts-as"', 'recipe = "sra-dts-as"\nself_blocks = "2,4"'),
-    (r"(?<=max_train_steps = )400_000", "4\nbatch_size = 8\nprojector_embed_dims = 32\nlog_steps = 1"),
-    (r"(?<=max_train_steps = )4", '4\nmixed_precision = "fp32"\ndevice = "cpu"\nreport_to = "none"'),
-    (r"(?<=max_train_steps = )4", "4\ncheckpointing_steps = 2\nkeep_checkpoints = 2"),
+    (r"max_train_steps = 400_000", TRAINING),
     (r"(?<=num_steps = )250", "2"),
     (r"(?<=num_fid_samples = )50_000", '12\nper_proc_batch_size = 6\ndevice = "cpu"'),
     (r'reference = ".*"', f'detector = ["{ENCODER}"]'),

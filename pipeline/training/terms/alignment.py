@@ -46,11 +46,9 @@ class AlignmentTerm(Term):
     def _tokens(self, batch: Batch) -> list[Tensor]:
         if not batch.patch_tokens:
             return []
-        # tokens of further encoders are for the alignment of attention
-        tokens = [
-            codec.decode(codes, scale) if codec.name != "float16" else codes
-            for codec, codes, scale in zip(self._codecs, batch.patch_tokens, batch.token_scales, strict=False)
-        ]
+        count = len(self._codecs)  # tokens of one more encoder may follow, for the alignment of attention
+        own = zip(self._codecs, batch.patch_tokens[:count], batch.token_scales[:count], strict=True)
+        tokens = [codec.decode(codes, scale) if codec.name != "float16" else codes for codec, codes, scale in own]
         gamma = self._config.spatial_norm
         return tokens if gamma is None else [spatial_zscore(each, gamma) for each in tokens]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from repa_pipe.config import EncodeConfig, TrainConfig
+from repa_pipe.config import EncodeConfig
 from repa_pipe.diffusion.loss import attention_loss
 from repa_pipe.errors import ConfigError, StoreError, WeightsError
 from repa_pipe.models.encoders import load_encoder
@@ -59,30 +59,22 @@ def encoded(tmp_path_factory):
 
 
 @pytest.fixture
-def config_of(encoded, tmp_path):
+def config_of(config_of, encoded):
     store, file = encoded
-
-    def config(**changes):
-        options = {
-            "store": str(store),
-            "output_dir": str(tmp_path / "runs"),
-            "exp_name": "run",
-            "model": "SiT-S/2",
-            "projector_embed_dims": 32,
-            "attn_coeff": 0.5,
-            "encoder_weights": (f"{RAW}={file}",),
-            "alignment_steps": 2,
-            "batch_size": 4,
-            "learning_rate": 1e-3,
-            "ema_decay": 0.5,
-            "log_steps": 1,
-            "checkpointing_steps": 100,
-            "mixed_precision": "fp32",
-            "device": "cpu",
-        }
-        return TrainConfig(**options | changes)
-
-    return config
+    options = {
+        "store": str(store),
+        "model": "SiT-S/2",
+        "encoder_depth": None,
+        "attn_coeff": 0.5,
+        "encoder_weights": (f"{RAW}={file}",),
+        "alignment_steps": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "ema_decay": 0.5,
+        "log_steps": 1,
+        "checkpointing_steps": 100,
+    }
+    return lambda **changes: config_of(**options | changes)
 
 
 def trainer_of(config):
