@@ -131,7 +131,9 @@ def _train(config: TrainConfig, store: Store, run_folder: RunFolder, stop: Calla
         if trainer.step >= config.max_train_steps:
             _log_finished(run_folder, trainer.step)
         else:
-            with recorded_session(run_folder, config, device, ranks, trainer.step) as session:
+            with recorded_session(
+                run_folder, config, device, ranks, dataset=trainer.dataset, start_step=trainer.step
+            ) as session:
                 trainer.train(stop, session)
         ranks.barrier()  # the first rank may still be writing
 

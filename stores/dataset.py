@@ -190,8 +190,15 @@ class AlignmentDataset(Base):
 
     def _plan(self, step: int) -> tuple[npt.NDArray[np.int64], bool, npt.NDArray[np.bool_] | None]:
         """Return what this rank reads in a step: the arguments of `read`."""
-        tokens = self.alignment_steps is None or step < self.alignment_steps
-        return self.indices_of_step(step), tokens, self.flipped_of_step(step)
+        return self.indices_of_step(step), self._has_tokens(step), self.flipped_of_step(step)
+
+    def _has_tokens(self, step: int) -> bool:
+        return self.alignment_steps is None or step < self.alignment_steps
+
+    def _of_features(self, tokens: bool) -> tuple[list[str], list[str]]:
+        """Return the groups and the arrays of features to read, with or without tokens."""
+        wanted = self._wanted if tokens else self._wanted_later
+        return self.features if wanted else [], wanted
 
     def read(self, indices: Indices, tokens: bool = True, flipped: npt.NDArray[np.bool_] | None = None) -> Batch:
         """Read a batch in the calling thread.
@@ -202,8 +209,7 @@ class AlignmentDataset(Base):
             flipped: `[B]`, samples to take from the flipped views.
         """
         rows = as_rows(indices, len(self.store))
-        wanted = self._wanted if tokens else self._wanted_later
-        features = self.features if wanted else []
+        features, wanted = self._of_features(tokens)
         names = self._array_names(features, wanted)
         buffers = {name: self._take(name, len(rows)) for name in names}
         arrays = {name: buffer.numpy() for name, buffer in buffers.items()}
@@ -230,6 +236,12 @@ class AlignmentDataset(Base):
             latent_scales=of_latents("token_scale"),
             fixed_latents=of_latents(FIXED),
         )
+
+    def bytes_per_sample(self, step: int) -> int:
+        """Return how many bytes of arrays a sample has in a batch of this step."""
+        features, wanted = self._of_features(self._has_tokens(step))
+        names = [name.rsplit("/", 1) for name in self._array_names(features, wanted)]
+        return sum(self.store.group(group).shard_indexes[array].layout.spec.sample_bytes for group, array in names)
 
     def _past_the_page_cache(self, groups: Sequence[str]) -> dict[str, Any]:
         """Return the arguments of `Store.read` that decide which shards bypass the page cache."""

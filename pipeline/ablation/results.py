@@ -16,11 +16,13 @@ from ...errors import ConfigError
 from ...stores.files import atomic_write, write_json
 from ..artifacts.run_folder import RunFolder
 from ..reporting.comparison import settings_that_differ
+from ..reporting.epochs import epochs_to_fid
 from ..reporting.runs import Run, read_runs
 from ..reporting.seeds import comparable_metrics, seed_groups, spread
 from .job import Outcome
 
 FILE = "results.json"
+EP_FID = "ep_fid@"
 
 Row = dict[str, Any]
 
@@ -86,14 +88,16 @@ def table(means: Sequence[Row]) -> str:
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:
-    different = settings_that_differ(runs)
+    different, epochs = settings_that_differ(runs), epochs_to_fid(runs)
     rows = []
-    for run, metrics in zip(runs, comparable_metrics(runs), strict=True):
+    for i, (run, metrics) in enumerate(zip(runs, comparable_metrics(runs), strict=True)):
         row: Row = {"run": run.name, "seed": run.config.seed, "step": run.step}
         row |= {name: _plain(getattr(run.config, name)) for name in different}
         row |= {"denoising_loss": run.final("denoising_loss")}
         row |= {"alignment_loss": run.final("alignment_loss") if run.is_aligned else None}
         row |= {"num_samples": metrics.num_samples, **metrics.metrics} if metrics else {}
+        found = {level: reached[i] for level, reached in epochs.items()}
+        row |= {f"{EP_FID}{level}": each and each.epochs for level, each in found.items()}
         rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in names} for row in rows]
@@ -107,7 +111,9 @@ def _means(runs: Sequence[Run], rows: Sequence[Row]) -> list[Row]:
         figures = {}
         for name in rows[0]:
             if name not in known:
-                found = spread([rows[position][name] for position in group])
+                values = [rows[position][name] for position in group]
+                # the mean of the seeds that reached a FID would be lower than that of all
+                found = None if name.startswith(EP_FID) and None in values else spread(values)
                 figures[name] = found and dataclasses.asdict(found)
         shared = {name: rows[group[0]][name] for name in settings}
         seeds = sorted(rows[position]["seed"] for position in group)

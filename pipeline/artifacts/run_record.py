@@ -42,6 +42,8 @@ class Session:
     git_commit: str | None  # of the repository that `train` was started in, if any
     git_dirty: bool | None
     command: str
+    images: int | None = None  # that the run draws from; None in records of earlier versions
+    bytes_per_image: int | None = None  # read at the start step
 
     def __post_init__(self) -> None:
         for text in (self.started, self.updated, self.ended):

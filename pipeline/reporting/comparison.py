@@ -135,8 +135,11 @@ def _metric(value: float | None) -> Cell:
 
 
 def timing_table(runs: Sequence[Run]) -> Table:
-    """Return training time, throughput, the fraction of time spent waiting for data, and peak memory, per run."""
-    header = ("Run", "Steps", "Training time", "Images per second", "Data wait", "Peak memory", "Last checkpoint")
+    """Return training time, throughput, reads, the fraction of time spent waiting for data, and memory, per run."""
+    header = (
+        "Run", "Steps", "Training time", "Images per second", "Read per image", "Data wait", "Peak memory",
+        "Last checkpoint",
+    )  # fmt: skip
     rows = []
     for i, run in enumerate(runs):
         seconds = run.columns["seconds"]
@@ -145,9 +148,13 @@ def timing_table(runs: Sequence[Run]) -> Table:
         rate = f"{np.median(run.columns['images_per_s']):,.1f}" if run.num_rows else "–"
         peaks = run.columns.get("memory_gib", np.full(1, np.nan))  # of earlier versions, not logged
         memory = "–" if np.isnan(peaks).all() else f"{np.nanmax(peaks):.1f} GiB"
-        texts = (f"{run.step:,}", seconds_text(total), rate, f"{wait:.2%}", memory, run.last_checkpoint or "none")
+        read = "–" if run.bytes_per_image is None else f"{run.bytes_per_image:,} bytes"
+        texts = (f"{run.step:,}", seconds_text(total), rate, read, f"{wait:.2%}", memory, run.last_checkpoint or "none")
         rows.append((Cell(run.name, run=i), *(Cell(text, numeric=True) for text in texts)))
-    caption = "Images per second: median over the rows of the log. Data wait: fraction of the training time."
+    caption = (
+        "Images per second: median over the rows of the log. Read per image: at the first step. Data wait: fraction of "
+        "the training time."
+    )
     return Table(caption, tuple(Cell(text, numeric=i > 0) for i, text in enumerate(header)), tuple(rows))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,8 +12,19 @@ from .metrics import FRECHET, metric_name, sampling_text
 from .runs import Run, SampleSet
 from .tables import number_text
 
-_Key = tuple[str, str, int | None, str]  # name of the metric, sampling settings, number of images, reference
-_Points = list[tuple[float, float]]  # (step or hours, value)
+Points = list[tuple[float, float]]  # (step or hours, value), in the order of steps
+
+
+class Key(NamedTuple):
+    """What distances must share to be comparable."""
+
+    name: str  # of the metric, such as `fid`
+    detector: str
+    settings: tuple[tuple[str, Any], ...]  # of sampling
+    num_samples: int | None
+    num_reference: int | None
+    reference: str
+    is_guided: bool
 
 
 def draw_distances(runs: Sequence[Run]) -> tuple[list[Figure], str]:
@@ -25,9 +37,13 @@ def draw_distances(runs: Sequence[Run]) -> tuple[list[Figure], str]:
         The figures, and their sampling settings as text.
     """
     figures, settings = [], []
-    for (metric, sampling, count, _), series in _series(runs).items():
-        title = f"{metric} of {count:,} images" if count else metric
-        settings.append(sampling)
+    for key, every_series in distances_over_steps(runs).items():
+        series = {i: points for i, points in every_series.items() if len(points) > 1}
+        if not series:
+            continue
+        metric = metric_name(key.name, key.detector)
+        title = f"{metric} of {key.num_samples:,} images" if key.num_samples else metric
+        settings.append(_sampling(runs, key))
         figures.append(_figure(f"{title} vs. training steps", "step", runs, series))
         timed = {i: points for i, at_steps in series.items() if len(points := _over_hours(runs[i], at_steps)) > 1}
         if timed:
@@ -38,7 +54,7 @@ def draw_distances(runs: Sequence[Run]) -> tuple[list[Figure], str]:
     return figures, "; ".join(dict.fromkeys(settings))
 
 
-def _figure(title: str, x_label: str, runs: Sequence[Run], series: dict[int, _Points]) -> Figure:
+def _figure(title: str, x_label: str, runs: Sequence[Run], series: dict[int, Points]) -> Figure:
     columns = {i: np.array(points, dtype=np.float64).T for i, points in series.items()}
     drawn = tuple(Series(i, (x,), y) for i, (x, y) in columns.items())
     texts = [
@@ -48,29 +64,35 @@ def _figure(title: str, x_label: str, runs: Sequence[Run], series: dict[int, _Po
     return Figure(title, (x_label,), drawn, f"{title}: {'; '.join(texts)}.")
 
 
-def _series(runs: Sequence[Run]) -> dict[_Key, dict[int, _Points]]:
-    """Return points over steps by comparable settings and position of the run; only runs with two or more steps."""
-    found: dict[_Key, dict[int, _Points]] = {}
+def distances_over_steps(runs: Sequence[Run]) -> dict[Key, dict[int, Points]]:
+    """Return every Fréchet distance over steps, by what makes distances comparable and by the position of the run."""
+    found: dict[Key, dict[int, Points]] = {}
     for i, run in enumerate(runs):
-        for sample in run.samples:
+        for sample in sorted(run.samples, key=lambda sample: sample.step):
             for key, value in _distances(sample):
                 found.setdefault(key, {}).setdefault(i, []).append((sample.step, value))
-    kept = {
-        key: {i: sorted(points) for i, points in by_run.items() if len(points) > 1} for key, by_run in found.items()
-    }
-    return {key: by_run for key, by_run in kept.items() if by_run}
+    return found
 
 
-def _distances(sample: SampleSet) -> list[tuple[_Key, float]]:
+def _distances(sample: SampleSet) -> list[tuple[Key, float]]:
     record = sample.metrics
     if record is None:
         return []
-    settings = sampling_text(sample.config), record.num_samples, record.config.reference
-    names = {key: record.split(key) for key in record.metrics}
-    return [((metric_name(*names[key]), *settings), record.metrics[key]) for key in names if names[key][0] in FRECHET]
+    guided = sample.config.is_guided
+    names = {metric: record.split(metric) for metric in record.metrics}
+    counts = {metric: (record.num_samples, record.num_reference_of(metric)) for metric in names}
+    return [
+        (Key(*split, sample.settings, *counts[metric], record.config.reference, guided), record.metrics[metric])
+        for metric, split in names.items()
+        if split[0] in FRECHET
+    ]
 
 
-def _over_hours(run: Run, points: _Points) -> _Points:
+def _sampling(runs: Sequence[Run], key: Key) -> str:
+    return next(sampling_text(each.config) for run in runs for each in run.samples if each.settings == key.settings)
+
+
+def _over_hours(run: Run, points: Points) -> Points:
     """Return the values over hours of training, for the steps that the log covers."""
     steps, hours = run.columns["step"], np.cumsum(run.columns["seconds"]) / 3600
     rows = [(int(np.searchsorted(steps, step)), value) for step, value in points]

@@ -20,6 +20,7 @@ _TITLES = {
     "recall": "Recall",
 }
 FRECHET = {"fid", "sfid", "fd"}
+_GUIDANCE = {"cfg": "CFG", "internal": "internal guidance", "path_drop": "path-drop guidance"}
 _MORE_IS_BETTER = {"inception_score", "precision", "recall"}
 
 NO_BREAK_SPACE = "\u00a0"
@@ -67,19 +68,30 @@ def lowest_distance(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]])
 
 def sampling_text(config: SampleConfig) -> str:
     """Return the sampling settings: `SDE, 250 steps, CFG scale 1.8 for t in [0, 0.7], random labels, seed 0`."""
-    guidance = "no CFG"
-    if config.cfg_scale > 1:
-        cls_scale = "" if config.cls_cfg_scale is None else f" (class token: {config.cls_cfg_scale:g})"
-        guidance = (
-            f"CFG scale {config.cfg_scale:g}{cls_scale} for t in [{config.guidance_low:g}, {config.guidance_high:g}]"
-        )
     labels = f"{config.labels} labels" if config.labels.isalpha() else f"labels {config.labels}"
     solver = config.mode.upper() + (" (Heun)" if config.heun else "")
-    parts = [solver, count_text(config.num_steps, "step", "steps"), guidance, labels, f"seed {config.global_seed}"]
+    parts = [
+        solver,
+        count_text(config.num_steps, "step", "steps"),
+        _guidance_text(config),
+        labels,
+        f"seed {config.global_seed}",
+    ]
     parts += [f"{config.path_type} path"] if config.path_type else []
+    parts += [f"time shift {config.time_shift:g}"] if config.time_shift is not None else []
     parts += [] if config.ema else ["no EMA"]
     parts += [f"decoded with {each}" for each in (config.vae, config.decoder) if each]
     return ", ".join(parts)
+
+
+def _guidance_text(config: SampleConfig) -> str:
+    if not config.is_guided:
+        return "no CFG"
+    kind = "autoguidance" if config.guidance_checkpoint else _GUIDANCE[config.guidance]
+    cls_scale = "" if config.cls_cfg_scale is None else f" (class token: {config.cls_cfg_scale:g})"
+    channels = "" if config.guidance_channels is None else f" of {config.guidance_channels} channels"
+    times = f"t in [{config.guidance_low:g}, {config.guidance_high:g}]"
+    return f"{kind} scale {config.cfg_scale:g}{channels}{cls_scale} for {times}"
 
 
 def metric_title(name: str) -> str:

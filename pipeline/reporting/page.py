@@ -18,6 +18,7 @@ from .comparison import comparison_table, headline, shared_settings, timing_tabl
 from .curves import curves_note, draw_curves, metrics_over_steps, plot_data
 from .distances import draw_distances
 from .environment import read_environments
+from .epochs import epochs_table
 from .gallery import make_gallery
 from .log import log_ends
 from .metrics import lowest_distance, metrics_table
@@ -62,6 +63,7 @@ def page_values(  # noqa: PLR0917 - as in `report.run`
         "distance": lowest_distance(runs, shown),
         "comparison": comparison_table(runs),
         "metrics": metrics_table(runs, shown),
+        "epochs": epochs_table(runs),
         "shared": shared_settings(runs),
         "curves": curves,
         "curves_note": curves_note(runs, curves),

@@ -18,6 +18,7 @@ from ..artifacts.machine_file import read_machine
 from ..artifacts.metric_files import MetricRecord, read_metrics_file
 from ..artifacts.metrics_log import read_metrics
 from ..artifacts.run_folder import RunFolder
+from ..artifacts.run_record import Session, read_run_record
 from ..artifacts.sample_files import SampleFiles, sample_sets
 
 Column: TypeAlias = npt.NDArray[np.float64]
@@ -56,6 +57,8 @@ class Run:
     samples: tuple[SampleSet, ...]
     last_checkpoint: str
     gpus: float | None = None  # number of GPUs used for training, 0 for none; recorded only for runs of a sweep
+    images: int | None = None  # training images, None for runs of earlier versions, as bytes_per_image
+    bytes_per_image: int | None = None  # read at the first step
 
     @property
     def num_rows(self) -> int:
@@ -116,7 +119,7 @@ def _read_run(run: RunFolder, name: str) -> Run:
         config = run.read_config()
     except ConfigError as error:
         raise ConfigError(f"{error}: report this run with the version of repa-pipe that wrote it") from error
-    checkpoints, machine = run.checkpoints(), read_machine(run)
+    checkpoints, machine, sessions = run.checkpoints(), read_machine(run), _read_sessions(run)
     return Run(
         name=name,
         folder=run.path,
@@ -125,7 +128,18 @@ def _read_run(run: RunFolder, name: str) -> Run:
         samples=tuple(_read_sample_set(files) for files in sample_sets(run)),
         last_checkpoint=checkpoints[-1].name if checkpoints else "",
         gpus=machine.gpus if machine else None,
+        images=sessions[0].images if sessions else None,
+        bytes_per_image=sessions[0].bytes_per_image if sessions else None,
     )
+
+
+def _read_sessions(run: RunFolder) -> list[Session]:
+    """Return the sessions that recorded what they read; none if the record is damaged, which `environment` reports."""
+    try:
+        record = read_run_record(run)
+    except ConfigError:
+        return []
+    return [session for session in record.sessions if session.images is not None] if record else []
 
 
 def _read_columns(run: RunFolder) -> dict[str, Column]:

@@ -24,6 +24,8 @@ from ..runtime.machine import cpu_model, cuda_version, git_state, relevant_cpu_f
 if TYPE_CHECKING:
     import torch
 
+    from ...stores import AlignmentDataset
+
 UPDATE_EVERY_S = 10.0
 RESTORE_WAIT_S = 60
 
@@ -111,13 +113,19 @@ def _new_record(run: RunFolder) -> RunRecord:
 
 @contextmanager
 def recorded_session(
-    run: RunFolder, config: TrainConfig, device: torch.device, ranks: DistributedContext, start_step: int
+    run: RunFolder,
+    config: TrainConfig,
+    device: torch.device,
+    ranks: DistributedContext,
+    *,
+    dataset: AlignmentDataset,
+    start_step: int,
 ) -> Iterator[SessionRecorder | None]:
     """Record a session of training until the block ends. Ranks other than the first record nothing and get None."""
     if not ranks.is_first:
         yield None
         return
-    recorder = SessionRecorder(run, _new_session(config, device, ranks, start_step))
+    recorder = SessionRecorder(run, _new_session(config, device, ranks, dataset, start_step))
     try:
         yield recorder
     except BaseException as error:
@@ -127,7 +135,9 @@ def recorded_session(
     recorder.end("finished" if recorder.step >= config.max_train_steps else "stopped")
 
 
-def _new_session(config: TrainConfig, device: torch.device, ranks: DistributedContext, step: int) -> Session:
+def _new_session(
+    config: TrainConfig, device: torch.device, ranks: DistributedContext, dataset: AlignmentDataset, step: int
+) -> Session:
     import torch
 
     on_gpu = device.type == "cuda"
@@ -152,4 +162,6 @@ def _new_session(config: TrainConfig, device: torch.device, ranks: DistributedCo
         git_commit=git.commit if git else None,
         git_dirty=git.dirty if git else None,
         command=config.command(),
+        images=len(dataset.rows),
+        bytes_per_image=dataset.bytes_per_sample(step),
     )

@@ -1,6 +1,7 @@
 """Fixtures for small training runs and their checkpoints."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from repa_pipe.config import TrainConfig
+from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 
 
@@ -72,6 +74,32 @@ def weights_of():
 def assert_same_weights():
     """Compare two results of `weights_of` bit by bit."""
     return _assert_same_weights
+
+
+@pytest.fixture(scope="session")
+def assert_close_weights():
+    """Compare the weights of two training results up to rounding."""
+
+    def compare(one, other):
+        others = _weights_of(other)
+        for name, value in _weights_of(one).items():
+            torch.testing.assert_close(value, others[name], rtol=1e-3, atol=5e-5, msg=name)
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def on_two_ranks():
+    """Return a function that trains a config on two ranks of this machine, and returns the result."""
+
+    def run(config):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [*launcher, "-m", "repa_pipe.cli", config.kind, *config.flags()]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        return train.run(config)
+
+    return run
 
 
 _COLD = """

@@ -30,6 +30,8 @@ from repa_pipe.errors import ConfigError, StoreError
 from repa_pipe.models import weight_files
 from repa_pipe.models.vae import load_vae
 from repa_pipe.pipeline import report
+from repa_pipe.pipeline.ablation.results import write_results
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.reporting.curves import MAX_POINTS, bucket_ends, metric_label, thin
 from repa_pipe.pipeline.reporting.images import psnr, tokens_to_colors
 from repa_pipe.pipeline.reporting.log import last_lines
@@ -572,18 +574,19 @@ def test_timing_covers_the_complete_log(page: Page) -> None:
         "Steps",
         "Training time",
         "Images per second",
+        "Read per image",
         "Data wait",
         "Peak memory",
         "Last checkpoint",
     ]
-    assert aligned[1:] == ["120,000", "40 min 0 s", "100.0", "2.00%", "–", "0120000.pt"]
-    assert plain[2:] == ["1 min 20 s", "100.0", "2.00%", "–", "none"]
+    assert aligned[1:] == ["120,000", "40 min 0 s", "100.0", "–", "2.00%", "–", "0120000.pt"]
+    assert plain[2:] == ["1 min 20 s", "100.0", "–", "2.00%", "–", "none"]
 
 
 def test_the_peak_of_memory_is_that_of_the_rows_that_logged_it(tmp_path: Path, store: Path) -> None:
     rows = log_rows(3, 1, 0.5).append_column("memory_gib", pa.array([1.0, 2.5, None]))
     report.run([str(write_run(tmp_path / "run", store, rows))], str(tmp_path / "report.html"))
-    assert Page(tmp_path / "report.html").table("Images per second")[1][5] == "2.5 GiB"
+    assert Page(tmp_path / "report.html").table("Images per second")[1][6] == "2.5 GiB"
 
 
 def test_every_logged_metric_is_drawn_for_the_runs_that_logged_it(page: Page) -> None:
@@ -625,6 +628,53 @@ def test_distances_are_drawn_over_steps_and_hours(tmp_path: Path, store: Path) -
     assert figures[f"{title} training steps"]["run"] == ([[100, 200]], [9.5, 7.25])
     assert figures[f"{title} hours of training"]["run"] == ([[0.00555556, 0.0111111]], [9.5, 7.25])
     assert f"{title} training steps: run 9.500 at 100, 7.250 at 200." in page.text
+
+
+def test_distances_of_images_sampled_in_another_way_are_another_curve(tmp_path: Path, store: Path) -> None:
+    run = write_run(tmp_path / "run", store, log_rows(40, 10, 0.5))
+    for step, shift in ((100, 1.0), (200, 1.0), (300, 2.0), (400, 2.0)):
+        write_samples(run, noise_grid(0, 16), step=step, metrics={f"fd_{ENCODER}": 9.0}, time_shift=shift)
+    page = Page(report.run([str(run)], str(tmp_path / "page.html")))
+    assert "run 9.000 at 100, 9.000 at 200." in page.text
+    assert "run 9.000 at 300, 9.000 at 400." in page.text
+    assert "time shift 2" in page.text
+
+
+def test_epochs_until_a_fid_are_those_of_the_first_evaluated_checkpoint_without_guidance(
+    tmp_path: Path, store: Path
+) -> None:
+    fids = {"a": {100: 120.0, 200: 40.0, 300: 45.0}, "b": {100: 90.0, 200: 60.0}}
+    runs = [write_run(tmp_path / name, store, log_rows(40, 10, 0.5), batch_size=256) for name in fids]
+    session = RECORD["sessions"][0] | {"images": 1000, "bytes_per_image": 4096}
+    for run in runs:
+        (run / "run.json").write_text(json.dumps(RECORD | {"sessions": [session]}))
+        for step, fid in fids[run.name].items():
+            write_samples(run, noise_grid(0, 16), step=step, metrics={"fid": fid}, cfg_scale=1.0)
+            write_samples(run, noise_grid(0, 16), step=step, metrics={"fid": 1.5}, cfg_scale=1.5)
+    page = Page(report.run([*map(str, runs)], str(tmp_path / "page.html")))
+    header, a, b = page.table("Epochs of training until the FID")
+    assert header == ["Run", "FID ≤ 50 epochs", "FID ≤ 100 epochs", "FID ≤ 200 epochs"]
+    assert a == ["a", "51.2", "51.2", "≤ 25.6"]  # 200 steps of 256 of 1,000 images
+    assert b == ["b", "–", "≤ 25.6", "≤ 25.6"]
+    assert page.table("Images per second")[1][4] == "4,096 bytes"
+
+
+def test_a_mean_over_seeds_of_epochs_exists_only_if_all_reached_the_fid(tmp_path: Path, store: Path) -> None:
+    runs = []
+    for seed, fids in enumerate(((120.0, 40.0), (120.0, 90.0))):
+        runs.append(write_run(tmp_path / f"seed{seed}", store, log_rows(20, 10, 0.5), seed=seed))
+        session = RECORD["sessions"][0] | {"images": 512}
+        (runs[-1] / "run.json").write_text(json.dumps(RECORD | {"sessions": [session]}))
+        for step, fid in zip((100, 200), fids, strict=True):
+            write_samples(runs[-1], noise_grid(0, 16), step=step, metrics={"fid": fid}, cfg_scale=1.0)
+    (tmp_path / "out").mkdir()
+    rows, means = write_results(tmp_path / "out", [RunFolder(run) for run in runs], ())
+    assert [(row["ep_fid@50"], row["ep_fid@100"], row["ep_fid@200"]) for row in rows] == [
+        (100, 100, 50),
+        (None, 100, 50),
+    ]
+    assert means[0]["figures"]["ep_fid@50"] is None
+    assert means[0]["figures"]["ep_fid@100"] == {"mean": 100.0, "deviation": 0.0, "count": 2}
 
 
 def test_metrics_that_other_versions_log_are_drawn(tmp_path: Path, store: Path) -> None:

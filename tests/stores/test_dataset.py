@@ -147,6 +147,15 @@ def test_tokens_are_not_read_after_alignment_ends(dataset_of):
     assert [len(token) for token in tokens] == [1, 1, 0, 0]
 
 
+@pytest.mark.parametrize("cls_tokens", [False, True, "aligned"])
+def test_bytes_of_a_sample_are_those_of_the_arrays_in_its_batch(dataset_of, cls_tokens):
+    dataset = dataset_of(alignment_steps=1, cls_tokens=cls_tokens)
+    for step in range(2):
+        batch = dataset[step]
+        read = sum(tensor.nbytes for tensor in batch.tensors()) - batch.labels.nbytes
+        assert dataset.bytes_per_sample(step) == read // dataset.batch_size
+
+
 def test_class_tokens_are_read_after_alignment_ends(dataset_of):
     batches = dataset_of(alignment_steps=1, cls_tokens=True).batches()
     read = [next(batches) for _ in range(2)]

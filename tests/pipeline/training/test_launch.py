@@ -1,13 +1,11 @@
 """The same run on one rank, on several ranks, with sharded weights, and on Ray."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from repa_pipe.errors import ConfigError
 from repa_pipe.pipeline import train
@@ -21,23 +19,12 @@ def command(config, *launcher):
     return [*(launcher or (sys.executable,)), "-m", "repa_pipe.cli", config.kind, *config.flags()]
 
 
-def on_two_ranks(config):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(config, *LAUNCHER), check=True, capture_output=True, env=environment)
-    return train.run(config)
-
-
-def assert_close_weights(one, other):
-    for name, value in one.items():
-        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=5e-5, msg=name)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"alignment_steps": 3, "microbatches": 2}])
-def test_two_ranks_agree_with_one(config_of, options, weights_of):
+def test_two_ranks_agree_with_one(config_of, options, on_two_ranks, assert_close_weights):
     one = train.run(config_of(exp_name="one", **options))
     two = on_two_ranks(config_of(exp_name="two", **options))
-    assert_close_weights(weights_of(one), weights_of(two))
+    assert_close_weights(one, two)
     for row, same in zip(read_metrics(RunFolder(Path(one.run))), read_metrics(RunFolder(Path(two.run))), strict=True):
         assert all(row[name] == pytest.approx(same[name], rel=1e-3, abs=1e-4) for name in ("loss", "alignment_loss"))
 
@@ -51,43 +38,45 @@ METHODS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_methods_agree_on_one_and_two_ranks(config_of, weights_of, method, fsdp):
+def test_methods_agree_on_one_and_two_ranks(config_of, method, fsdp, on_two_ranks, assert_close_weights):
     one = train.run(config_of(exp_name="one", **METHODS[method]))
     two = on_two_ranks(config_of(exp_name="two", fsdp=fsdp, **METHODS[method]))
-    assert_close_weights(weights_of(one), weights_of(two))
+    assert_close_weights(one, two)
     metric = {"contrast": "contrastive_loss", "self": "self_alignment_loss"}[method]
     for row, same in zip(read_metrics(RunFolder(Path(one.run))), read_metrics(RunFolder(Path(two.run))), strict=True):
         assert row[metric] == pytest.approx(same[metric], rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.slow
-def test_sharded_ranks_validate_as_one_rank_does(config_of, weights_of):
+def test_sharded_ranks_validate_as_one_rank_does(config_of, on_two_ranks, assert_close_weights):
     options = {"val_fraction": 0.3, "val_steps": 2}
     one = train.run(config_of(exp_name="one", **options))
     two = on_two_ranks(config_of(exp_name="two", fsdp=True, **options))
-    assert_close_weights(weights_of(one), weights_of(two))
+    assert_close_weights(one, two)
     for row, same in zip(read_metrics(RunFolder(Path(one.run))), read_metrics(RunFolder(Path(two.run))), strict=True):
         assert row["val_denoising_loss"] == pytest.approx(same["val_denoising_loss"], rel=1e-3)
 
 
 @pytest.mark.slow
-def test_sharded_ranks_agree_with_one_rank_which_can_resume_their_run(config_of, weights_of):
+def test_sharded_ranks_agree_with_one_rank_which_can_resume_their_run(config_of, on_two_ranks, assert_close_weights):
     options = {"alignment_steps": 4, "microbatches": 2}
-    one = weights_of(train.run(config_of(exp_name="one", **options)))
-    assert_close_weights(one, weights_of(on_two_ranks(config_of(exp_name="sharded", fsdp=True, **options))))
+    one = train.run(config_of(exp_name="one", **options))
+    assert_close_weights(one, on_two_ranks(config_of(exp_name="sharded", fsdp=True, **options)))
     on_two_ranks(config_of(max_train_steps=3, fsdp=True, **options))
-    assert_close_weights(one, weights_of(train.run(config_of(**options))))
+    assert_close_weights(one, train.run(config_of(**options)))
 
 
 @pytest.mark.slow
-def test_sharded_ranks_resume_bit_identically(config_of, weights_of, assert_same_weights):
+def test_sharded_ranks_resume_bit_identically(config_of, weights_of, assert_same_weights, on_two_ranks):
     whole = on_two_ranks(config_of(exp_name="whole", fsdp=True))
     on_two_ranks(config_of(max_train_steps=3, fsdp=True))
     assert_same_weights(weights_of(whole), weights_of(on_two_ranks(config_of(fsdp=True))))
 
 
 @pytest.mark.slow
-def test_all_ranks_resume_from_the_checkpoint_before_a_damaged_one(config_of, weights_of, assert_same_weights):
+def test_all_ranks_resume_from_the_checkpoint_before_a_damaged_one(
+    config_of, weights_of, assert_same_weights, on_two_ranks
+):
     whole = on_two_ranks(config_of(exp_name="whole"))
     path = Path(on_two_ranks(config_of()).checkpoint)
     content = bytearray(path.read_bytes())
@@ -102,7 +91,7 @@ def test_all_ranks_resume_from_the_checkpoint_before_a_damaged_one(config_of, we
 
 
 @pytest.mark.slow
-def test_two_ranks_without_a_good_checkpoint_end_with_the_reason(config_of):
+def test_two_ranks_without_a_good_checkpoint_end_with_the_reason(config_of, on_two_ranks):
     path = Path(on_two_ranks(config_of(max_train_steps=3)).checkpoint)
     path.write_bytes(path.read_bytes()[:-1000])
     done = subprocess.run(command(config_of(), *LAUNCHER), check=False, capture_output=True, text=True, timeout=120)
@@ -112,13 +101,13 @@ def test_two_ranks_without_a_good_checkpoint_end_with_the_reason(config_of):
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_train_agree_with_one_rank(config_of, weights_of):
+def test_two_workers_of_ray_train_agree_with_one_rank(config_of, weights_of, assert_close_weights):
     pytest.importorskip("ray.train", exc_type=ImportError)
     one = train.run(config_of(exp_name="one"))
     config = config_of(exp_name="ray", ray=True, ray_workers=2)
     done = subprocess.run(command(config), capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["step"] == 6
-    assert_close_weights(weights_of(one), weights_of(train.run(config_of(exp_name="ray"))))
+    assert_close_weights(one, train.run(config_of(exp_name="ray")))
     other = command(config_of(exp_name="ray", ray=True, seed=5))
     refused = subprocess.run(other, check=False, capture_output=True, text=True)
     assert (refused.returncode, "--seed: recorded 0, requested 5" in refused.stderr) == (2, True)

@@ -19,6 +19,7 @@ from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.artifacts.run_record import read_run_record, write_run_record
 from repa_pipe.pipeline.training import session as session_module
 from repa_pipe.pipeline.training.objective import Objective
+from repa_pipe.stores import AlignmentDataset, open_store
 
 
 def record_of(config):
@@ -36,6 +37,10 @@ def test_every_start_of_a_run_adds_a_session(config_of):
     assert (last.host, last.pid, last.gpu, last.num_gpus) == (socket.gethostname(), os.getpid(), None, 0)
     assert last.command.startswith("repa-pipe train --store ")
     assert {"python", "torch", "ray", "zarr", "numpy", "timm", "diffusers"} <= last.versions.keys()
+    with open_store(config_of().store) as store:
+        assert last.images == len(store)
+        dataset = AlignmentDataset(store, encoders=store.encoders, batch_size=1)
+        assert last.bytes_per_image == dataset.bytes_per_sample(3) > 0
     assert record.created <= record.sessions[0].started <= record.sessions[0].ended <= last.started <= last.ended
 
 

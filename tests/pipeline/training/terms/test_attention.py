@@ -159,6 +159,17 @@ def test_a_stopped_run_resumes_to_the_same_bits_across_the_stop(config_of, weigh
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_ranks_agree_with_one(config_of, on_two_ranks, assert_close_weights, fsdp):
+    one = train.run(config_of(exp_name="one", max_train_steps=3))
+    two = on_two_ranks(config_of(exp_name="two", max_train_steps=3, fsdp=fsdp))
+    assert_close_weights(one, two)
+    rows, same = (read_metrics(RunFolder(Path(run.run))) for run in (one, two))
+    for name in ("loss", "attention_loss"):
+        assert [row[name] for row in rows] == pytest.approx([row[name] for row in same], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.slow
 def test_micro_batches_and_recomputed_activations_change_rounding_only_also_without_projection(config_of):
     options = {"proj_coeff": 0.0, "max_train_steps": 2}
     usual = train.run(config_of(exp_name="usual", **options))
