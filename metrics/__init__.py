@@ -7,14 +7,17 @@ tensors, so importing it loads torch, but no heavier library.
 from . import spatial
 from .cknna import cknna
 from .detectors import Detector, Features, InceptionDetector
+from .fdr import VALIDATION_FD, fdr6, relative_distances
 from .frechet import frechet_distance
 from .gaussian import FeatureStatistics, Gaussian, load_statistics
 from .inception_score import inception_score
 from .kernel import kernel_distance
 from .linear_probe import linear_probe
 from .manifold import PrecisionRecall, precision_recall
+from .mind import mind
 
 __all__ = [
+    "VALIDATION_FD",
     "Detector",
     "FeatureStatistics",
     "Features",
@@ -22,11 +25,14 @@ __all__ = [
     "InceptionDetector",
     "PrecisionRecall",
     "cknna",
+    "fdr6",
     "frechet_distance",
     "inception_score",
     "kernel_distance",
     "linear_probe",
     "load_statistics",
+    "mind",
     "precision_recall",
+    "relative_distances",
     "spatial",
 ]
