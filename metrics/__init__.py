@@ -13,11 +13,12 @@ from .gaussian import FeatureStatistics, Gaussian, load_statistics
 from .inception_score import inception_score
 from .kernel import kernel_distance
 from .linear_probe import linear_probe
-from .manifold import PrecisionRecall, precision_recall
+from .manifold import DensityCoverage, PrecisionRecall, manifold_metrics, precision_recall
 from .mind import mind
 
 __all__ = [
     "VALIDATION_FD",
+    "DensityCoverage",
     "Detector",
     "FeatureStatistics",
     "Features",
@@ -31,6 +32,7 @@ __all__ = [
     "kernel_distance",
     "linear_probe",
     "load_statistics",
+    "manifold_metrics",
     "mind",
     "precision_recall",
     "relative_distances",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..config import EvaluateConfig
 from ..errors import ConfigError
-from ..models.encoders.registry import check_encoder
+from ..models.encoders.detectors import check_detector
 from ..stores.files import remove_leftovers
 from .artifacts.damaged import read_or_set_aside
 from .artifacts.images import open_images, open_reference
@@ -84,7 +84,7 @@ def _require_inputs(config: EvaluateConfig) -> None:
     """Raise the errors of missing or too few images and of unknown encoders."""
     others = [name for name in config.detector if name != INCEPTION]
     for name in others:
-        check_encoder(name, config.weights_of(name))
+        check_detector(name, config.weights_of(name))
     samples = open_images(config.samples, config.batch_size, resize=config.resize)
     reference = open_reference(config)
     fewest = MIN_IMAGES if reference is not None else MIN_IMAGES_OF_A_COVARIANCE
