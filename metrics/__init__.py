@@ -4,7 +4,7 @@ The pipeline may import this package. From the rest of the project it imports on
 tensors, so importing it loads torch, but no heavier library.
 """
 
-from . import spatial
+from . import influence, spatial
 from .cknna import cknna
 from .detectors import Detector, Features, InceptionDetector
 from .fdr import VALIDATION_FD, fdr6, relative_distances
@@ -29,6 +29,7 @@ __all__ = [
     "fdr6",
     "frechet_distance",
     "inception_score",
+    "influence",
     "kernel_distance",
     "linear_probe",
     "load_statistics",

@@ -22,8 +22,9 @@ class PrecisionRecall(NamedTuple):
 class DensityCoverage(NamedTuple):
     """How many balls of the reference a sample is in, divided by k, and the fraction of balls that hold a sample."""
 
-    density: float
+    density: float  # the mean of `densities`
     coverage: float
+    densities: Tensor  # [M] float64, of each sample
 
 
 def precision_recall(reference: Array, samples: Array, k: int = 3, block: int = 4096) -> PrecisionRecall:
@@ -92,7 +93,8 @@ def _compare(
         samples_radii = _nearest(samples, center, k, block, same)[:, k]
         reference_inside = torch.zeros_like(reference_radii, dtype=torch.bool)
         samples_inside = torch.zeros_like(samples_radii, dtype=torch.bool)
-        counts = torch.zeros_like(reference_radii, dtype=torch.int64)  # samples in each ball of the reference
+        covered = torch.zeros_like(reference_inside)
+        balls = torch.zeros_like(samples_radii, dtype=torch.int64)  # of the reference that each sample is in
         for i in range(0, len(reference), block):
             rows = _block(reference, i, block, center)
             for j in range(0, len(samples), block):
@@ -100,14 +102,16 @@ def _compare(
                 reference_inside[i : i + block] |= (squares <= samples_radii[j : j + block]).any(1)
                 samples_inside[j : j + block] |= (squares <= reference_radii[i : i + block, None]).any(0)
                 if density_k:
-                    counts[i : i + block] += (squares < density_radii[i : i + block, None]).sum(1)
+                    inside = squares < density_radii[i : i + block, None]
+                    covered[i : i + block] |= inside.any(1)
+                    balls[j : j + block] += inside.sum(0)
     precision_and_recall = PrecisionRecall(
         precision=samples_inside.double().mean().item(), recall=reference_inside.double().mean().item()
     )
     if not density_k:
         return precision_and_recall, None
-    density = counts.sum().item() / (density_k * len(samples))
-    return precision_and_recall, DensityCoverage(density, (counts > 0).double().mean().item())
+    densities = balls.double() / density_k
+    return precision_and_recall, DensityCoverage(densities.mean().item(), covered.double().mean().item(), densities)
 
 
 def _square_of_equal_rows(*sets: Tensor) -> float:

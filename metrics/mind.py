@@ -1,5 +1,7 @@
 """MIND, a sliced Wasserstein distance between two sets of features (arXiv 2605.06797)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,22 @@ def mind(reference: Array, samples: Array, projections: int = PROJECTIONS, seed:
     Raises:
         ConfigError: the widths differ, or there is no direction.
     """
+    total, count = 0.0, 0
+    for own, other in projections_of(reference, samples, projections, seed):
+        difference = own.sort(dim=1).values - other.sort(dim=1).values
+        total += float(difference.square().sum(dtype=torch.float64))
+        count = own.shape[1]
+    return 3 * samples.shape[1] * total / (projections * count)
+
+
+def projections_of(
+    reference: Array, samples: Array, projections: int = PROJECTIONS, seed: int = SEED
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield blocks of projections [directions, rows] of the samples and of the reference, in one size.
+
+    Raises:
+        ConfigError: as `mind`.
+    """
     reference, samples = as_features(reference, "reference"), as_features(samples, "samples")
     check_same_width(reference, samples, "reference and samples")
     if projections < 1:
@@ -36,12 +54,10 @@ def mind(reference: Array, samples: Array, projections: int = PROJECTIONS, seed:
     directions = unit_directions(projections, samples.shape[1], generator)
     dtype = working_dtype(reference, samples)
     reference, samples = reference.to(dtype), samples.to(dtype)
-    total = 0.0
-    with full_float32():
-        for block in directions.to(samples).split(BLOCK):
-            difference = _sorted_projections(samples, block) - _sorted_projections(reference, block)
-            total += float(difference.square().sum(dtype=torch.float64))
-    return 3 * samples.shape[1] * total / (projections * len(samples))
+    for block in directions.to(samples).split(BLOCK):
+        with full_float32():
+            pair = block @ samples.T, block @ reference.T
+        yield pair
 
 
 def kept_rows(count: int, of: int, generator: torch.Generator) -> Tensor:
@@ -62,8 +78,3 @@ def unit_directions(count: int, width: int, generator: torch.Generator) -> Tenso
     drawn = torch.randn(count, width, generator=generator)
     directions: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
     return directions
-
-
-def _sorted_projections(features: Tensor, directions: Tensor) -> Tensor:
-    """Return the projections [directions, rows] of all rows on each direction, ascending."""
-    return (directions @ features.T).sort(dim=1).values

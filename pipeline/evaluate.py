@@ -1,4 +1,4 @@
-"""`repa-pipe evaluate`: FID, sFID, IS, precision, recall and KID of images, as ADM defines them.
+"""`repa-pipe evaluate`: FID, FDr, MIND and other metrics of images, each as it is published.
 
 Metrics that exist with the same settings, of the same images and the same reference, are not computed again.
 Files and names are checked before torch is imported.
@@ -48,6 +48,7 @@ class EvaluateResult:
     warnings: list[str]
     out: str
     reference: str = ""  # what the samples were compared with, as printed
+    margins: dict[str, float] = dataclasses.field(default_factory=dict)  # half the widths of the 95% intervals
 
 
 def run(config: EvaluateConfig) -> EvaluateResult:
@@ -77,6 +78,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         warnings=list(record.warnings),
         out=str(out),
         reference=record.reference_text(),
+        margins=record.margins,
     )
 
 

@@ -18,7 +18,7 @@ from .weights import TimmWeights
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 _ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}
 _DINOV2_OFFSET = 0.1  # that DINOv2 adds to the side of its grid before it interpolates
@@ -158,7 +158,9 @@ class PooledNetwork:
         import torch
 
         pixels = self._pixels(images).to(self._device)
-        mean, std = (torch.tensor(each, device=self._device).view(3, 1, 1) for each in (self._entry.mean, self._entry.std))
+        mean, std = (
+            torch.tensor(each, device=self._device).view(3, 1, 1) for each in (self._entry.mean, self._entry.std)
+        )
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self._pool((pixels - mean) / std).float()
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..artifacts.metric_bases import bases, differences
 from .curves import Figure, Series
 from .metrics import FRECHET, metric_name, sampling_text
-from .runs import Run, SampleSet
+from .runs import Run
 from .tables import number_text
 
-_Key = tuple[str, str, int | None, str]  # name of the metric, sampling settings, number of images, reference
+_Key = tuple[str, str, int | None, str]  # name of the metric, sampling settings, number of images, other bases
 _Points = list[tuple[float, float]]  # (step or hours, value)
 
 
@@ -25,8 +26,9 @@ def draw_distances(runs: Sequence[Run]) -> tuple[list[Figure], str]:
         The figures, and their sampling settings as text.
     """
     figures, settings = [], []
-    for (metric, sampling, count, _), series in _series(runs).items():
+    for (metric, sampling, count, basis), series in _series(runs).items():
         title = f"{metric} of {count:,} images" if count else metric
+        title += f" ({basis})" if basis else ""
         settings.append(sampling)
         figures.append(_figure(f"{title} vs. training steps", "step", runs, series))
         timed = {i: points for i, at_steps in series.items() if len(points := _over_hours(runs[i], at_steps)) > 1}
@@ -51,23 +53,17 @@ def _figure(title: str, x_label: str, runs: Sequence[Run], series: dict[int, _Po
 def _series(runs: Sequence[Run]) -> dict[_Key, dict[int, _Points]]:
     """Return points over steps by comparable settings and position of the run; only runs with two or more steps."""
     found: dict[_Key, dict[int, _Points]] = {}
-    for i, run in enumerate(runs):
-        for sample in run.samples:
-            for key, value in _distances(sample):
-                found.setdefault(key, {}).setdefault(i, []).append((sample.step, value))
+    evaluated = [(i, sample, sample.metrics) for i, run in enumerate(runs) for sample in run.samples if sample.metrics]
+    for name in dict.fromkeys(name for _, _, record in evaluated for name in record.metrics):
+        having = [entry for entry in evaluated if name in entry[2].metrics and entry[2].split(name)[0] in FRECHET]
+        labels = differences(bases([record for _, _, record in having], name)) if having else []
+        for (i, sample, record), basis in zip(having, labels, strict=True):
+            key = metric_name(*record.split(name)), sampling_text(sample.config), record.num_samples, basis
+            found.setdefault(key, {}).setdefault(i, []).append((sample.step, record.metrics[name]))
     kept = {
         key: {i: sorted(points) for i, points in by_run.items() if len(points) > 1} for key, by_run in found.items()
     }
     return {key: by_run for key, by_run in kept.items() if by_run}
-
-
-def _distances(sample: SampleSet) -> list[tuple[_Key, float]]:
-    record = sample.metrics
-    if record is None:
-        return []
-    settings = sampling_text(sample.config), record.num_samples, record.config.reference
-    names = {key: record.split(key) for key in record.metrics}
-    return [((metric_name(*names[key]), *settings), record.metrics[key]) for key in names if names[key][0] in FRECHET]
 
 
 def _over_hours(run: Run, points: _Points) -> _Points:

@@ -148,7 +148,7 @@ def density_and_coverage(reference, samples, k):
 def test_density_and_coverage_match_their_definition(k, block):
     reference, samples = draw(10, 150), draw(11, 120, scale=0.6) + np.float32(0.1)
     found, both = manifold_metrics(reference, samples, density_k=k, block=block)
-    assert both == pytest.approx(density_and_coverage(reference, samples, k), abs=1e-12)
+    assert both[:2] == pytest.approx(density_and_coverage(reference, samples, k), abs=1e-12)
     assert found == precision_recall(reference, samples, block=block)
     assert both.density > 1 or k == 1  # unlike precision, it is not bounded
 
@@ -170,4 +170,4 @@ def test_the_fifth_neighbor_needs_six_images():
 
 def test_density_and_coverage_of_a_set_against_itself_are_one_with_open_balls():
     features = draw(18, 30, dtype=np.float64)  # no two distances are equal
-    assert manifold_metrics(features, features)[1] == (1.0, 1.0)
+    assert manifold_metrics(features, features)[1][:2] == (1.0, 1.0)

@@ -23,6 +23,7 @@ from repa_pipe.pipeline.evaluation import comparison
 
 class MeanColors:
     name, width = "mean-colors", 3
+    rule, library = "mean over pixels", "none"
     fingerprint = {"name": name}  # noqa: RUF012
 
     def features(self, images):
