@@ -14,7 +14,7 @@ def bases(records: Sequence[MetricRecord], metric: str) -> list[Basis]:
     """Return what each record's value of a metric is based on, in words.
 
     The parts are the number of images, the reference, its number of images, the size that images are scaled to, and the
-    rule, library and weights of the detector. What a record does not have, such as the rule before version 0.3 or a
+    rule, library and weights of the detector. What a record does not have, such as the rule before version 0.2 or a
     metric that was not computed, counts as what the other records agree on.
     """
     found = [_parts(record, metric) if metric in record.metrics else (None,) * _PARTS for record in records]

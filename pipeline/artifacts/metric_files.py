@@ -43,7 +43,7 @@ class Inputs(TypedDict):
 
 
 class DetectorValues(TypedDict, total=False):
-    """A detector, and what it compared with: since version 0.2. `rule`, `library`, `weights`: since version 0.3."""
+    """A detector, and what it compared with: since version 0.2. `rule`, `library`, `weights`: since version 0.2."""
 
     name: str
     width: Count

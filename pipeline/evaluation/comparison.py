@@ -99,7 +99,8 @@ def _compare(
     suffix = "" if is_inception else f"_{name}"
     where = float64_device(device)
     distance, terms = _frechet(own.statistics, reference.statistics, where), None
-    metrics, margins = {"fid" if is_inception else f"fd{suffix}": distance}, {}
+    metrics = {"fid" if is_inception else f"fd{suffix}": distance}
+    margins: dict[str, float] = {}
     if intervals and own.features is not None:
         terms = influence.frechet_terms(
             own.features.to(where), _moved(own.statistics, where), _moved(reference.statistics, where)
