@@ -219,7 +219,11 @@ def _evaluate_images(config: EvaluateConfig) -> None:
     result = stage.run(config)
     width = max(len(name) for name in result.metrics)
     for name, value in result.metrics.items():
-        echo(f"{name:<{width}}  {value:.4f}")
+        margin = f" ± {result.margins[name]:.4f}" if name in result.margins else ""
+        echo(f"{name:<{width}}  {value:.4f}{margin}")
+    for name, detector in result.detectors.items():
+        if "rule" in detector:  # metrics of earlier versions do not have it
+            echo(f"{name}: {detector['library']}, {detector['rule']}")
     echo(f"{result.num_samples:,} images compared with {result.reference}; saved to {result.out}")
     for warning in result.warnings:
         logger.warning(warning)

@@ -29,7 +29,8 @@ class EvaluateConfig(Config):
     )
     detector: tuple[str, ...] = option(
         MODEL,
-        "Feature extractor: inception (FID), or the name of an encoder (FD of that encoder); repeatable.",
+        "Feature extractor: inception (FID), a network of published distances such as dinov2-l-256, or the name of an "
+        "encoder (FD of that encoder); repeatable.",
         ("inception",),
     )
     encoder_weights: tuple[str, ...] = option(
@@ -44,6 +45,9 @@ class EvaluateConfig(Config):
         "Scale and crop all images to this many pixels, as encode does. Default: images must be square and of one "
         "size.",
         None,
+    )
+    intervals: bool = option(
+        MODEL, "Also compute 95% intervals of the metrics over the evaluated images. Default: values alone.", False
     )
     batch_size: int = option(HARDWARE, "Images per forward pass of a detector.", 32, affects_result=False)
     out: str | None = option(

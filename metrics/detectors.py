@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -42,6 +43,14 @@ class Detector(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the features depend on (weights, preprocessing), as JSON values."""
 
+    @property
+    def rule(self) -> str:
+        """How images are resized, normalized and pooled, in one line."""
+
+    @property
+    def library(self) -> str:
+        """Name and version of the library that the network is from."""
+
     def features(self, images: Tensor) -> Features:
         """Return the features of images, uint8 [B, 3, H, W] RGB."""
 
@@ -67,6 +76,7 @@ class InceptionDetector:
 
     name = "inception-2015-12-05"
     width = 2048
+    rule = "resize to 299 pixels (TensorFlow 1's bilinear, not antialiased); scale to [-1, 1]; spatial mean"
 
     def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu") -> None:
         path = Path(weights) if weights is not None else _find_weights()
@@ -76,6 +86,7 @@ class InceptionDetector:
                 "name": self.name,
                 "weights_sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }
+        self.library = f"torch-fidelity {version('torch-fidelity')}"
         self._device = torch.device(device)
 
     @torch.no_grad()

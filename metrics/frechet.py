@@ -29,10 +29,15 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
     mu1, sigma1 = _checked(mu1, sigma1, "mu1 and sigma1")
     mu2, sigma2 = _checked(mu2, sigma2, "mu2 and sigma2")
     check_same_width(mu1, mu2, "mu1 and mu2")
+    return max(float(squared_distance(mu1, sigma1, mu2, sigma2)), 0.0)
+
+
+def squared_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> Tensor:
+    """Return the distance as a tensor, without checks. It can be differentiated by `mu2` and `sigma2`."""
     root = _root(sigma1)
     squares = torch.linalg.eigvalsh(root.T @ sigma2 @ root).clamp(min=0)
-    distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * squares.sqrt().sum()
-    return max(float(distance), 0.0)
+    distance: Tensor = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * squares.sqrt().sum()
+    return distance
 
 
 def _root(sigma: Tensor) -> Tensor:

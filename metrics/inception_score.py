@@ -5,8 +5,10 @@ import torch
 from ..errors import ConfigError
 from .arrays import Array, as_features
 
+SPLIT_SIZE = 5000  # as published
 
-def inception_score(probabilities: Array, split_size: int = 5000) -> float:
+
+def inception_score(probabilities: Array, split_size: int = SPLIT_SIZE) -> float:
     """Return the mean over splits of exp(mean KL(p(y|x) || p(y))), as in the ADM suite.
 
     Follows `compute_inception_score` of OpenAI guided-diffusion (evaluations/evaluator.py), where p(y) is the mean over

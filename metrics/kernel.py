@@ -46,15 +46,18 @@ def _sum_of_pairs(features: Tensor, dtype: torch.dtype, block: int) -> float:
     total = 0.0
     for i in range(0, len(features), block):
         rows = features[i : i + block].to(dtype)
-        total += _kernel_sum(rows, rows) - float(_kernel(rows.square().sum(1), rows.shape[1]).sum(dtype=torch.float64))
+        total += _kernel_sum(rows, rows) - float(
+            cubic_kernel(rows.square().sum(1), rows.shape[1]).sum(dtype=torch.float64)
+        )
         for j in range(i + block, len(features), block):
             total += 2 * _kernel_sum(rows, features[j : j + block].to(dtype))
     return total
 
 
 def _kernel_sum(a: Tensor, b: Tensor) -> float:
-    return float(_kernel(a @ b.T, a.shape[1]).sum(dtype=torch.float64))
+    return float(cubic_kernel(a @ b.T, a.shape[1]).sum(dtype=torch.float64))
 
 
-def _kernel(products: Tensor, width: int) -> Tensor:
+def cubic_kernel(products: Tensor, width: int) -> Tensor:
+    """Return the kernel of rows of a width whose products are given."""
     return (products / width + 1) ** 3

@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991)."""
+"""Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991), density and coverage."""
 
 import math
 from typing import NamedTuple
@@ -17,6 +17,14 @@ class PrecisionRecall(NamedTuple):
 
     precision: float
     recall: float
+
+
+class DensityCoverage(NamedTuple):
+    """How many balls of the reference a sample is in, divided by k, and the fraction of balls that hold a sample."""
+
+    density: float  # the mean of `densities`
+    coverage: float
+    densities: Tensor  # [M] float64, of each sample
 
 
 def precision_recall(reference: Array, samples: Array, k: int = 3, block: int = 4096) -> PrecisionRecall:
@@ -39,6 +47,34 @@ def precision_recall(reference: Array, samples: Array, k: int = 3, block: int = 
     Raises:
         ConfigError: a set has k rows or fewer, or the widths differ.
     """
+    return _compare(reference, samples, k, None, block)[0]
+
+
+def manifold_metrics(
+    reference: Array, samples: Array, k: int = 3, density_k: int = 5, block: int = 4096
+) -> tuple[PrecisionRecall, DensityCoverage | None]:
+    """Return precision and recall, and density and coverage (Naeem et al. 2020, arXiv 2002.09797), in one pass.
+
+    Density and coverage count samples in the balls of the reference, with the distance to its `density_k`-th nearest
+    neighbor as radius. As in the authors' package `prdc`, a sample at exactly that distance is outside. They are None
+    if the reference has `density_k` rows or fewer.
+
+    Args:
+        reference: features [N, D].
+        samples: features [M, D].
+        k: the neighbor that sets the radius for precision and recall.
+        density_k: the neighbor that sets the radius for density and coverage; 5 as published.
+        block: rows per block, as in `precision_recall`.
+
+    Raises:
+        ConfigError: a set has k rows or fewer, or the widths differ.
+    """
+    return _compare(reference, samples, k, density_k, block)
+
+
+def _compare(
+    reference: Array, samples: Array, k: int, density_k: int | None, block: int
+) -> tuple[PrecisionRecall, DensityCoverage | None]:
     reference, samples = as_features(reference, "reference"), as_features(samples, "samples")
     check_same_width(reference, samples, "reference and samples")
     for name, features in (("reference", reference), ("samples", samples)):
@@ -46,23 +82,36 @@ def precision_recall(reference: Array, samples: Array, k: int = 3, block: int = 
             raise ConfigError(
                 f"{name}: k={k} with {len(features)} image(s); expected k from 1 to the number of images minus 1"
             )
+    if density_k is not None and density_k >= len(reference):
+        density_k = None
     # Distances do not depend on the origin, but lose fewer digits the closer it is.
     center = reference.mean(0, dtype=torch.float64).to(working_dtype(reference, samples))
     same = _square_of_equal_rows(reference, samples)
     with full_float32():
-        reference_radii = _radii(reference, center, k, block, same)
-        samples_radii = _radii(samples, center, k, block, same)
+        nearest = _nearest(reference, center, max(k, density_k or 0), block, same)
+        reference_radii, density_radii = nearest[:, k], nearest[:, density_k or 0]
+        samples_radii = _nearest(samples, center, k, block, same)[:, k]
         reference_inside = torch.zeros_like(reference_radii, dtype=torch.bool)
         samples_inside = torch.zeros_like(samples_radii, dtype=torch.bool)
+        covered = torch.zeros_like(reference_inside)
+        balls = torch.zeros_like(samples_radii, dtype=torch.int64)  # of the reference that each sample is in
         for i in range(0, len(reference), block):
             rows = _block(reference, i, block, center)
             for j in range(0, len(samples), block):
                 squares = _squared_distances(rows, _block(samples, j, block, center), same)
                 reference_inside[i : i + block] |= (squares <= samples_radii[j : j + block]).any(1)
                 samples_inside[j : j + block] |= (squares <= reference_radii[i : i + block, None]).any(0)
-    return PrecisionRecall(
+                if density_k:
+                    inside = squares < density_radii[i : i + block, None]
+                    covered[i : i + block] |= inside.any(1)
+                    balls[j : j + block] += inside.sum(0)
+    precision_and_recall = PrecisionRecall(
         precision=samples_inside.double().mean().item(), recall=reference_inside.double().mean().item()
     )
+    if not density_k:
+        return precision_and_recall, None
+    densities = balls.double() / density_k
+    return precision_and_recall, DensityCoverage(densities.mean().item(), covered.double().mean().item(), densities)
 
 
 def _square_of_equal_rows(*sets: Tensor) -> float:
@@ -72,8 +121,8 @@ def _square_of_equal_rows(*sets: Tensor) -> float:
     return size * (ROUNDING * torch.finfo(working_dtype(*sets)).eps) ** 2
 
 
-def _radii(features: Tensor, center: Tensor, k: int, block: int, same: float) -> Tensor:
-    """Return the squared distance [N] of each row to its k-th nearest neighbor among the others."""
+def _nearest(features: Tensor, center: Tensor, k: int, block: int, same: float) -> Tensor:
+    """Return the squared distances [N, k+1] of each row to itself and to its k nearest neighbors, ascending."""
     nearest = torch.full((len(features), k + 1), torch.inf, dtype=center.dtype, device=center.device)
     for i in range(0, len(features), block):
         rows = _block(features, i, block, center)
@@ -82,7 +131,7 @@ def _radii(features: Tensor, center: Tensor, k: int, block: int, same: float) ->
             _keep_smallest(nearest[i : i + block], squares)
             if j > i:
                 _keep_smallest(nearest[j : j + block], squares.T)
-    return nearest[:, k]  # column 0 is the row itself
+    return nearest
 
 
 def _keep_smallest(nearest: Tensor, squares: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""`repa-pipe evaluate`: FID, sFID, IS, precision, recall and KID of images, as ADM defines them.
+"""`repa-pipe evaluate`: FID, FDr, MIND and other metrics of images, each as it is published.
 
 Metrics that exist with the same settings, of the same images and the same reference, are not computed again.
 Files and names are checked before torch is imported.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..config import EvaluateConfig
 from ..errors import ConfigError
-from ..models.encoders.registry import check_encoder
+from ..models.encoders.detectors import check_detector
 from ..stores.files import remove_leftovers
 from .artifacts.damaged import read_or_set_aside
 from .artifacts.images import open_images, open_reference
@@ -48,6 +48,7 @@ class EvaluateResult:
     warnings: list[str]
     out: str
     reference: str = ""  # what the samples were compared with, as printed
+    margins: dict[str, float] = dataclasses.field(default_factory=dict)  # half the widths of the 95% intervals
 
 
 def run(config: EvaluateConfig) -> EvaluateResult:
@@ -77,6 +78,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         warnings=list(record.warnings),
         out=str(out),
         reference=record.reference_text(),
+        margins=record.margins,
     )
 
 
@@ -84,7 +86,7 @@ def _require_inputs(config: EvaluateConfig) -> None:
     """Raise the errors of missing or too few images and of unknown encoders."""
     others = [name for name in config.detector if name != INCEPTION]
     for name in others:
-        check_encoder(name, config.weights_of(name))
+        check_detector(name, config.weights_of(name))
     samples = open_images(config.samples, config.batch_size, resize=config.resize)
     reference = open_reference(config)
     fewest = MIN_IMAGES if reference is not None else MIN_IMAGES_OF_A_COVARIANCE

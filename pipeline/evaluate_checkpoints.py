@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..config import EvaluateConfig, SampleConfig
-from ..errors import CheckpointError, DamagedCheckpointError
+from ..errors import CheckpointError, ConfigError, DamagedCheckpointError
 from ..stores.files import remove_leftovers, write_json
 from . import evaluate, sample
 from .artifacts.damaged import read_or_set_aside
 from .artifacts.digests import file_digest
+from .artifacts.metric_bases import bases, differences
 from .artifacts.metric_files import (
     MetricRecord,
     curve_file,
@@ -57,6 +58,7 @@ def run(sampling: SampleConfig, evaluation: EvaluateConfig) -> CurveResult:
 
     Raises:
         CheckpointError: the run has no checkpoint that can be read.
+        ConfigError: checkpoints were evaluated with different libraries, rules or weights.
         RepaPipeError: sampling or evaluation raised it.
     """
     run_folder = RunFolder(Path(sampling.checkpoint))
@@ -75,6 +77,7 @@ def _evaluate_all(
     rows = result.rows
     curve = read_or_set_aside(out, lambda: read_curve(out), "the curve is written again")
     recorded = curve.rows if curve else []
+    records: dict[str, MetricRecord] = {}
     for number, checkpoint in enumerate(checkpoints, start=1):
         logger.info("checkpoint %d of %d: %s", number, len(checkpoints), checkpoint.name)
         try:
@@ -83,6 +86,8 @@ def _evaluate_all(
             logger.warning("%s; it is left out", error)
             continue
         found = _evaluate(dataclasses.replace(evaluation, samples=made.npz, out=None))
+        records[made.npz] = found
+        _require_one_basis(records, evaluation)
         result = dataclasses.replace(result, reference=found.reference_text())
         rows.append(
             {
@@ -120,6 +125,19 @@ def _evaluate(config: EvaluateConfig) -> MetricRecord:
         evaluate.run(config)
         record = read_metrics_file(metrics_file(config))
     return record
+
+
+def _require_one_basis(records: dict[str, MetricRecord], evaluation: EvaluateConfig) -> None:
+    """Raise ConfigError if metrics of the checkpoints are not comparable: one line of a figure would join them."""
+    for metric in next(iter(records.values())).metrics:
+        found = differences(bases(list(records.values()), metric))
+        for images, text in zip(records, found, strict=True):
+            if text != found[0]:
+                file = metrics_file(dataclasses.replace(evaluation, samples=images, out=None))
+                raise ConfigError(
+                    f"{metric} of {images}: expected {found[0]}, as for the checkpoints before, found {text}; delete "
+                    f"{file} or theirs, and re-run the same command to compute them in the same way"
+                )
 
 
 def _draw(path: Path, title: str, rows: list[dict[str, Any]]) -> None:

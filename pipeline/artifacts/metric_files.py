@@ -25,7 +25,9 @@ from .run_folder import RunFolder
 from .sample_files import IMAGES_ENDING, METRICS_ENDING, SampleFiles, sample_sets, settings_name
 
 INCEPTION = "inception"  # the detector whose metrics are named without it
-DISTANCES = ("fid", "sfid", "fd")  # metrics that are computed from statistics
+DISTANCES = ("fid", "sfid", "fd", "fdr")  # metrics that are computed from statistics
+FDR6 = "fdr6"  # a mean over six detectors
+SIX = "six detectors"
 REFERENCE = "reference"  # role of what samples are compared with
 SAMPLES = "samples"
 Count: TypeAlias = Annotated[int, Meta(ge=0)]
@@ -41,11 +43,14 @@ class Inputs(TypedDict):
 
 
 class DetectorValues(TypedDict, total=False):
-    """A detector, and what it compared with: since version 0.2."""
+    """A detector, and what it compared with: since version 0.2. `rule`, `library`, `weights`: since version 0.2."""
 
     name: str
     width: Count
     reference: Inputs
+    rule: str  # how images become features
+    library: str  # name and version
+    weights: str  # SHA-256
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +65,15 @@ class MetricRecord:
     config: EvaluateConfig
     seconds: float = 0.0
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # digests of the files that were read, by role
+    margins: dict[str, float] = dataclasses.field(default_factory=dict)  # half the width of the 95% interval
 
     def split(self, name: str) -> tuple[str, str]:
         """Split the name of a metric: `fd_efficientnet-lite0` → `("fd", "efficientnet-lite0")`.
 
-        Metrics of Inception are named without a detector: `fid` → `("fid", "inception")`.
+        Most metrics of Inception are named without a detector: `fid` → `("fid", "inception")`.
         """
+        if name == FDR6:
+            return name, SIX
         for detector in self.detectors:
             if name.endswith(f"_{detector}"):
                 return name.removesuffix(f"_{detector}"), detector

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ...config import EvaluateConfig
 from ...metrics import Detector, Features, FeatureStatistics, Gaussian, InceptionDetector
 from ...models.encoders import load_encoder
+from ...models.encoders.detectors import DETECTORS, PooledNetwork
 from ..artifacts.images import Images
 from ..artifacts.metric_files import INCEPTION
 from ..runtime.device import float64_device
@@ -25,6 +27,13 @@ class EncoderDetector:
         self._device = device
         self.name = name
         self.width = self._encoder.width
+        self.library = f"timm {version('timm')}"
+
+    @property
+    def rule(self) -> str:
+        """How images become features, in one line."""
+        pooled = "class token" if self._encoder.has_cls_token else "mean of the patch tokens"
+        return f"{self._encoder.fingerprint['preprocessing']}; {pooled}"
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -38,10 +47,26 @@ class EncoderDetector:
         return Features(pooled.float(), None, None)
 
 
+class NetworkDetector:
+    """A network of published distances as detector."""
+
+    def __init__(self, name: str, weights: str | None, device: torch.device) -> None:
+        self._network = PooledNetwork(name, weights, device)
+        self.name, self.width = name, self._network.width
+        self.rule, self.library = self._network.rule, self._network.library
+        self.fingerprint = self._network.fingerprint
+
+    def features(self, images: Tensor) -> Features:
+        """Return the features of images uint8 `[B, 3, H, W]`."""
+        return Features(self._network(images), None, None)
+
+
 def load_detector(name: str, config: EvaluateConfig, side: int, device: torch.device) -> Detector:
-    """Load Inception, or an encoder by name; raise ConfigError or WeightsError when it is unavailable."""
+    """Load Inception, a network of published distances, or an encoder; ConfigError or WeightsError if unavailable."""
     if name == INCEPTION:
         return InceptionDetector(config.weights_of(name), device)
+    if name in DETECTORS:
+        return NetworkDetector(name, config.weights_of(name), device)
     return EncoderDetector(name, config.weights_of(name), side, device)
 
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..artifacts.metric_bases import bases, differences
 from .curves import Figure, Series
 from .metrics import FRECHET, metric_name, sampling_text
-from .runs import Run, SampleSet
+from .runs import Run
 from .tables import number_text
 
 Points = list[tuple[float, float]]  # (step or hours, value), in the order of steps
@@ -21,10 +22,9 @@ class Key(NamedTuple):
     name: str  # of the metric, such as `fid`
     detector: str
     settings: tuple[tuple[str, Any], ...]  # of sampling
-    num_samples: int | None
-    num_reference: int | None
-    reference: str
     is_guided: bool
+    num_samples: int | None
+    basis: str  # what else the values are based on, where that differs
 
 
 def draw_distances(runs: Sequence[Run]) -> tuple[list[Figure], str]:
@@ -43,6 +43,7 @@ def draw_distances(runs: Sequence[Run]) -> tuple[list[Figure], str]:
             continue
         metric = metric_name(key.name, key.detector)
         title = f"{metric} of {key.num_samples:,} images" if key.num_samples else metric
+        title += f" ({key.basis})" if key.basis else ""
         settings.append(_sampling(runs, key))
         figures.append(_figure(f"{title} vs. training steps", "step", runs, series))
         timed = {i: points for i, at_steps in series.items() if len(points := _over_hours(runs[i], at_steps)) > 1}
@@ -67,25 +68,15 @@ def _figure(title: str, x_label: str, runs: Sequence[Run], series: dict[int, Poi
 def distances_over_steps(runs: Sequence[Run]) -> dict[Key, dict[int, Points]]:
     """Return every Fréchet distance over steps, by what makes distances comparable and by the position of the run."""
     found: dict[Key, dict[int, Points]] = {}
-    for i, run in enumerate(runs):
-        for sample in sorted(run.samples, key=lambda sample: sample.step):
-            for key, value in _distances(sample):
-                found.setdefault(key, {}).setdefault(i, []).append((sample.step, value))
+    evaluated = [(i, sample, sample.metrics) for i, run in enumerate(runs) for sample in run.samples if sample.metrics]
+    evaluated.sort(key=lambda entry: entry[1].step)
+    for name in dict.fromkeys(name for _, _, record in evaluated for name in record.metrics):
+        having = [entry for entry in evaluated if name in entry[2].metrics and entry[2].split(name)[0] in FRECHET]
+        labels = differences(bases([record for _, _, record in having], name)) if having else []
+        for (i, sample, record), basis in zip(having, labels, strict=True):
+            key = Key(*record.split(name), sample.settings, sample.config.is_guided, record.num_samples, basis)
+            found.setdefault(key, {}).setdefault(i, []).append((sample.step, record.metrics[name]))
     return found
-
-
-def _distances(sample: SampleSet) -> list[tuple[Key, float]]:
-    record = sample.metrics
-    if record is None:
-        return []
-    guided = sample.config.is_guided
-    names = {metric: record.split(metric) for metric in record.metrics}
-    counts = {metric: (record.num_samples, record.num_reference_of(metric)) for metric in names}
-    return [
-        (Key(*split, sample.settings, *counts[metric], record.config.reference, guided), record.metrics[metric])
-        for metric, split in names.items()
-        if split[0] in FRECHET
-    ]
 
 
 def _sampling(runs: Sequence[Run], key: Key) -> str:

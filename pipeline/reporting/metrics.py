@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...config import SampleConfig, flag
-from ..artifacts.metric_files import MetricRecord
+from ..artifacts.metric_bases import bases, differences
+from ..artifacts.metric_files import FDR6, MetricRecord
 from .runs import Run, SampleSet
 from .tables import Cell, Table, count_text, number_text, value_text
 
@@ -18,13 +19,19 @@ _TITLES = {
     "inception_score": "IS",
     "precision": "Precision",
     "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+    "mind": "MIND",
+    "fdr": "FDr",
+    FDR6: "FDr6",
 }
-FRECHET = {"fid", "sfid", "fd"}
+FRECHET = {"fid", "sfid", "fd", FDR6}
 _GUIDANCE = {"cfg": "CFG", "internal": "internal guidance", "path_drop": "path-drop guidance"}
-_MORE_IS_BETTER = {"inception_score", "precision", "recall"}
+_MORE_IS_BETTER = {"inception_score", "precision", "recall", "density", "coverage"}
 
 NO_BREAK_SPACE = "\u00a0"
 
+Column = tuple[str, str]  # name of the metric, and what its values are based on where that differs
 Evaluated = tuple[int, SampleSet, MetricRecord]  # position of the run, its generated images, their metrics
 
 
@@ -36,20 +43,32 @@ def metrics_table(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -
     evaluated = _evaluated(samples)
     if not evaluated:
         return None
-    columns = {key: record.split(key) for _, _, record in evaluated for key in record.metrics}
+    columns = _columns([record for _, _, record in evaluated])
     different = _settings_that_differ([sample for _, sample, _ in evaluated])
-    best = _best(columns, [record for _, _, record in evaluated])
+    best = _best(columns)
     header = [Cell("Run"), *([Cell("Sampling")] if different else []), Cell("Step", numeric=True)]
-    header += [Cell(metric_title(name), detector, numeric=True) for name, detector in columns.values()]
+    for (key, basis), records in columns.items():
+        name, detector = records[0].split(key)
+        header.append(Cell(metric_title(name), f"{detector}; {basis}" if basis else detector, numeric=True))
     header += [Cell("Images", "generated vs. reference", numeric=True)]
     rows = []
     for i, sample, record in evaluated:
         values = {flag(name): value_text(dict(sample.settings)[name]) for name in different}
         settings = ", ".join(f"{name}{NO_BREAK_SPACE}{value}" for name, value in values.items())
         row = [Cell(runs[i].name, run=i), *([Cell(settings)] if different else [])]
-        row += [Cell(f"{sample.step:,}", numeric=True), *(_metric(record, key, best.get(key)) for key in columns)]
+        row += [Cell(f"{sample.step:,}", numeric=True), *(_metric(record, column, columns, best) for column in columns)]
         rows.append((*row, Cell(" vs. ".join(_counts(record)), numeric=True)))
-    return Table(_caption(evaluated, bool(best)), tuple(header), tuple(rows))
+    return Table(_caption(evaluated, columns, bool(best)), tuple(header), tuple(rows))
+
+
+def _columns(records: Sequence[MetricRecord]) -> dict[Column, list[MetricRecord]]:
+    """Return the records with a value in each column: values on different bases are in different columns."""
+    columns: dict[Column, list[MetricRecord]] = {}
+    for key in dict.fromkeys(key for record in records for key in record.metrics):
+        having = [record for record in records if key in record.metrics]
+        for record, basis in zip(having, differences(bases(having, key)), strict=True):
+            columns.setdefault((key, basis), []).append(record)
+    return columns
 
 
 def lowest_distance(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]]) -> tuple[str, str] | None:
@@ -57,7 +76,8 @@ def lowest_distance(runs: Sequence[Run], samples: Sequence[Sequence[SampleSet]])
     evaluated = _evaluated(samples)
     names = [(key, *record.split(key)) for _, _, record in evaluated for key in record.metrics]
     key, name, detector = next((entry for entry in names if entry[1] in FRECHET), ("", "", ""))
-    if not key or not _are_comparable([record for _, _, record in evaluated]):
+    having = [record for _, _, record in evaluated if key in record.metrics]
+    if not key or len(set(bases(having, key))) > 1:
         return None
     i, _, best = min((entry for entry in evaluated if key in entry[2].metrics), key=lambda entry: entry[2].metrics[key])
     lowest = "Lowest " if len(evaluated) > 1 else ""
@@ -115,36 +135,40 @@ def _settings_that_differ(samples: Sequence[SampleSet]) -> list[str]:
     return [name for name, _ in samples[0].settings if len({dict(sample.settings)[name] for sample in samples}) > 1]
 
 
-def _caption(evaluated: Sequence[Evaluated], has_best: bool) -> str:
-    text = "Metrics of the generated images: ↓ lower is better, ↑ higher is better."
+def _caption(evaluated: Sequence[Evaluated], columns: dict[Column, list[MetricRecord]], has_best: bool) -> str:
+    sentences = ["Metrics of the generated images: ↓ lower is better, ↑ higher is better."]
     if has_best:
-        return f"{text} The best values are bold."
-    if len(evaluated) > 1 and not _are_comparable([record for _, _, record in evaluated]):
-        return f"{text} The rows are not comparable: their references or numbers of images differ."
-    return text
+        sentences.append("The best values are bold.")
+    if any(basis for _, basis in columns):
+        sentences.append(
+            "Values of a metric with other numbers of images, references, rules or libraries are not comparable: they "
+            "have columns of their own."
+        )
+    if any(record.margins for _, _, record in evaluated):
+        sentences.append("± is half the width of the 95% interval over the evaluated images.")
+    return " ".join(sentences)
 
 
-def _are_comparable(records: Sequence[MetricRecord]) -> bool:
-    return len({(record.num_samples, record.num_reference, record.config.reference) for record in records}) == 1
-
-
-def _best(columns: dict[str, tuple[str, str]], records: Sequence[MetricRecord]) -> dict[str, str]:
-    """Return the best value of each metric, as shown, where the shown values differ and the records are comparable."""
-    best: dict[str, str] = {}
-    if not _are_comparable(records):
-        return best
-    for key, (name, _) in columns.items():
-        values = [record.metrics[key] for record in records if key in record.metrics]
+def _best(columns: dict[Column, list[MetricRecord]]) -> dict[Column, str]:
+    """Return the best value of each column, as shown, where the shown values differ."""
+    best: dict[Column, str] = {}
+    for (key, basis), records in columns.items():
+        values = [record.metrics[key] for record in records]
         if len(set(map(number_text, values))) > 1:
-            best[key] = number_text(max(values) if name in _MORE_IS_BETTER else min(values))
+            more_is_better = records[0].split(key)[0] in _MORE_IS_BETTER
+            best[key, basis] = number_text(max(values) if more_is_better else min(values))
     return best
 
 
-def _metric(record: MetricRecord, key: str, best: str | None) -> Cell:
-    if key not in record.metrics:
+def _metric(
+    record: MetricRecord, column: Column, columns: dict[Column, list[MetricRecord]], best: dict[Column, str]
+) -> Cell:
+    key = column[0]
+    if not any(each is record for each in columns[column]):
         return Cell("–", numeric=True)
     text = number_text(record.metrics[key])
-    return Cell(text, numeric=True, best=text == best)
+    margin = f" ± {number_text(record.margins[key])}" if key in record.margins else ""
+    return Cell(text + margin, numeric=True, best=text == best.get(column))
 
 
 def _counts(record: MetricRecord, metric: str | None = None) -> tuple[str, str]:

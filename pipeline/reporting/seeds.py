@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...config import TrainConfig
+from ..artifacts.metric_bases import all_bases
 from ..artifacts.metric_files import MetricRecord
 from .runs import Run, SampleSet
 
@@ -49,13 +50,14 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 def comparable_metrics(runs: Sequence[Run]) -> list[MetricRecord | None]:
     """Return the metrics of each run at its last step, for the sampling and evaluation settings of most runs."""
+    records = [sample.metrics for run in runs for sample in run.samples if sample.metrics]
+    basis_of = {id(record): basis for record, basis in zip(records, all_bases(records), strict=True)}
     latest: list[dict[object, SampleSet]] = []
     for run in runs:
         by_settings: dict[object, SampleSet] = {}
         for sample in sorted(run.samples, key=lambda sample: sample.step):
             if record := sample.metrics:
-                settings = sample.settings, record.num_samples, record.num_reference, record.config.reference
-                by_settings[settings] = sample
+                by_settings[sample.settings, basis_of[id(record)]] = sample
         latest.append(by_settings)
     settings_of_all = [settings for by_settings in latest for settings in by_settings]
     if not settings_of_all:

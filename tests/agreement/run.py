@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cfm
 import dispersive
+import fdr_mind
 import haste
 import irepa_jit
 import irepa_ldm
@@ -37,6 +38,7 @@ from case import MOVES, VALUES, Case, relative_error, relative_error_by_column
 METHODS: tuple[ModuleType, ...] = (
     cfm,
     dispersive,
+    fdr_mind,
     haste,
     irepa_jit,
     irepa_ldm,

@@ -12,6 +12,7 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 FILES = [
     "cfm",
     "dispersive",
+    "fdr_mind",
     "haste",
     "irepa_jit",
     "irepa_ldm",

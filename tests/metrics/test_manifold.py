@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repa_pipe.errors import ConfigError
-from repa_pipe.metrics import precision_recall
+from repa_pipe.metrics import manifold_metrics, precision_recall
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -130,3 +130,44 @@ def test_collapsed_samples_have_the_recall_of_the_images_that_they_equal(dtype):
     assert precision_recall(reference, far) == (0, 0)
     assert precision_recall(collapsed, far) == (0, 0)
     assert precision_recall(collapsed, collapsed[:10]) == (1, 1)
+
+
+def density_and_coverage(reference, samples, k):
+    """Compute both by their definition (Naeem et al. 2020): with open balls, as the authors' package does."""
+
+    def distances(a, b):
+        return np.linalg.norm(a[:, None].astype(np.float64) - b[None], axis=-1)
+
+    radii = np.sort(distances(reference, reference), axis=1)[:, k]
+    inside = distances(reference, samples) < radii[:, None]
+    return inside.sum() / (k * len(samples)), inside.any(1).mean()
+
+
+@pytest.mark.parametrize("k", [1, 5, 9])
+@pytest.mark.parametrize("block", [32, 4096])
+def test_density_and_coverage_match_their_definition(k, block):
+    reference, samples = draw(10, 150), draw(11, 120, scale=0.6) + np.float32(0.1)
+    found, both = manifold_metrics(reference, samples, density_k=k, block=block)
+    assert both[:2] == pytest.approx(density_and_coverage(reference, samples, k), abs=1e-12)
+    assert found == precision_recall(reference, samples, block=block)
+    assert both.density > 1 or k == 1  # unlike precision, it is not bounded
+
+
+def test_density_and_coverage_tell_few_modes_and_outliers_from_the_reference():
+    reference = draw(12, 400, width=4)
+    one_mode = reference[:1] + np.float32(1e-3) * draw(13, 200, width=4)
+    outliers = np.concatenate([draw(14, 400, width=4), draw(15, 400, width=4) + 50])
+    close, half = (manifold_metrics(reference, samples)[1] for samples in (one_mode, outliers))
+    assert close.coverage < 0.1
+    assert half.density == pytest.approx(0.5, abs=0.07)
+    assert half.coverage > 0.9
+
+
+def test_the_fifth_neighbor_needs_six_images():
+    assert manifold_metrics(draw(16, 5), draw(17, 20))[1] is None
+    assert manifold_metrics(draw(16, 6), draw(17, 20))[1] is not None
+
+
+def test_density_and_coverage_of_a_set_against_itself_are_one_with_open_balls():
+    features = draw(18, 30, dtype=np.float64)  # no two distances are equal
+    assert manifold_metrics(features, features)[1][:2] == (1.0, 1.0)

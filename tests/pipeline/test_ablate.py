@@ -48,6 +48,7 @@ reference = "REFERENCE"
 
 class MeanColors:
     name, width = "mean-colors", 3
+    rule, library = "mean over pixels", "none"
     fingerprint = {"name": name}  # noqa: RUF012
 
     def features(self, images):

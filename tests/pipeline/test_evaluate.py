@@ -69,6 +69,7 @@ class MeanColors:
     """A detector whose three features are the mean color of an image."""
 
     name, width = "mean-colors", 3
+    rule, library = "mean over pixels", "none"
     fingerprint = {"name": name}  # noqa: RUF012
 
     def features(self, images):

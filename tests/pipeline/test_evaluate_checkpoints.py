@@ -12,7 +12,7 @@ from PIL import Image
 
 from repa_pipe import cli
 from repa_pipe.config import EvaluateConfig, SampleConfig
-from repa_pipe.errors import CheckpointError
+from repa_pipe.errors import CheckpointError, ConfigError
 from repa_pipe.metrics import Features
 from repa_pipe.pipeline import evaluate, evaluate_checkpoints, report, sample, train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, save_checkpoint
@@ -23,6 +23,7 @@ from repa_pipe.pipeline.evaluation import comparison
 
 class MeanColors:
     name, width = "mean-colors", 3
+    rule, library = "mean over pixels", "none"
     fingerprint = {"name": name}  # noqa: RUF012
 
     def features(self, images):
@@ -58,6 +59,17 @@ def test_every_checkpoint_is_sampled_and_evaluated_once(run, reference, monkeypa
 
     monkeypatch.setattr(sample, "_generate", lambda *_: 1 / 0)
     monkeypatch.setattr(evaluate, "run", lambda *_: 1 / 0)
+    assert evaluate_checkpoints.run(*configs(run, reference)).rows == result.rows
+
+
+def test_metrics_of_two_library_versions_are_not_joined_in_one_curve(run, reference, monkeypatch):
+    result = evaluate_checkpoints.run(*configs(run, reference))
+    second = Path(result.rows[1]["samples"]).with_suffix(".metrics.json")
+    monkeypatch.setattr(MeanColors, "library", "none 2")
+    second.unlink()
+    with pytest.raises(ConfigError, match=rf"expected none, as for .*, found none 2; delete {second} or theirs"):
+        evaluate_checkpoints.run(*configs(run, reference))
+    Path(result.rows[0]["samples"]).with_suffix(".metrics.json").unlink()
     assert evaluate_checkpoints.run(*configs(run, reference)).rows == result.rows
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from repa_pipe.config import EvaluateConfig
 from repa_pipe.errors import ConfigError, SourceError
-from repa_pipe.metrics import Features, frechet_distance, kernel_distance, precision_recall
+from repa_pipe.metrics import VALIDATION_FD, Features, frechet_distance, kernel_distance, precision_recall
 from repa_pipe.pipeline import evaluate
 from repa_pipe.pipeline.artifacts.images import open_images, write_npz
 from repa_pipe.pipeline.evaluation import comparison
@@ -22,7 +22,7 @@ COUNT = 40
 class Colors:
     """A detector with the outputs of Inception: the mean color as features, spatial features, and probabilities."""
 
-    width = 3
+    width, rule, library = 3, "mean over pixels", "none"
 
     def __init__(self, name):
         self.name, self.fingerprint = name, {"name": name}
@@ -249,7 +249,7 @@ def test_fewer_images_than_a_metric_needs_are_refused(samples, reference):
 
 def test_four_images_have_all_metrics_with_a_warning():
     result = metrics_of(npz_of("a.npz", images_of(0, 4)), npz_of("b.npz", images_of(1, 4)))
-    assert {"fid", "sfid", "inception_score", "kid", "precision", "recall"} == set(result.metrics)
+    assert {"fid", "sfid", "inception_score", "kid", "mind_inception", "precision", "recall"} == set(result.metrics)
     assert all(np.isfinite(value) for value in result.metrics.values())
     assert "4 images for 3 features" in result.warnings[0]
 
@@ -294,3 +294,53 @@ def test_a_flipped_byte_of_generated_images_is_noticed(fraction):
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=r"images.npz cannot be read as an .npz \(Bad CRC-32"):
         list(open_images(str(path), 7).blocks)
+
+
+def test_intervals_are_optional_and_printed(run_cli):
+    samples, reference = npz_of("a.npz", images_of(0)), npz_of("b.npz", images_of(1))
+    command = ["evaluate", samples, "--reference", reference, "--device", "cpu"]
+    code, plain, errors = run_cli(*command)
+    assert (code, "±" in plain) == (0, False), errors
+    code, out, errors = run_cli(*command, "--intervals")
+    assert code == 0, errors
+    record = next(json.loads(path.read_text()) for path in Path().glob("a.*.metrics.json"))
+    assert record["metrics"] == json.loads(Path("a.metrics.json").read_text())["metrics"]
+    assert record["margins"].keys() == record["metrics"].keys() - {"sfid"}  # spatial features are not kept
+    assert f"{record['metrics']['fid']:.4f} ± {record['margins']['fid']:.4f}" in out
+    assert "inception: none, mean over pixels" in out
+    precision = record["metrics"]["precision"]
+    expected = 1.96 * (precision * (1 - precision) / (COUNT - 1)) ** 0.5
+    assert record["margins"]["precision"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_fdr_of_six_detectors_is_their_mean_for_images_of_256_pixels():
+    samples, reference = npz_of("a.npz", images_of(0, side=256)), npz_of("b.npz", images_of(1, side=256))
+    six = tuple(VALIDATION_FD)
+    result = metrics_of(samples, reference, detector=six, intervals=True)
+    distances = {name: result.metrics["fid" if name == "inception" else f"fd_{name}"] for name in six}
+    ratios = {name: distances[name] / VALIDATION_FD[name] for name in six}
+    assert {name: result.metrics[f"fdr_{name}"] for name in six} == pytest.approx(ratios)
+    assert result.metrics["fdr6"] == pytest.approx(sum(ratios.values()) / 6)
+    margin = result.margins["fdr6"]  # all detectors here are the same, so their terms are correlated
+    assert margin == pytest.approx(result.margins["fid"] * np.mean([1 / each for each in VALIDATION_FD.values()]))
+    assert "compare it with published values only for 50,000 images" in result.warnings[-1]
+    five = metrics_of(samples, reference, detector=six[:-1])
+    assert "fdr6" not in five.metrics
+    assert "fdr_mae-l-224" in five.metrics
+    assert not any(name.startswith("fdr") for name in metrics_of(samples, reference).metrics)
+    small = metrics_of(npz_of("c.npz", images_of(0)), npz_of("d.npz", images_of(1)), detector=six)
+    assert not any(name.startswith("fdr") for name in small.metrics)
+    assert "FDr is not computed: it is defined for images of 256 pixels, found 8" in small.warnings
+
+
+def test_metrics_of_a_version_without_rules_and_margins_are_read(run_cli):
+    samples, reference = npz_of("a.npz", images_of(0)), npz_of("b.npz", images_of(1))
+    result = metrics_of(samples, reference)
+    record = json.loads(Path(result.out).read_text())
+    del record["margins"], record["config"]["intervals"]
+    for name in ("rule", "library"):
+        del record["detectors"]["inception"][name]
+    Path(result.out).write_text(json.dumps(record | {"metrics": {"fid": 1.25}}))
+    assert metrics_of(samples, reference).metrics == {"fid": 1.25}  # it is not computed again
+    code, out, _ = run_cli("evaluate", samples, "--reference", reference, "--device", "cpu")
+    assert (code, "fid  1.2500\n" in out) == (0, True)

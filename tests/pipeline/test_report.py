@@ -498,6 +498,32 @@ def test_metrics_with_different_counts_are_not_ranked(tmp_path: Path, store: Pat
     assert "<strong>3.0" not in page.html
 
 
+def test_values_on_different_bases_have_columns_of_their_own_and_margins(tmp_path: Path, store: Path) -> None:
+    folders = [write_run(tmp_path / name, store, log_rows(3, 1, 0.5)) for name in ("one", "two", "three")]
+    for i, folder in enumerate(folders):
+        path = write_samples(folder, noise_grid(0, 16), metrics={"fid": 3.0 + i, "fdr6": 1.0})
+        record = json.loads(path.with_suffix(".metrics.json").read_text())
+        record["config"]["resize"] = 64 if i == 1 else None
+        record["margins"] = {"fid": 0.25}
+        path.with_suffix(".metrics.json").write_text(json.dumps(record))
+    page = Page(report.run([str(folder) for folder in folders], str(tmp_path / "page.html")))
+    caption, (header, *rows) = next((each, table) for each, table in page.tables.items() if "Metrics" in each)
+    assert header[2:6] == [
+        "FID ↓ inception; no --resize",
+        "FID ↓ inception; --resize 64",
+        "FDr6 ↓ six detectors; no --resize",
+        "FDr6 ↓ six detectors; --resize 64",
+    ]
+    assert [row[2:6] for row in rows] == [
+        ["3.000 ± 0.2500", "–", "1.000", "–"],
+        ["–", "4.000 ± 0.2500", "–", "1.000"],
+        ["5.000 ± 0.2500", "–", "1.000", "–"],
+    ]
+    assert "± is half the width of the 95% interval" in caption
+    assert re.findall(r"<strong>([\d.]+.*?)</strong>", page.html) == ["3.000 ± 0.2500"]
+    assert "Lowest FID" not in page.text
+
+
 def test_the_last_of_several_evaluations_is_shown_with_what_it_compared_with(tmp_path: Path, store: Path) -> None:
     run = write_run(tmp_path / "run", store, log_rows(3, 1, 0.5))
     path = write_samples(run, noise_grid(0, 16), metrics={f"fd_{ENCODER}": 4.25})

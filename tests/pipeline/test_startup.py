@@ -18,6 +18,7 @@ from repa_pipe.stores.metadata_writer import record_digests
 
 class MeanColors:
     name, width = "mean-colors", 3
+    rule, library = "mean over pixels", "none"
     fingerprint = {"name": name}  # noqa: RUF012
 
     def features(self, images):
