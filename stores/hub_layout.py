@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 
 from ..errors import ConfigError, StoreError
 from .files import TEMPORARY
@@ -76,8 +75,10 @@ def require_limits(paths: Iterable[str], sizes: Mapping[str, int], num_samples: 
     count = 0
     for path in paths:
         count += 1
-        entries.add(path)
-        entries.update(str(parent) for parent in PurePosixPath(path).parents if str(parent) != ".")
+        entry = path
+        while entry and entry not in entries:
+            entries.add(entry)
+            entry = entry.rpartition("/")[0]
     folder, most = Counter(entry.rpartition("/")[0] for entry in entries).most_common(1)[0]
     if most > MAX_FOLDER_ENTRIES:
         size = 1 << (-(-num_samples // MAX_FOLDER_ENTRIES) - 1).bit_length()

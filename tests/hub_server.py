@@ -95,15 +95,17 @@ class HubServer:
     def content(self, blob):
         return blob if isinstance(blob, bytes) else self.objects[blob]
 
-    def fail_times(self, count, pattern, act):
-        """Let the first `count` requests whose "METHOD /path" matches `pattern` be dealt with by `act(request)`."""
-        left = [count]
+    def fail_times(self, count, pattern, act, after=0):
+        """Let `count` requests whose "METHOD /path" matches `pattern`, `after` the first, be dealt with by `act`."""
+        seen = [0]
 
         def fault(request):
             with self.lock:
-                if not left[0] or not re.search(pattern, f"{request.command} {request.route}"):
+                if not re.search(pattern, f"{request.command} {request.route}"):
                     return False
-                left[0] -= 1
+                seen[0] += 1
+                if not after < seen[0] <= after + count:
+                    return False
             return act(request) or True
 
         self.fault = fault
