@@ -212,9 +212,13 @@ class Group:
         if self.missing_shards():
             kind, name = self.path.split("/", 1)
             option = "--vae" if kind == "latents" else "--encoder"
-            command = pull_hint(self._store) or f"repa-pipe encode … {option} {name}"
+            if command := pull_hint(self._store):
+                raise StoreError(
+                    f"{self._location}: {self.path} has {self.completeness}: re-run '{command}' to complete it"
+                )
             raise StoreError(
-                f"{self._location}: {self.path} has {self.completeness}: re-run '{command}' to complete it"
+                f"{self._location}: {self.path} has {self.completeness}: "
+                f"re-run 'repa-pipe encode … {option} {name}' to complete it"
             )
 
 

@@ -135,12 +135,13 @@ for batch in DataLoader(dataset, batch_size=None):
     if latents is None:
         loop = f"""print(open_store("mystore").read([{group!r}], slice(8)))"""
     repo = pushed.location.removeprefix("hf://datasets/").partition("@")[0]
+    command = f"repa-pipe store pull {pushed.location} mystore"
     return f"""
 ## Use
 
 Download it (`pip install repa-pipe`), all of it or with `--group` and `--shards` a part, and train:
 
-    repa-pipe store pull {pushed.location} mystore
+    {command}
     repa-pipe train --store mystore
 
 As a PyTorch dataset, for your own trainer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -179,7 +180,8 @@ class _Pull:
                     if call.done():
                         call.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # downloads in flight are waited for, unless the user interrupts
+            pool.shutdown(wait=isinstance(sys.exception(), Exception | None), cancel_futures=True)
 
     def _pull_shard(self, group: str, shard: int, bar: Progress) -> None:
         """Download a shard unless the folder has it with the same record."""
