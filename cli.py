@@ -405,7 +405,7 @@ def demo(out: str, steps: int | None) -> None:
 
 @cli.group()
 def store() -> None:
-    """Inspect, verify, export and import stores."""
+    """Inspect, verify, share, export and import stores."""
 
 
 _store_option = click.option("--store", type=PATH_TEXT, help="Location of the store.  [required]")
@@ -562,6 +562,52 @@ def store_export(
     from .pipeline.store_tools import export
 
     echo(export.export(store, out, layout, groups, source, source_kind=source_kind))
+
+
+@store.command("push", positional=("store", "target"))
+@_store_option
+@click.option("--target", help="Repository: hf://datasets/USER/NAME, or with @BRANCH.  [required]")
+@click.option(
+    "--license",
+    default=None,
+    help="License of the data, an identifier of the Hub such as cc-by-4.0. Default: that of the repository's card.",
+)
+@click.option("--private", is_flag=True, help="Create a private repository. Default: as the account is set up.")
+@click.option(
+    "--group", "groups", multiple=True, help="Group to upload, latents/NAME or features/NAME; repeatable. Default: all."
+)
+@click.option("--shards", default=None, metavar="FIRST:STOP", help="Shards to upload, without the last. Default: all.")
+@click.option("--citation", default=None, help="Text about the source of the images. Default: a line to fill in.")
+def store_push(store: str, target: str, **options: Any) -> None:
+    """Upload a store to the Hugging Face Hub.
+
+    Writes a data card and compares what arrived with the store. Re-run the same command to resume.
+    """
+    from .pipeline.store_tools import hub_push
+
+    echo(hub_push.push(store, target, hub_push.PushOptions(**options)))
+
+
+@store.command("pull", positional=("source", "store"))
+@click.option("--source", help="Repository: hf://datasets/USER/NAME, or with @REVISION.  [required]")
+@click.option("--store", type=PATH_TEXT, help="Folder of the store to create or extend.  [required]")
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    help="Group to download, latents/NAME or features/NAME; repeatable. Default: all.",
+)
+@click.option(
+    "--shards", default=None, metavar="FIRST:STOP", help="Shards to download, without the last. Default: all."
+)
+def store_pull(source: str, store: str, **options: Any) -> None:
+    """Download a store from the Hugging Face Hub.
+
+    Every file is compared with its commit record. Re-run the same command to resume, or to add groups and shards.
+    """
+    from .pipeline.store_tools import hub_pull
+
+    echo(hub_pull.pull(source, store, hub_pull.PullOptions(**options)))
 
 
 @store.command("show", positional=("store",))

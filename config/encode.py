@@ -115,6 +115,11 @@ class EncodeConfig(SourceConfig):
         self.require(
             not read_only, "store", "expected a folder or a bucket (s3://, gs://, az://); web servers are read-only"
         )
+        self.require(
+            not self.store.startswith("hf://"),
+            "store",
+            "stores on the Hugging Face Hub are read-only: encode into a folder, then run 'repa-pipe store push'",
+        )
         self.require_resolution("resolution")
         self.require_at_least_1("shard_size", "batch_size", "actors")
         self.require(self.decode_threads is None or self.decode_threads >= 0, "decode_threads", "must be 0 or more")

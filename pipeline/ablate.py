@@ -17,6 +17,7 @@ from ..config import AblateConfig, TrainConfig
 from ..errors import ConfigError, StoreError
 from ..stores import Store, open_store
 from ..stores.files import last_change, remove_abandoned
+from ..stores.hub import HubLocation, is_hub, pinned
 from ..stores.layout import features_group
 from .ablation import results
 from .ablation.fork_server import fork_server
@@ -66,6 +67,10 @@ def run(config: AblateConfig) -> AblateResult:
     Raises:
         ConfigError, StoreError: the sweep or the store is unusable; raised before any run starts.
     """
+    if is_hub(config.store) and not HubLocation.parse(config.store).is_pinned:
+        raise ConfigError(
+            f"--store: {config.store} may change during the sweep: expected one commit, now {pinned(config.store)}"
+        )
     out = out_folder(config)
     sweep = read_sweep(Path(config.sweep), config.store, out)
     jobs = plan(sweep, config.store)

@@ -23,6 +23,7 @@ from .runtime.seeds import seed_weights
 from .runtime.signals import collected_signals
 from .runtime.stop_file import StopFile
 from .training.guards import full_disk_error
+from .training.hub_store import at_one_commit
 from .training.on_ray import launch
 from .training.session import owned, record_notes, recorded_session, restore_settings
 from .training.setup import require_trainable, resolve
@@ -48,6 +49,7 @@ def run(config: TrainConfig) -> TrainResult:
         ConfigError, StoreError, CheckpointError: the settings, the store or the checkpoint are unusable; the message
             names the flag to change.
     """
+    config = at_one_commit(config)
     return train_on_ray(config) if config.uses_ray else train_rank(config)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import StoreError
+from .hub import READ_ONLY, is_hub
 from .layout import FULL_RANGE, GroupSpec, default_shard_size
 from .manifest import Manifest
 from .metadata_writer import consolidate, copy_is_current
@@ -46,6 +47,8 @@ def open_or_create_store(
     Raises:
         StoreError: the existing store holds other images, or has another resolution or shard size.
     """
+    if is_hub(location):
+        raise StoreError(f"{location}: {READ_ONLY}")
     if not store_exists(location):
         manifest = Manifest(
             num_samples=len(index),

@@ -33,7 +33,9 @@ _PACKED_TOKENS = ("token", "byte")
 MAX_SHARDS = 1 << 24  # per group; more are a damaged number, and lists of them would fill the memory
 USUAL_SHARD_SIZE = 1024
 MIN_SHARD_SIZE = 16
-MANY_SHARDS = 1 << 14  # every process that opens a store reads one record per shard and group
+# every process that opens a store reads one record per shard and group, and the Hugging Face Hub takes at most 10,000
+# entries per folder
+MANY_SHARDS = 1 << 13
 TARGET_NUM_SHARDS = 16  # in small stores: enough to distribute over workers and to resume from
 
 
@@ -94,7 +96,7 @@ def default_shard_size(num_samples: int) -> int:
     """Return the default number of samples per shard.
 
     1,024, or a smaller power of two (at least 16) such that a small store still has 16 shards, or a larger one such
-    that a store of more than 16.8 million samples has at most 16,384.
+    that a store of more than 8.4 million samples has at most 8,192.
     """
     most = math.ceil(num_samples / TARGET_NUM_SHARDS)
     least = max(MIN_SHARD_SIZE, math.ceil(num_samples / MANY_SHARDS))

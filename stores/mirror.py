@@ -18,6 +18,7 @@ from typing import Any
 from ..converter import parse_json, read_json
 from ..errors import StoreError
 from .files import atomic_write_bytes, confined, remove_abandoned, temporary_path
+from .hub import missing_store_hint
 from .layout import CRC32C, ROOT_ATTRIBUTE, commit_file
 from .metadata_writer import copied_metadata
 from .remote import RemoteFiles
@@ -82,7 +83,8 @@ class Mirror:
         url = self.files.url
         data = self.files.get([METADATA_FILE]).get(METADATA_FILE)
         if data is None:
-            raise StoreError(f"no store at {url}: {url}/zarr.json does not exist{endpoint_hint(url)}")
+            hint = endpoint_hint(url) or missing_store_hint(url)
+            raise StoreError(f"no store at {url}: {url}/zarr.json does not exist{hint}")
         root = parse_json(data, f"{url}/zarr.json", StoreError)
         copied = copied_metadata(root, f"{url}/zarr.json")
         found = {METADATA_FILE: root} | {f"{name}/{METADATA_FILE}": meta for name, meta in copied.items()}

@@ -1,4 +1,4 @@
-"""The files of a store behind a URL (s3://, gs://, az://, http://, https://), through obstore.
+"""The files of a store behind a URL (s3://, gs://, az://, http://, https://, hf://), through obstore.
 
 Credentials and endpoints come from the environment, as object_store reads it: AWS_ACCESS_KEY_ID, AWS_REGION,
 AWS_ENDPOINT, AWS_SKIP_SIGNATURE for public buckets, GOOGLE_APPLICATION_CREDENTIALS, …; for S3 also from AWS's
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..errors import RemoteError, StoreError, first_line
+from . import hub
 from .concurrency import LEVELS, Concurrency
 from .remote_options import READ_S, WRITE_S, client_options, endpoint_hint, file_credentials
 from .retries import BURST_S, LONGEST_PAUSE_S, Retries
@@ -96,6 +97,7 @@ class RemoteFiles:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self._address = hub.download_address(self.url) if hub.is_hub(self.url) else self.url
         self._pid = os.getpid()
         self._credentials = file_credentials(self.url)  # kept, since the file may be missing while it is rewritten
         self._backends, self._opened_at = self._open(), time.monotonic()
@@ -118,11 +120,13 @@ class RemoteFiles:
         }
         if self._credentials:
             options["credential_provider"] = self._credentials
+        # sent to the Hub alone: not to the host of large files, to which the Hub redirects
+        headers = {"default_headers": hub.authorization()} if hub.is_hub(self.url) else {}
         limits: list[dict[str, Any]] = [
-            {"client_options": client_options(self.url, seconds)} for seconds in (READ_S, WRITE_S)
+            {"client_options": client_options(self._address, seconds) | headers} for seconds in (READ_S, WRITE_S)
         ]
         try:
-            return _Backends(*(obstore.store.from_url(self.url, **options, **limit) for limit in limits))
+            return _Backends(*(obstore.store.from_url(self._address, **options, **limit) for limit in limits))
         except (obstore.exceptions.BaseError, ValueError) as error:
             raise StoreError(f"{self.url} cannot be opened ({first_line(error)})") from error
 
@@ -241,6 +245,7 @@ class RemoteFiles:
         """
         import obstore
 
+        self._require_writable()
         self._map(self._writers, lambda key: obstore.put(self._backends.uploads, key, files[key]), files, "written")
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -250,6 +255,8 @@ class RemoteFiles:
             RemoteError: the server cannot be reached or refuses to delete.
         """
         import obstore
+
+        self._require_writable()
 
         def remove(key: str) -> None:
             with suppress(*_MISSING):
@@ -310,6 +317,10 @@ class RemoteFiles:
             raise StoreError(
                 f"{self.url} was opened before a fork: open it in the new process, or use the start method 'spawn'"
             )
+
+    def _require_writable(self) -> None:
+        if hub.is_hub(self.url):
+            raise StoreError(f"{self.url}: {hub.READ_ONLY}")
 
     def _reopen(self) -> None:
         """Read credentials from their files again."""

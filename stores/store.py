@@ -21,6 +21,7 @@ from ..errors import ConfigError, StoreError, first_line
 from .checksum import crc32c
 from .commit_records import CommitRecords
 from .digests import LABELS_FILE, read_recorded
+from .hub import is_hub, pinned, pull_hint
 from .indexing import Indices, as_names, as_rows, as_single
 from .latent_statistics import LatentsSummary, scaled_std
 from .layout import (
@@ -211,6 +212,10 @@ class Group:
         if self.missing_shards():
             kind, name = self.path.split("/", 1)
             option = "--vae" if kind == "latents" else "--encoder"
+            if command := pull_hint(self._store):
+                raise StoreError(
+                    f"{self._location}: {self.path} has {self.completeness}: re-run '{command}' to complete it"
+                )
             raise StoreError(
                 f"{self._location}: {self.path} has {self.completeness}: "
                 f"re-run 'repa-pipe encode … {option} {name}' to complete it"
@@ -436,10 +441,9 @@ class Store:
                 existing = ", ".join(self.group_names()) or "no groups"
                 kind, model = name.split("/", 1) if "/" in name else ("features", name)
                 option = "--vae" if kind == "latents" else "--encoder"
-                raise StoreError(
-                    f"{self.location} has no '{name}' (it has {existing}): "
-                    f"run 'repa-pipe encode … {option} {model}' first"
-                )
+                pull = pull_hint(self.path)
+                command = f"{pull} --group {name}" if pull else f"repa-pipe encode … {option} {model}"
+                raise StoreError(f"{self.location} has no '{name}' (it has {existing}): run '{command}' first")
             self.fetch_group(name)
             self._groups[name] = Group(self.path, name, self.manifest, self.location)
         return self._groups[name]
@@ -632,7 +636,7 @@ class Store:
         path = array.shard_path(row // array.layout.shard_size) if array.layout.plain else array.layout.path
         more = f" (and {len(damage) - 1:,} more of this batch)" if len(damage) > 1 else ""
         remedy = f"run 'repa-pipe store repair --store {self.location}' to encode its shard again"
-        if self.location.startswith("http"):
+        if self.location.startswith(("http", "hf")):
             remedy = "replace the files on the server by those of an intact copy"
         elif not array.layout.plain:
             remedy = "restore the array, which another program rewrote, or set check_reads to 'never' if it was edited"
@@ -716,7 +720,8 @@ def open_store(path: str | Path, cache: str | Path | None = None, check_reads: C
     """Open a store for reading.
 
     Args:
-        path: a folder, which may start with `~`, or a URL (s3://, gs://, az://, http://, https://).
+        path: a folder, which may start with `~`, or a URL (s3://, gs://, az://, http://, https://, or
+            hf://datasets/USER/NAME[@REVISION], which is read at the commit that the revision has now).
         cache: folder that keeps the samples read from a URL. None: samples are fetched every time.
         check_reads: which samples are compared with their checksums when they are read. `first`: when this process
             reads them for the first time, and a random 1/64 of later reads; `every`: in every read; `never`.
@@ -731,5 +736,6 @@ def open_store(path: str | Path, cache: str | Path | None = None, check_reads: C
         if re.match(r"[a-z][a-z0-9]+:/[^/]", str(path)):
             raise StoreError(f"no store at {path}: a URL loses a slash in a pathlib.Path; pass it as a string")
         return Store(local_folder(path), check_reads=check_reads)
-    mirror = Mirror(str(path), None if cache is None else Path(cache))
+    location = pinned(str(path)) if is_hub(path) else str(path)
+    mirror = Mirror(location, None if cache is None else Path(cache))
     return Store(mirror.folder, mirror, check_reads)

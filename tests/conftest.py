@@ -265,14 +265,48 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def faulty_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A `FaultyBucket`, empty and without faults; s3://stores is its URL in this process and its child processes."""
-    spec = importlib.util.spec_from_file_location("faulty_bucket", Path(__file__).with_name("faulty_bucket.py"))
+    module = _load("faulty_bucket")
+    with module.FaultyBucket().serve() as bucket:
+        use_endpoint(monkeypatch, bucket.url)
+        yield bucket
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A `HubServer` with the token of a user, for this process and its child processes."""
+    from huggingface_hub import constants, file_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    server_module = _load("hub_server")
+    disable_progress_bars()
+    with server_module.HubServer().serve() as server:
+        home = str(tmp_path / "hf-home")
+        variables = {
+            "HF_ENDPOINT": server.url,
+            "HF_TOKEN": server_module.TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": home,
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)  # constants are read from the environment on import
+        for module in (constants, file_download):  # early versions copy the constant
+            template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{home}/hub")
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", f"{home}/token")
+        yield server
+
+
+def _load(name: str) -> Any:
+    """Import a module next to this file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    with module.FaultyBucket().serve() as bucket:
-        use_endpoint(monkeypatch, bucket.url)
-        yield bucket
+    return module
 
 
 @pytest.fixture

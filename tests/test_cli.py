@@ -26,6 +26,8 @@ COMMANDS += [
     "store verify",
     "store repair",
     "store export",
+    "store push",
+    "store pull",
 ]
 COMMANDS += ["store show", "store import", "store import-repa"]
 STAGES = COMMANDS[: COMMANDS.index("report")]  # their options come from a config

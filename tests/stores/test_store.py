@@ -308,11 +308,11 @@ def test_more_shards_than_open_files_can_be_read(make_store, monkeypatch):
 
 @pytest.mark.parametrize(
     ("num_samples", "size"),
-    [(1, 16), (5000, 512), (1_281_167, 1024), (1 << 24, 1024), ((1 << 24) + 1, 2048), (100_000_000, 8192)],
+    [(1, 16), (5000, 512), (1_281_167, 1024), (1 << 23, 1024), ((1 << 23) + 1, 2048), (100_000_000, 16384)],
 )
-def test_a_store_has_at_most_16384_shards_by_default(num_samples, size):
+def test_a_store_has_at_most_8192_shards_by_default(num_samples, size):
     assert default_shard_size(num_samples) == size
-    assert num_shards(num_samples, size) <= 16_384
+    assert num_shards(num_samples, size) <= 8192
 
 
 @given(st.integers(1, 3_000_000))
