@@ -11,6 +11,7 @@ from ...config import (
     Config,
     EncodeConfig,
     EvaluateConfig,
+    ExportConfig,
     PlanConfig,
     ProbeConfig,
     RankConfig,
@@ -128,6 +129,18 @@ def _sample(config: SampleConfig) -> Preview:
     )
 
 
+def _export(config: ExportConfig) -> Preview:
+    from ..artifacts.checkpoints import load_checkpoint, read_header, resolve_checkpoint
+    from ..export import check_out
+
+    check_out(Path(config.out))
+    checkpoint = resolve_checkpoint(config.checkpoint)
+    values = load_checkpoint(checkpoint)
+    header, tensors = read_header(values, checkpoint), values["ema" if config.ema else "model"]
+    size = bytes_text(sum(tensor.nbytes for tensor in tensors.values()))
+    return Preview((config,), (f"{checkpoint}, step {header.steps:,}",), (f"{config.out}: {size}",))
+
+
 def _evaluate(config: EvaluateConfig) -> Preview:
     from ..artifacts.images import open_images
     from ..artifacts.metric_files import metrics_file, resolve_samples
@@ -219,6 +232,7 @@ _PREVIEWS: dict[str, Callable[..., Preview]] = {
     "encode": _encode,
     "train": _train,
     "sample": _sample,
+    "export": _export,
     "evaluate": _evaluate,
     "evaluate-checkpoints": _evaluate_checkpoints,
     "probe": _probe,

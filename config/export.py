@@ -1,0 +1,24 @@
+"""The config of `repa-pipe export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import MODEL, OUTPUT, Config, option
+from .paths import PathKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Config):
+    """Settings of `repa-pipe export`."""
+
+    kind: ClassVar[str] = "export"
+
+    checkpoint: str = option(
+        MODEL, "Run folder (its last checkpoint), or checkpoint file of repa-pipe.", path=PathKind.PATH
+    )
+    out: str = option(
+        OUTPUT, "Output file, NAME.safetensors, which `sample` and `train --init-from` read.", path=PathKind.PATH
+    )
+    ema: bool = option(MODEL, "Export the EMA weights.", True)

@@ -1,0 +1,187 @@
+"""Exported checkpoints: the same images and the same initial weights as the checkpoint, in other files."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from repa_pipe.config import ExportConfig, SampleConfig, TrainConfig
+from repa_pipe.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from repa_pipe.models.architectures import key_of, make_model, model_names, preset_config, read_model_config
+from repa_pipe.models.weight_files import read_safetensors_metadata
+from repa_pipe.pipeline import export, sample, train
+from repa_pipe.pipeline.artifacts.checkpoints import (
+    StoreMetadata,
+    load_checkpoint,
+    load_initial_weights,
+    load_model,
+    save_checkpoint,
+)
+from repa_pipe.pipeline.artifacts.exported import exported_of, read_exported, write_exported
+from repa_pipe.pipeline.artifacts.run_folder import RunFolder
+
+STORE = StoreMetadata("tiny-kl-f8", (2.0,) * 4, (0.5,) * 4, ("cat", "dog", "owl"), "0" * 64, {"latents/x": {"a": 1}})
+
+
+def values_of(name="SiT-T/2", store=STORE, **changes):
+    """Return the contents of a checkpoint of step 2 with random weights."""
+    size, channels = (64, 3) if name.startswith("JiT") else (8, 4)
+    config = dataclasses.replace(preset_config(name, input_size=size, in_channels=channels), num_classes=3)
+    torch.manual_seed(0)
+    model, ema = ({key: value + 0.01 for key, value in make_model(config).state_dict().items()} for _ in range(2))
+    settings = TrainConfig(store="/data/mystore", output_dir="/home/me/runs", model=name, init_from="/home/me/a.pt")
+    values = {"model": model, "ema": ema, "opt": {}, "scaler": {}, "steps": 2, "random_streams": 1}
+    return values | {"config": settings.as_json(), key_of(config): config.to_dict(), "store": store.as_json()} | changes
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run folder with a checkpoint alone."""
+    run = RunFolder(tmp_path / "run")
+    run.write_config(TrainConfig(store="s"))
+    save_checkpoint(run.checkpoint(2), values_of())
+    return str(run.path)
+
+
+def exported(run_folder, tmp_path, name="model.safetensors", **options):
+    return export.run(ExportConfig(checkpoint=run_folder, out=str(tmp_path / name), **options))
+
+
+def images_of(checkpoint, out, **options):
+    config = SampleConfig(
+        checkpoint=str(checkpoint), out=str(out), num_fid_samples=3, num_steps=2, device="cpu", **options
+    )
+    with np.load(sample.run(config).npz) as archive:
+        return archive["arr_0"]
+
+
+def test_an_exported_checkpoint_gives_the_same_images_and_initial_weights(run_folder, tmp_path):
+    result = exported(run_folder, tmp_path)
+    assert (result.step, result.weights) == (2, "ema")
+    np.testing.assert_array_equal(images_of(result.out, tmp_path / "a.npz"), images_of(run_folder, tmp_path / "b.npz"))
+    own, other = (load_initial_weights(path, 3) for path in (result.checkpoint, result.out))
+    assert own.keys() == other.keys()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_from_an_exported_checkpoint_has_the_same_bits(config_of, tmp_path, weights_of):
+    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "max_train_steps": 2, "checkpointing_steps": 2}
+    checkpoint = train.run(config_of(**options)).checkpoint
+    other = exported(checkpoint, tmp_path).out
+    own, found = (
+        weights_of(train.run(config_of(init_from=path, exp_name=name, **options)))
+        for name, path in (("from-own", checkpoint), ("from-exported", other))
+    )
+    assert own.keys() == found.keys()
+    assert all(torch.equal(own[name], found[name]) for name in own)
+
+
+def test_the_weights_without_ema_are_exported_with_no_ema(run_folder, tmp_path):
+    result = exported(run_folder, tmp_path, ema=False)
+    values = load_checkpoint(Path(result.checkpoint))
+    assert all(torch.equal(value, values["model"][name]) for name, value in load_file(result.out).items())
+    assert load_model(Path(result.out), ema=False).step == 2
+    with pytest.raises(CheckpointError, match=r"was exported with the weights without EMA alone: add --no-ema"):
+        load_model(Path(result.out), ema=True)
+    with pytest.raises(CheckpointError, match=r"with the EMA weights alone: remove --no-ema"):
+        load_model(Path(exported(run_folder, tmp_path, "ema.safetensors").out), ema=False)
+
+
+def test_settings_are_exported_without_folders(run_folder, tmp_path):
+    facts = json.loads(read_safetensors_metadata(Path(exported(run_folder, tmp_path).out))["repa_pipe.checkpoint"])
+    found = [facts["config"][name] for name in ("store", "output_dir", "init_from")]
+    assert (found, facts["steps"], facts["sit"]["depth"]) == (["mystore", "runs", "a.pt"], 2, 6)
+    assert facts["store"]["fingerprints"]
+
+
+def test_an_existing_file_is_kept_if_it_is_the_same_and_refused_if_not(run_folder, tmp_path):
+    out = Path(exported(run_folder, tmp_path).out)
+    before = out.stat().st_mtime_ns
+    exported(run_folder, tmp_path)
+    assert out.stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match="exists and holds something else: delete it"):
+        exported(run_folder, tmp_path, ema=False)
+    other = tmp_path / "other.safetensors"
+    for content in (b"text", out.read_bytes()[:-1]):
+        other.write_bytes(content)
+        with pytest.raises(ConfigError, match="exists and holds something else"):
+            exported(run_folder, tmp_path, other.name)
+        assert other.read_bytes() == content
+    with pytest.raises(ConfigError, match=r"expected the name of a file that ends in \.safetensors"):
+        exported(run_folder, tmp_path, "model.pt")
+
+
+@pytest.mark.parametrize("where", ["tensor", "settings"])
+def test_a_changed_byte_is_found(run_folder, tmp_path, where):
+    out = Path(exported(run_folder, tmp_path).out)
+    data = bytearray(out.read_bytes())
+    place = len(data) - 5 if where == "tensor" else data.index(b"latents_scale")
+    data[place] ^= 1
+    out.write_bytes(data)
+    with pytest.raises(DamagedCheckpointError, match="is damaged"):
+        load_model(out, ema=True)
+
+
+def test_a_file_of_a_later_format_is_refused(tmp_path):
+    tensors, facts = exported_of(values_of(), ema=True)
+    write_exported(tmp_path / "later.safetensors", tensors, facts | {"format": 2})
+    with pytest.raises(CheckpointError, match="has format 2, expected 1: update repa-pipe"):
+        read_exported(tmp_path / "later.safetensors")
+
+
+def test_safetensors_of_other_programs_are_read_as_before(run_folder, tmp_path):
+    weights = load_file(exported(run_folder, tmp_path).out)
+    save_file(weights, tmp_path / "plain.safetensors")
+    assert read_exported(tmp_path / "plain.safetensors") is None
+    assert load_model(tmp_path / "plain.safetensors", ema=True).model.config.depth == 6
+
+
+SMALL = ["SiT-T/2", "DiT-DH-T", "LightningDiT-T/1", "RAEv2-T", "JiT-T/16", "SRDiT-T/1"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_models_of_all_architectures_are_exported(tmp_path, name):
+    assert name in model_names()
+    channels = 3 if name.startswith("JiT") else 4
+    values = values_of(
+        name, dataclasses.replace(STORE, latents_scale=(2.0,) * channels, latents_bias=(0.5,) * channels)
+    )
+    path = tmp_path / "one.safetensors"
+    assert write_exported(path, *exported_of(values, ema=True))
+    loaded = load_model(path, ema=True)
+    assert all(torch.equal(value, values["ema"][name]) for name, value in loaded.model.state_dict().items())
+    assert loaded.model.config.to_dict() == read_model_config(values, name).to_dict()
+    assert (loaded.step, loaded.store.latents_bias[0], loaded.config.model) == (2, 0.5, name)
+
+
+def test_statistics_of_token_latents_are_exported(tmp_path):
+    latents = {"mean": torch.randn(4, 8, 8), "var": torch.rand(4, 1, 1), "eps": 1e-5}
+    store = dataclasses.replace(STORE, vae="", latents_scale=(), latents_bias=(), token_latents="enc", statistics="x")
+    assert write_exported(tmp_path / "tokens.safetensors", *exported_of(values_of(store=store, latents=latents), True))
+    found = load_model(tmp_path / "tokens.safetensors", ema=True).normalization
+    assert torch.equal(found.mean, latents["mean"])
+    assert torch.equal(found.var, latents["var"])
+    assert found.eps == 1e-5
+    with safe_open(tmp_path / "tokens.safetensors", "pt") as file:
+        assert {"latents.mean", "latents.var"} <= set(file.keys())
+
+
+def test_the_command_exports_and_previews(run_cli, run_folder, tmp_path):
+    out = tmp_path / "a.safetensors"
+    code, printed, _ = run_cli("export", run_folder, "--out", out, "--dry-run")
+    assert (code, out.exists()) == (0, False)
+    assert f"# writes: {out}: " in printed
+    code, printed, _ = run_cli("export", run_folder, "--out", out)
+    assert code == 0
+    assert json.loads(printed)["num_bytes"] == out.stat().st_size
+    shutil.copy(out, tmp_path / "copy.safetensors")
+    code, _, errors = run_cli("export", tmp_path / "copy.safetensors", "--out", tmp_path / "b.safetensors")
+    assert code == 2
+    assert "is not a checkpoint of repa-pipe" in errors
