@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .base import MODEL, OUTPUT, Config, option
 from .paths import PathKind
@@ -18,7 +18,11 @@ class ExportConfig(Config):
     checkpoint: str = option(
         MODEL, "Run folder (its last checkpoint), or checkpoint file of repa-pipe.", path=PathKind.PATH
     )
-    out: str = option(
-        OUTPUT, "Output file, NAME.safetensors, which `sample` and `train --init-from` read.", path=PathKind.PATH
+    to: Literal["safetensors", "diffusers"] = option(
+        OUTPUT,
+        "safetensors: one file, which `sample` and `train --init-from` read; diffusers: a folder with the VAE, which "
+        "diffusers' DiffusionPipeline loads (SiT only).",
+        "safetensors",
     )
+    out: str = option(OUTPUT, "Output file NAME.safetensors, or output folder.", path=PathKind.PATH)
     ema: bool = option(MODEL, "Export the EMA weights.", True)

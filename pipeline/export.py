@@ -5,15 +5,23 @@ What exists with the same contents is kept; anything else is never overwritten.
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..config import ExportConfig
 from ..errors import ConfigError
-from .artifacts.checkpoints import load_checkpoint, read_header, resolve_checkpoint
-from .artifacts.exported import SUFFIX, exported_of, write_exported
+from .artifacts.checkpoints import load_checkpoint, load_model, read_header, resolve_checkpoint
+from .artifacts.diffusers_folder import write_diffusers
+from .artifacts.exported import CHECKSUM, SUFFIX, checksum_of, exported_of, write_exported
+from .artifacts.exported_folder import is_same_folder, new_folder
 from .runtime.lease import lease
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -34,21 +42,47 @@ def run(config: ExportConfig) -> ExportResult:
 
     Raises:
         ConfigError: `--out` has another ending, or exists and holds something else.
-        CheckpointError: the checkpoint is missing, damaged or not one of repa-pipe; or the output cannot be written.
+        CheckpointError: the checkpoint is missing, damaged or not one of repa-pipe; its model has no such form; or the
+            output cannot be written.
+        WeightsError: the VAE is unavailable.
     """
     out = Path(config.out)
-    check_out(out)
+    check_out(config)
     checkpoint = resolve_checkpoint(config.checkpoint)
     values = load_checkpoint(checkpoint)
     header = read_header(values, checkpoint)
     tensors, facts = exported_of(values, config.ema)
     with lease(out.absolute().parent, out.name):
-        if not write_exported(out, tensors, facts):
-            logger.info("%s already exists with the same contents; skipping", out)
-    return ExportResult(str(out), str(checkpoint), header.steps, facts["weights"], out.stat().st_size)
+        if config.to == "safetensors":
+            is_new = write_exported(out, tensors, facts)
+        else:
+            is_new = _write_folder(config, checkpoint, tensors, facts)
+    if not is_new:
+        logger.info("%s already exists with the same contents; skipping", out)
+    return ExportResult(str(out), str(checkpoint), header.steps, facts["weights"], _num_bytes(out))
 
 
-def check_out(out: Path) -> None:
-    """Raise ConfigError unless the output has the name of a safetensors file."""
-    if out.suffix != SUFFIX or out.is_dir():
+def check_out(config: ExportConfig) -> None:
+    """Raise ConfigError unless the output has the name of what is exported."""
+    out = Path(config.out)
+    if config.to == "safetensors" and (out.suffix != SUFFIX or out.is_dir()):
         raise ConfigError(f"--out is {str(out)!r}: expected the name of a file that ends in {SUFFIX}")
+    if config.to != "safetensors" and (out.suffix == SUFFIX or out.is_file()):
+        raise ConfigError(f"--out is {str(out)!r}: expected a folder")
+
+
+def _write_folder(
+    config: ExportConfig, checkpoint: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> bool:
+    out = Path(config.out)
+    record = {"to": config.to, CHECKSUM: checksum_of(tensors, json.dumps(facts, sort_keys=True)), "checkpoint": facts}
+    if is_same_folder(out, record):
+        return False
+    trained = load_model(checkpoint, config.ema)
+    with new_folder(out, record) as folder:
+        write_diffusers(folder, trained)
+    return True
+
+
+def _num_bytes(out: Path) -> int:
+    return sum(path.stat().st_size for path in ([out] if out.is_file() else out.rglob("*")) if path.is_file())

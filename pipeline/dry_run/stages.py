@@ -133,7 +133,7 @@ def _export(config: ExportConfig) -> Preview:
     from ..artifacts.checkpoints import load_checkpoint, read_header, resolve_checkpoint
     from ..export import check_out
 
-    check_out(Path(config.out))
+    check_out(config)
     checkpoint = resolve_checkpoint(config.checkpoint)
     values = load_checkpoint(checkpoint)
     header, tensors = read_header(values, checkpoint), values["ema" if config.ema else "model"]

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from repa_pipe.config import ExportConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from repa_pipe.models.architectures import key_of, make_model, model_names, preset_config, read_model_config
+from repa_pipe.models.vae import load_vae
 from repa_pipe.models.weight_files import read_safetensors_metadata
 from repa_pipe.pipeline import export, sample, train
 from repa_pipe.pipeline.artifacts.checkpoints import (
@@ -25,8 +27,14 @@ from repa_pipe.pipeline.artifacts.checkpoints import (
 )
 from repa_pipe.pipeline.artifacts.exported import exported_of, read_exported, write_exported
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
+from repa_pipe.pipeline.runtime.seeds import STREAMS_VERSION, RandomStreams
+from repa_pipe.pipeline.sampling.sampler import Sampler
 
 STORE = StoreMetadata("tiny-kl-f8", (2.0,) * 4, (0.5,) * 4, ("cat", "dog", "owl"), "0" * 64, {"latents/x": {"a": 1}})
+
+
+def noisy(value):
+    return value + 0.05 * torch.randn(value.shape)
 
 
 def values_of(name="SiT-T/2", store=STORE, **changes):
@@ -34,7 +42,10 @@ def values_of(name="SiT-T/2", store=STORE, **changes):
     size, channels = (64, 3) if name.startswith("JiT") else (8, 4)
     config = dataclasses.replace(preset_config(name, input_size=size, in_channels=channels), num_classes=3)
     torch.manual_seed(0)
-    model, ema = ({key: value + 0.01 for key, value in make_model(config).state_dict().items()} for _ in range(2))
+    model, ema = (
+        {key: noisy(value) if key != "pos_embed" else value for key, value in make_model(config).state_dict().items()}
+        for _ in range(2)
+    )
     settings = TrainConfig(store="/data/mystore", output_dir="/home/me/runs", model=name, init_from="/home/me/a.pt")
     values = {"model": model, "ema": ema, "opt": {}, "scaler": {}, "steps": 2, "random_streams": 1}
     return values | {"config": settings.as_json(), key_of(config): config.to_dict(), "store": store.as_json()} | changes
@@ -185,3 +196,99 @@ def test_the_command_exports_and_previews(run_cli, run_folder, tmp_path):
     code, _, errors = run_cli("export", tmp_path / "copy.safetensors", "--out", tmp_path / "b.safetensors")
     assert code == 2
     assert "is not a checkpoint of repa-pipe" in errors
+
+
+@pytest.fixture
+def folder(run_folder, tmp_path):
+    return exported(run_folder, tmp_path, "pipeline", to="diffusers").out
+
+
+def generated(folder, checkpoint, steps, scale):
+    """Return images of the exported pipeline and of the sampler, [3, 3, 64, 64] from 0 to 1, of the same noise."""
+    config = SampleConfig(
+        checkpoint=str(checkpoint), num_fid_samples=3, num_steps=steps, cfg_scale=scale, labels="0,1,2", device="cpu"
+    )
+    trained = load_model(checkpoint, ema=True)
+    sampler = Sampler(config, trained, torch.device("cpu"))
+    vae = load_vae("tiny-kl-f8")
+    scale, bias = trained.store.latents_scale[0], trained.store.latents_bias[0]
+    with torch.no_grad():
+        own = (vae.model.decode((sampler.latents(range(3)) - bias) / scale).sample / 2 + 0.5).clamp(0, 1)
+    streams = RandomStreams(0, STREAMS_VERSION)
+    noise = torch.stack([torch.randn(4, 8, 8, generator=streams.of_image(i)) for i in range(3)])
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": steps, "guidance_scale": config.cfg_scale, "latents": noise}
+    return pipeline, pipeline([0, 1, 2], output_type="pt", **options).images, own
+
+
+@pytest.mark.parametrize(("steps", "scale"), [(7, 2.5), (3, 1.0)])
+def test_diffusers_generates_the_images_of_sample(folder, run_folder, steps, scale):
+    pipeline, images, own = generated(folder, RunFolder(Path(run_folder)).checkpoint(2), steps, scale)
+    assert type(pipeline).__name__ == "SiTPipeline"
+    assert pipeline.labels == {"cat": 0, "dog": 1, "owl": 2}
+    assert pipeline.get_label_ids("owl") == [2]
+    assert own.std() > 0.05
+    assert (images - own).abs().max() <= 1e-5
+    with pytest.raises(ValueError, match="expected numbers from 0 to 2"):
+        pipeline([3])
+
+
+def test_diffusers_own_classes_load_the_parts_without_remote_code(folder, run_folder):
+    transformer = DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer")
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    assert (vae.config.scaling_factor, vae.config.shift_factor) == (2.0, -0.25)
+    model = load_model(RunFolder(Path(run_folder)).checkpoint(2), ema=True).model
+    torch.manual_seed(1)
+    x_t, t, labels = torch.randn(16, 4, 8, 8), torch.linspace(0, 1, 16), torch.arange(16) % 4
+    with torch.no_grad():
+        own = model(x_t, t, labels, project=False)[0]
+        found = transformer(x_t, timestep=1000 * t, class_labels=labels).sample
+    assert own.std() > 0.05
+    torch.testing.assert_close(found, own, rtol=0, atol=1e-5)
+
+
+def test_scales_per_channel_are_those_of_the_exported_vae(tmp_path):
+    store = dataclasses.replace(STORE, latents_scale=(1.0, 2.0, 3.0, 4.0), latents_bias=(0.5, -0.5, 0.0, 1.0))
+    checkpoint = tmp_path / "0000002.pt"
+    save_checkpoint(checkpoint, values_of(store=store))
+    folder = exported(str(checkpoint), tmp_path, "pipeline", to="diffusers").out
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    latents, config = torch.randn(2, 4, 8, 8), pipeline.vae.config
+    vae = load_vae("tiny-kl-f8").with_scale(store.latents_scale, store.latents_bias)
+    found = (pipeline._decode(latents, "pt") * 255).to(torch.uint8)
+    assert (found.int() - vae.decode(latents).int()).abs().max() <= 1
+    assert config.latents_std == [1, 1 / 2, 1 / 3, 1 / 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "LightningDiT-T/1"}, "exports SiT only, found LightningDiT: use --to safetensors"),
+        ({"model": {"qk_norm": True}}, "it normalizes queries and keys"),
+        ({"model": {"class_dropout_prob": 0.0}}, "it has no null label"),
+        ({"model": {"cls_dim": 32}}, "it denoises a class token"),
+        ({"config": {"time_shift": 2.0}}, "shifted by 2, expected no shift"),
+    ],
+    ids=["architecture", "norm", "labels", "class-token", "times"],
+)
+def test_models_that_diffusers_does_not_know_are_refused(tmp_path, change, message):
+    values = values_of(change.get("name", "SiT-T/2"))
+    if "model" in change:
+        config = dataclasses.replace(read_model_config(values, ""), **change["model"])
+        values |= {"sit": config.to_dict(), "ema": make_model(config).state_dict()}
+    values["config"] = values["config"] | change.get("config", {})
+    save_checkpoint(tmp_path / "a.pt", values)
+    with pytest.raises(CheckpointError, match=message):
+        exported(str(tmp_path / "a.pt"), tmp_path, "pipeline", to="diffusers")
+    assert not list(tmp_path.glob("pipeline*"))
+
+
+def test_an_existing_folder_is_kept_or_refused(folder, run_folder, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
+    exported(run_folder, tmp_path, "pipeline", to="diffusers")
+    assert {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")} == before
+    with pytest.raises(ConfigError, match="exists and holds something else"):
+        exported(run_folder, tmp_path, "pipeline", to="diffusers", ema=False)
+    with pytest.raises(ConfigError, match="expected a folder"):
+        exported(run_folder, tmp_path, "a.safetensors", to="diffusers")
