@@ -26,3 +26,15 @@ class ExportConfig(Config):
     )
     out: str = option(OUTPUT, "Output file NAME.safetensors, or output folder.", path=PathKind.PATH)
     ema: bool = option(MODEL, "Export the EMA weights.", True)
+    license: str | None = option(
+        OUTPUT,
+        "License of the weights, such as cc-by-nc-4.0 (identifiers of the Hugging Face Hub); required for folders. "
+        "Default: none.",
+        None,
+    )
+
+    def validate(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        is_needed = self.to != "safetensors"
+        self.require(not is_needed or bool(self.license), "license", "expected the license of the weights")
+        self.require(is_needed or self.license is None, "license", "requires --to diffusers")

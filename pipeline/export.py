@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ExportConfig
 from ..errors import ConfigError
-from .artifacts.checkpoints import load_checkpoint, load_model, read_header, resolve_checkpoint
+from .artifacts.checkpoints import TrainedModel, load_checkpoint, load_model, read_header, resolve_checkpoint
 from .artifacts.diffusers_folder import write_diffusers
-from .artifacts.exported import CHECKSUM, SUFFIX, checksum_of, exported_of, write_exported
+from .artifacts.exported import CHECKSUM, SUFFIX, checksum_of, exported_of, without_folders, write_exported
 from .artifacts.exported_folder import is_same_folder, new_folder
+from .artifacts.run_folder import run_of
+from .reporting.model_card import Described, write_card
 from .runtime.lease import lease
 
 if TYPE_CHECKING:
@@ -75,13 +77,31 @@ def _write_folder(
     config: ExportConfig, checkpoint: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> bool:
     out = Path(config.out)
+    facts = {**facts, "license": config.license}
     record = {"to": config.to, CHECKSUM: checksum_of(tensors, json.dumps(facts, sort_keys=True)), "checkpoint": facts}
     if is_same_folder(out, record):
         return False
     trained = load_model(checkpoint, config.ema)
     with new_folder(out, record) as folder:
         write_diffusers(folder, trained)
+        write_card(folder, _described(config, trained), run_of(checkpoint))
     return True
+
+
+def _described(config: ExportConfig, trained: TrainedModel) -> Described:
+    return Described(
+        name=Path(config.out).name,
+        license=str(config.license),
+        config=trained.config,
+        shared=without_folders(trained.config),
+        step=trained.step,
+        ema=config.ema,
+        num_weights=sum(weight.numel() for weight in trained.model.parameters()),
+        vae=None if trained.store.token_latents else Path(trained.store.vae).name,
+        classes=trained.model.config.num_classes,
+        has_weights_file=False,
+        has_pipeline=config.to == "diffusers",
+    )
 
 
 def _num_bytes(out: Path) -> int:

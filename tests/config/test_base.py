@@ -65,6 +65,8 @@ NEEDED = {
     "time_mean": {"weighting": "lognormal"},
     "time_std": {"weighting": "lognormal"},
     "attn_encoder": {"attn_coeff": 0.5},
+    "to": {"license": "mit"},
+    "license": {"to": "diffusers"},
     "lr_final": {"lr_schedule": "cosine", "learning_rate": 1.0},
 }
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from repa_pipe.config import ExportConfig, SampleConfig, TrainConfig
+from repa_pipe.config import EvaluateConfig, ExportConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from repa_pipe.models.architectures import key_of, make_model, model_names, preset_config, read_model_config
 from repa_pipe.models.vae import load_vae
@@ -26,7 +27,11 @@ from repa_pipe.pipeline.artifacts.checkpoints import (
     save_checkpoint,
 )
 from repa_pipe.pipeline.artifacts.exported import exported_of, read_exported, write_exported
+from repa_pipe.pipeline.artifacts.images import save_grid
+from repa_pipe.pipeline.artifacts.metric_files import MetricRecord, write_metrics_file
+from repa_pipe.pipeline.artifacts.metrics_log import MetricsLog
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
+from repa_pipe.pipeline.artifacts.sample_files import SampleFiles, SampleResult
 from repa_pipe.pipeline.runtime.seeds import STREAMS_VERSION, RandomStreams
 from repa_pipe.pipeline.sampling.sampler import Sampler
 
@@ -61,7 +66,8 @@ def run_folder(tmp_path):
 
 
 def exported(run_folder, tmp_path, name="model.safetensors", **options):
-    return export.run(ExportConfig(checkpoint=run_folder, out=str(tmp_path / name), **options))
+    needed = {} if options.get("to", "safetensors") == "safetensors" else {"license": "cc-by-4.0"}
+    return export.run(ExportConfig(checkpoint=run_folder, out=str(tmp_path / name), **needed | options))
 
 
 def images_of(checkpoint, out, **options):
@@ -292,3 +298,45 @@ def test_an_existing_folder_is_kept_or_refused(folder, run_folder, tmp_path):
         exported(run_folder, tmp_path, "pipeline", to="diffusers", ema=False)
     with pytest.raises(ConfigError, match="expected a folder"):
         exported(run_folder, tmp_path, "a.safetensors", to="diffusers")
+
+
+def test_the_card_states_training_license_curves_and_metrics(run_folder, tmp_path):
+    run = RunFolder(Path(run_folder))
+    log = MetricsLog(run, 0)
+    for step in range(1, 4):
+        log.add({"step": step, "loss": 2.0, "denoising_loss": 1.0 / step, "images_per_s": 1.0, "data_wait": 0.0})
+    log.write()
+    config = SampleConfig(checkpoint=run_folder, num_fid_samples=16)
+    for name, step, ema in (("0000002-a", 2, True), ("0000001-a", 1, True), ("0000002-raw", 2, False)):
+        files = SampleFiles(run.samples / f"{name}.npz")
+        record = dataclasses.replace(config, ema=ema)
+        files.npz.parent.mkdir(exist_ok=True)
+        files.write_record(record, {}, SampleResult(str(files.npz), str(files.grid), 16, step, 1.0))
+        save_grid(files.grid, np.full((4, 8, 8, 3), 10 * step, np.uint8), 2)
+        inputs = {"path": "/data/ref.npz", "statistics": "images", "statistics_images": 50_000, "images": 50_000}
+        detectors = {"inception": {"name": "inception", "width": 2048, "reference": inputs}}
+        evaluation = EvaluateConfig(samples=str(files.npz), reference="/data/ref.npz")
+        write_metrics_file(
+            files.metrics, MetricRecord({"fid": 12.5 + step}, 16, 50_000, detectors, (), evaluation, 1.0, {})
+        )
+    (run.samples / "0000002-b.json").write_text("{")
+    folder = Path(exported(run_folder, tmp_path, "my-model", to="diffusers").out)
+    card = (folder / "README.md").read_text()
+    assert card.startswith('---\nlicense: "cc-by-4.0"\nlibrary_name: diffusers\n')
+    assert "| step | 2 of batches of 256 (512 images) |" in card
+    assert "repa-pipe train --store mystore" in card
+    assert "/home/me" not in card + (folder / "repa_pipe.json").read_text()
+    table = [line for line in card.splitlines() if line.startswith("| fid")]
+    expected = "| fid | 14.50 | inception | 16 | 50,000 reference images (ref.npz) | ode50-cfg1.5-seed0-16 |"
+    assert table == [expected]
+    with Image.open(folder / "samples.png") as grid, Image.open(folder / "curves.png") as curves:
+        assert np.asarray(grid).max() == 20
+        assert len({pixel for _, pixel in curves.getcolors(1 << 16)}) > 3
+    assert "![denoising_loss over steps](curves.png)" in card
+
+
+def test_a_folder_needs_a_license(tmp_path):
+    with pytest.raises(ConfigError, match="--license is None: expected the license of the weights"):
+        ExportConfig(checkpoint="run", out="folder", to="diffusers")
+    with pytest.raises(ConfigError, match="requires --to diffusers"):
+        ExportConfig(checkpoint="run", out="a.safetensors", license="mit")
