@@ -18,6 +18,7 @@ from .artifacts.checkpoints import TrainedModel, load_checkpoint, load_model, re
 from .artifacts.diffusers_folder import write_diffusers
 from .artifacts.exported import CHECKSUM, SUFFIX, checksum_of, exported_of, without_folders, write_exported
 from .artifacts.exported_folder import is_same_folder, new_folder
+from .artifacts.hub_models import WEIGHTS, HubModel, upload
 from .artifacts.run_folder import run_of
 from .reporting.model_card import Described, write_card
 from .runtime.lease import lease
@@ -37,6 +38,7 @@ class ExportResult:
     step: int
     weights: str  # ema or model
     num_bytes: int
+    uploaded: str | None = None  # the model on the Hub, with the SHA of the commit
 
 
 def run(config: ExportConfig) -> ExportResult:
@@ -47,6 +49,8 @@ def run(config: ExportConfig) -> ExportResult:
         CheckpointError: the checkpoint is missing, damaged or not one of repa-pipe; its model has no such form; or the
             output cannot be written.
         WeightsError: the VAE is unavailable.
+
+    An upload that fails leaves the complete folder; the same command resumes it.
     """
     out = Path(config.out)
     check_out(config)
@@ -61,7 +65,10 @@ def run(config: ExportConfig) -> ExportResult:
             is_new = _write_folder(config, checkpoint, tensors, facts)
     if not is_new:
         logger.info("%s already exists with the same contents; skipping", out)
-    return ExportResult(str(out), str(checkpoint), header.steps, facts["weights"], _num_bytes(out))
+    uploaded = None
+    if config.repo is not None:
+        uploaded = str(HubModel(config.repo, upload(out, config.repo, config.private)))
+    return ExportResult(str(out), str(checkpoint), header.steps, facts["weights"], _num_bytes(out), uploaded)
 
 
 def check_out(config: ExportConfig) -> None:
@@ -77,20 +84,28 @@ def _write_folder(
     config: ExportConfig, checkpoint: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> bool:
     out = Path(config.out)
-    facts = {**facts, "license": config.license}
-    record = {"to": config.to, CHECKSUM: checksum_of(tensors, json.dumps(facts, sort_keys=True)), "checkpoint": facts}
+    digest = checksum_of(tensors, json.dumps(facts, sort_keys=True))
+    parts = {"weights_file": config.to == "hub", "diffusers": _has_pipeline(config)}
+    record = {**parts, "license": config.license, CHECKSUM: digest, "checkpoint": facts}
     if is_same_folder(out, record):
         return False
     trained = load_model(checkpoint, config.ema)
     with new_folder(out, record) as folder:
-        write_diffusers(folder, trained)
+        if config.to == "hub":
+            write_exported(folder / WEIGHTS, tensors, facts)
+        if _has_pipeline(config):
+            write_diffusers(folder, trained)
         write_card(folder, _described(config, trained), run_of(checkpoint))
     return True
 
 
+def _has_pipeline(config: ExportConfig) -> bool:
+    return config.to == "diffusers" or config.with_diffusers
+
+
 def _described(config: ExportConfig, trained: TrainedModel) -> Described:
     return Described(
-        name=Path(config.out).name,
+        name=config.repo or Path(config.out).name,
         license=str(config.license),
         config=trained.config,
         shared=without_folders(trained.config),
@@ -99,8 +114,8 @@ def _described(config: ExportConfig, trained: TrainedModel) -> Described:
         num_weights=sum(weight.numel() for weight in trained.model.parameters()),
         vae=None if trained.store.token_latents else Path(trained.store.vae).name,
         classes=trained.model.config.num_classes,
-        has_weights_file=False,
-        has_pipeline=config.to == "diffusers",
+        checkpoint=str(HubModel(config.repo)) if config.repo else None,
+        has_pipeline=_has_pipeline(config),
     )
 
 

@@ -33,6 +33,7 @@ from ..runtime.lease import require_held
 from ..runtime.seeds import STREAMS_VERSION
 from .exported import CHECKSUM, read_exported
 from .exported import SUFFIX as EXPORTED_SUFFIX
+from .hub_models import local_file
 from .latents_stats import Latents
 from .published import PUBLISHED, Unrecorded, find_published, published_model
 from .run_folder import RunFolder
@@ -235,14 +236,14 @@ def load_initial_weights(path: str, num_classes: int) -> dict[str, Tensor]:
     """Return the EMA weights of a checkpoint of any supported program, or the tensors of a file of weights alone.
 
     Args:
-        path: the file of `--init-from`.
+        path: the file of `--init-from`, or a model on the Hub.
         num_classes: the number of classes of the model that they initialize.
 
     Raises:
         WeightsError: the file is missing or damaged.
         CheckpointError: it holds no SiT, or one with another number of classes.
     """
-    content = read_contents(Path(path))
+    content = read_contents(local_file(path))
     tensors = find_initial_weights(content, path)
     found = _num_classes(content, tensors)
     if found not in (None, num_classes):
@@ -266,13 +267,14 @@ def resolve_checkpoint(path: str) -> Path:
     """Return the file of a checkpoint.
 
     Args:
-        path: a checkpoint file, a run folder (its last checkpoint), or the name of a released checkpoint.
+        path: a checkpoint file, a run folder (its last checkpoint), the name of a released checkpoint, or a model on
+            the Hugging Face Hub, `hf://USER/NAME[@REVISION]`.
 
     Raises:
         CheckpointError: there is no checkpoint.
         WeightsError: a released checkpoint cannot be downloaded.
     """
-    given = Path(path)
+    given = local_file(path)
     if given.is_file():
         return given
     if path in PUBLISHED and not given.exists():

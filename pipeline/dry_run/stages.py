@@ -76,6 +76,7 @@ _SHARED_WITH_PLAN = ("vae", "encoder", "resolution", "codec", "flip")
 def _train(config: TrainConfig) -> Preview:
     import torch
 
+    from ..artifacts.hub_models import with_recorded_weights
     from ..artifacts.run_folder import RunFolder
     from ..training.model_config import groups_of
     from ..training.setup import build_model, resolve, training_rows
@@ -85,7 +86,7 @@ def _train(config: TrainConfig) -> Preview:
         with torch.device("meta"):
             weights = sum(weight.numel() for weight in build_model(config, store).parameters())
         folder = RunFolder.of(config)
-        folder.require_same_settings(config)
+        folder.require_same_settings(with_recorded_weights(config, folder))
         done = int(folder.checkpoints()[-1].stem) if folder.checkpoints() else 0
         steps = max(0, config.max_train_steps - done)
         groups = groups_of(config)

@@ -46,7 +46,7 @@ class Described:
     num_weights: int
     vae: str | None
     classes: int
-    has_weights_file: bool
+    checkpoint: str | None  # what `sample --checkpoint` takes; None if there is no such file
     has_pipeline: bool
 
 
@@ -117,8 +117,8 @@ def _model(described: Described) -> str:
 
 def _usage(described: Described) -> str:
     parts = []
-    if described.has_weights_file:
-        parts.append("```sh\nrepa-pipe sample --checkpoint model.safetensors --out samples.npz\n```")
+    if described.checkpoint:
+        parts.append(f"```sh\nrepa-pipe sample --checkpoint {described.checkpoint} --out samples.npz\n```")
     if described.has_pipeline:
         parts.append(
             "```python\nfrom diffusers import DiffusionPipeline\n\n"

@@ -53,6 +53,7 @@ VALID = {
     "test_share": 0.5,
     "profile_steps": "100:105",
     "part": "1/4",
+    "repo": "me/model",
     "projector_kernel_size": 5,
 }
 # settings that a field requires
@@ -66,6 +67,9 @@ NEEDED = {
     "time_std": {"weighting": "lognormal"},
     "attn_encoder": {"attn_coeff": 0.5},
     "to": {"license": "mit"},
+    "repo": {"to": "hub", "license": "mit"},
+    "private": {"to": "hub", "license": "mit", "repo": "me/model"},
+    "with_diffusers": {"to": "hub", "license": "mit", "repo": "me/model"},
     "license": {"to": "diffusers"},
     "lr_final": {"lr_schedule": "cosine", "learning_rate": 1.0},
 }
