@@ -246,4 +246,4 @@ def _draw_curve(draw: Any, box: tuple[int, int, int, int], points: Sequence[tupl
         (box[0], box[3] + 6, f"step {x_low:,.0f}"),
         (box[2] - 90, box[3] + 6, f"step {x_high:,.0f}"),
     ):
-        draw.text((x, y), text, fill="black")
+        draw.text((x, y), text.replace("−", "-"), fill="black")  # Pillow's font lacks the minus sign

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from repa_pipe.config import EvaluateConfig, ExportConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from repa_pipe.models.architectures import key_of, make_model, model_names, preset_config, read_model_config
+from repa_pipe.models.sit.diffusers_weights import TIME_SCALE, _embedded, _fit_times
 from repa_pipe.models.vae import load_vae
 from repa_pipe.models.weight_files import read_safetensors_metadata
 from repa_pipe.pipeline import export, sample, train
@@ -46,6 +47,8 @@ def values_of(name="SiT-T/2", store=STORE, **changes):
     """Return the contents of a checkpoint of step 2 with random weights."""
     size, channels = (64, 3) if name.startswith("JiT") else (8, 4)
     config = dataclasses.replace(preset_config(name, input_size=size, in_channels=channels), num_classes=3)
+    if name == "SiT-T/2":
+        config = dataclasses.replace(config, depth=2, encoder_depth=2)
     torch.manual_seed(0)
     model, ema = (
         {key: noisy(value) if key != "pos_embed" else value for key, value in make_model(config).state_dict().items()}
@@ -114,7 +117,7 @@ def test_the_weights_without_ema_are_exported_with_no_ema(run_folder, tmp_path):
 def test_settings_are_exported_without_folders(run_folder, tmp_path):
     facts = json.loads(read_safetensors_metadata(Path(exported(run_folder, tmp_path).out))["repa_pipe.checkpoint"])
     found = [facts["config"][name] for name in ("store", "output_dir", "init_from")]
-    assert (found, facts["steps"], facts["sit"]["depth"]) == (["mystore", "runs", "a.pt"], 2, 6)
+    assert (found, facts["steps"], facts["sit"]["depth"]) == (["mystore", "runs", "a.pt"], 2, 2)
     assert facts["store"]["fingerprints"]
 
 
@@ -157,10 +160,11 @@ def test_safetensors_of_other_programs_are_read_as_before(run_folder, tmp_path):
     weights = load_file(exported(run_folder, tmp_path).out)
     save_file(weights, tmp_path / "plain.safetensors")
     assert read_exported(tmp_path / "plain.safetensors") is None
-    assert load_model(tmp_path / "plain.safetensors", ema=True).model.config.depth == 6
+    assert load_model(tmp_path / "plain.safetensors", ema=True).model.config.depth == 2
 
 
-SMALL = ["SiT-T/2", "DiT-DH-T", "LightningDiT-T/1", "RAEv2-T", "JiT-T/16", "SRDiT-T/1"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("LightningDiT-T/1", "RAEv2-T", "JiT-T/16")]
+SMALL = ["SiT-T/2", "DiT-DH-T", "SRDiT-T/1", *SLOW]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -228,7 +232,7 @@ def generated(folder, checkpoint, steps, scale):
     return pipeline, pipeline([0, 1, 2], output_type="pt", **options).images, own
 
 
-@pytest.mark.parametrize(("steps", "scale"), [(7, 2.5), (3, 1.0)])
+@pytest.mark.parametrize(("steps", "scale"), [(7, 2.5), pytest.param(3, 1.0, marks=pytest.mark.slow)])
 def test_diffusers_generates_the_images_of_sample(folder, run_folder, steps, scale):
     pipeline, images, own = generated(folder, RunFolder(Path(run_folder)).checkpoint(2), steps, scale)
     assert type(pipeline).__name__ == "SiTPipeline"
@@ -254,6 +258,13 @@ def test_diffusers_own_classes_load_the_parts_without_remote_code(folder, run_fo
     torch.testing.assert_close(found, own, rtol=0, atol=1e-5)
 
 
+def test_one_embedding_of_times_is_a_combination_of_the_other():
+    times = torch.rand(500, dtype=torch.float64)
+    found = _embedded(times * TIME_SCALE, 128, 127) @ _fit_times(torch.eye(256, dtype=torch.float64)).T
+    assert (found - _embedded(times, 128, 128)).abs().max() < 1e-8
+
+
+@pytest.mark.slow
 def test_scales_per_channel_are_those_of_the_exported_vae(tmp_path):
     store = dataclasses.replace(STORE, latents_scale=(1.0, 2.0, 3.0, 4.0), latents_bias=(0.5, -0.5, 0.0, 1.0))
     checkpoint = tmp_path / "0000002.pt"

@@ -1,5 +1,6 @@
 """Models on the Hugging Face Hub: uploaded, sampled, trained from, pinned to a commit, and what can fail."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -47,7 +48,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    config = preset_config("SiT-T/2", input_size=8, in_channels=4)
+    config = dataclasses.replace(preset_config("SiT-T/2", input_size=8, in_channels=4), depth=2, encoder_depth=2)
     store = StoreMetadata("tiny-kl-f8", (2.0,) * 4, (0.5,) * 4, (), "0" * 64, {})
     settings = TrainConfig(store="/data/mystore", model="SiT-T/2").as_json()
     path = tmp_path / "run" / "checkpoints" / "0000002.pt"
