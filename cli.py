@@ -23,6 +23,7 @@ from .config import (
     Config,
     EncodeConfig,
     EvaluateConfig,
+    ExportConfig,
     PlanConfig,
     ProbeConfig,
     RankConfig,
@@ -184,6 +185,18 @@ def sample(config: SampleConfig) -> None:
     processes. Re-run the same command to resume.
     """
     from .pipeline import sample as stage
+
+    _print_result(stage.run(config))
+
+
+@stage_command(ExportConfig, "checkpoint")
+def export(config: ExportConfig) -> None:
+    """Export a checkpoint to share its model.
+
+    Writes the weights under their published names, with the settings that sampling needs. An output that exists with
+    other contents is left unchanged.
+    """
+    from .pipeline import export as stage
 
     _print_result(stage.run(config))
 

@@ -8,6 +8,7 @@ from .ablate import AblateConfig
 from .base import OBJECTIVE, SECTIONS, Config, flag, no_flag
 from .encode import EncodeConfig
 from .evaluate import EvaluateConfig
+from .export import ExportConfig
 from .plan import PlanConfig
 from .probe import ProbeConfig
 from .rank import RankConfig
@@ -23,6 +24,7 @@ __all__ = [
     "Config",
     "EncodeConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "PlanConfig",
     "ProbeConfig",
     "RankConfig",

@@ -36,8 +36,8 @@ class SampleConfig(Config):
 
     checkpoint: str = option(
         MODEL,
-        "Run folder (its last checkpoint), checkpoint file of repa-pipe, REPA, iREPA or REG, or repa-sit-xl-2-256 "
-        "(downloaded).",
+        "Run folder (its last checkpoint), checkpoint file of repa-pipe, REPA, iREPA or REG, exported file, model on "
+        "the Hugging Face Hub (hf://USER/NAME[@REVISION]), or repa-sit-xl-2-256 (downloaded).",
         path=PathKind.PATH,
     )
     out: str | None = option(

@@ -82,7 +82,8 @@ class TrainConfig(Config):
     )
     init_from: str | None = option(
         MODEL,
-        "Checkpoint whose EMA weights the run starts from, saved by repa-pipe or published by REPA. "
+        "Checkpoint whose EMA weights the run starts from, saved by repa-pipe or published by REPA, or a model on the "
+        "Hugging Face Hub (hf://USER/NAME[@REVISION]). "
         "Default: random weights.",
         None,
         path=PathKind.PATH,

@@ -213,6 +213,18 @@ def read_safetensors_shapes(path: Path) -> dict[str, Any]:
         raise WeightsError(f"weights file {path} is not a complete safetensors file ({first_line(error)})") from error
 
 
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata in the header of a safetensors file; raises WeightsError like `read_safetensors_shapes`."""
+    from safetensors import SafetensorError, safe_open
+
+    require_weights_file(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise WeightsError(f"weights file {path} is not a complete safetensors file ({first_line(error)})") from error
+
+
 @dataclass(frozen=True, slots=True)
 class _Shape:
     shape: tuple[int, ...]

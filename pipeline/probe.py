@@ -22,6 +22,7 @@ from ..stores.layout import features_group, latents_group
 from .artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
 from .artifacts.damaged import read_or_set_aside
 from .artifacts.digests import file_digest
+from .artifacts.hub_models import is_hub
 from .artifacts.probe_files import Row, probe_file, read_probes, same_probe_settings
 from .artifacts.run_folder import RunFolder, run_of
 from .reporting.plots import Line, line_figure, write_page
@@ -63,6 +64,8 @@ def run(config: ProbeConfig) -> ProbeResult:
         StoreError: the store lacks the latents or an encoder.
         ConfigError: the model lacks a requested block.
     """
+    if is_hub(config.checkpoint):
+        config.require(config.out is not None, "out", "expected an output file, since the checkpoint has no folder")
     last = resolve_checkpoint(config.checkpoint)
     run_folder = run_of(last) or RunFolder(last.parent)
     checkpoints = RunFolder(Path(config.checkpoint)).checkpoints() or [last]

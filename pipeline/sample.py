@@ -22,6 +22,7 @@ from ..models.rae_files import check_rae_decoder
 from ..models.vae_files import check_vae
 from ..models.weight_files import require_weights_file
 from .artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
+from .artifacts.hub_models import with_pinned_checkpoints
 from .artifacts.png_folder import check_png_folder, write_png_folder
 from .artifacts.sample_files import SampleFiles, SampleResult, files_of, finished_samples, sample_settings
 from .runtime.distributed import ranks_of_environment
@@ -46,6 +47,7 @@ def run(config: SampleConfig) -> SampleResult:
     Raises:
         ConfigError, CheckpointError, WeightsError: the settings, the checkpoint or the VAE are unusable.
     """
+    config = with_pinned_checkpoints(config)
     checkpoint = resolve_checkpoint(config.checkpoint)
     if config.png_folder:
         check_png_folder(Path(config.png_folder), config.num_fid_samples)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ..config import TrainConfig, paths
 from ..stores import Store, open_store
 from .artifacts.checkpoints import is_intact
+from .artifacts.hub_models import with_pinned_weights, with_recorded_weights
 from .artifacts.run_folder import RunFolder
 from .runtime.distributed import init_distributed, ranks_of_environment
 from .runtime.seeds import seed_weights
@@ -60,6 +61,7 @@ def train_on_ray(config: TrainConfig) -> TrainResult:
         resolved = resolve(config, store)
     run_folder = RunFolder.of(resolved)
     restore_settings(run_folder, ranks_of_environment())
+    resolved = with_recorded_weights(resolved, run_folder)
     if not _is_finished(resolved, run_folder):
         launch(config, train_rank)
     return _result(resolved, run_folder, start)
@@ -79,6 +81,7 @@ def train_rank(config: TrainConfig, stop_file: StopFile | None = None) -> TrainR
         config = resolve(config, store)
         run_folder, ranks = RunFolder.of(config), ranks_of_environment()
         restore_settings(run_folder, ranks)
+        config = with_pinned_weights(config, run_folder)
         if not _is_finished(config, run_folder):
             require_trainable(config, store, run_folder, ranks)
             with owned(run_folder, config, ranks):

@@ -11,7 +11,18 @@ from repa_pipe import cli
 from repa_pipe.config import TrainConfig
 from repa_pipe.pipeline import evaluate_checkpoints, train
 
-COMMANDS = ["plan", "encode", "train", "sample", "evaluate", "evaluate-checkpoints", "probe", "rank", "ablate"]
+COMMANDS = [
+    "plan",
+    "encode",
+    "train",
+    "sample",
+    "export",
+    "evaluate",
+    "evaluate-checkpoints",
+    "probe",
+    "rank",
+    "ablate",
+]
 COMMANDS += [
     "report",
     "runs",

@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 from ...config import EvaluateConfig, SampleConfig, TrainConfig
 from ...errors import RepaPipeError
+from ..artifacts.hub_models import with_recorded_weights
 from ..artifacts.machine_file import Machine, write_machine
 from ..artifacts.metric_files import curve_file, finished_metrics
 from ..artifacts.run_folder import RunFolder
@@ -106,7 +107,9 @@ class Job:
         if stage == "train":
             has_steps = int(checkpoints[-1].stem) >= self.train.max_train_steps
             return (
-                has_steps and self.run_folder.has_config() and self.run_folder.read_config().same_result_as(self.train)
+                has_steps
+                and self.run_folder.has_config()
+                and self.run_folder.read_config().same_result_as(with_recorded_weights(self.train, self.run_folder))
             )
         if stage == "sample":
             return self._is_sampled(checkpoints[-1])

@@ -31,6 +31,9 @@ from ...stores.files import atomic_write
 from ...stores.order import ARGSORT, OrderName
 from ..runtime.lease import require_held
 from ..runtime.seeds import STREAMS_VERSION
+from .exported import CHECKSUM, read_exported
+from .exported import SUFFIX as EXPORTED_SUFFIX
+from .hub_models import local_file
 from .latents_stats import Latents
 from .published import PUBLISHED, Unrecorded, find_published, published_model
 from .run_folder import RunFolder
@@ -177,7 +180,7 @@ def read_header(values: Mapping[str, Any], path: Path) -> Header:
     model = read_model_config(plain, str(path))
     store = StoreMetadata.from_json(plain["store"], f"{path}: store")
     try:
-        require_fitting(model, tensors_under(values, "ema", path))
+        require_fitting(model, tensors_under(values, "ema" if "ema" in values else "model", path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     _require_normalization(store, model.in_channels, path)
@@ -212,25 +215,35 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        return read_weights_file(path)
+        return read_contents(path)
     except DamagedWeightsError as error:
         raise DamagedCheckpointError(f"{path} cannot be read as a checkpoint ({error})") from error
     except WeightsError as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({error})") from error
 
 
+def read_contents(path: Path) -> dict[str, Any]:
+    """Read a file of weights, in any format; an exported checkpoint has the entries of a checkpoint.
+
+    Raises:
+        WeightsError, CheckpointError: the file is missing, damaged, or from a later version.
+    """
+    exported = read_exported(path) if path.suffix == EXPORTED_SUFFIX else None
+    return read_weights_file(path) if exported is None else exported
+
+
 def load_initial_weights(path: str, num_classes: int) -> dict[str, Tensor]:
     """Return the EMA weights of a checkpoint of any supported program, or the tensors of a file of weights alone.
 
     Args:
-        path: the file of `--init-from`.
+        path: the file of `--init-from`, or a model on the Hub.
         num_classes: the number of classes of the model that they initialize.
 
     Raises:
         WeightsError: the file is missing or damaged.
         CheckpointError: it holds no SiT, or one with another number of classes.
     """
-    content = read_weights_file(path)
+    content = read_contents(local_file(path))
     tensors = find_initial_weights(content, path)
     found = _num_classes(content, tensors)
     if found not in (None, num_classes):
@@ -254,13 +267,14 @@ def resolve_checkpoint(path: str) -> Path:
     """Return the file of a checkpoint.
 
     Args:
-        path: a checkpoint file, a run folder (its last checkpoint), or the name of a released checkpoint.
+        path: a checkpoint file, a run folder (its last checkpoint), the name of a released checkpoint, or a model on
+            the Hugging Face Hub, `hf://USER/NAME[@REVISION]`.
 
     Raises:
         CheckpointError: there is no checkpoint.
         WeightsError: a released checkpoint cannot be downloaded.
     """
-    given = Path(path)
+    given = local_file(path)
     if given.is_file():
         return given
     if path in PUBLISHED and not given.exists():
@@ -308,7 +322,10 @@ def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> Train
     values, stated = _read(path), stated or Unrecorded()
     if not values.keys() & {"store", *KEYS}:
         return _published(values, ema, path, stated)
-    _require_own(values, path)
+    if CHECKSUM in values:
+        _require_kind(values, ema, path)
+    else:
+        _require_own(values, path)
     header = read_header(values, path)
     stated.require_none(path, header.config.path_type)
     model = make_model(header.model)
@@ -321,6 +338,13 @@ def load_model(path: Path, ema: bool, stated: Unrecorded | None = None) -> Train
         shape = (header.model.in_channels, header.model.input_size, header.model.input_size)
         normalization = read_normalization(values.get("latents"), shape, path)
     return TrainedModel(model.eval(), header.store, header.config, header.steps, normalization)
+
+
+def _require_kind(values: Mapping[str, Any], ema: bool, path: Path) -> None:
+    """Raise CheckpointError unless an exported checkpoint has the requested weights."""
+    if ("ema" if ema else "model") not in values:
+        kind, remedy = ("the weights without EMA", "add") if ema else ("the EMA weights", "remove")
+        raise CheckpointError(f"{path} was exported with {kind} alone: {remedy} --no-ema")
 
 
 def _without_heads(weights: Mapping[str, Tensor], values: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from ...config import (
     Config,
     EncodeConfig,
     EvaluateConfig,
+    ExportConfig,
     PlanConfig,
     ProbeConfig,
     RankConfig,
@@ -75,6 +76,7 @@ _SHARED_WITH_PLAN = ("vae", "encoder", "resolution", "codec", "flip")
 def _train(config: TrainConfig) -> Preview:
     import torch
 
+    from ..artifacts.hub_models import with_recorded_weights
     from ..artifacts.run_folder import RunFolder
     from ..training.model_config import groups_of
     from ..training.setup import build_model, resolve, training_rows
@@ -84,7 +86,7 @@ def _train(config: TrainConfig) -> Preview:
         with torch.device("meta"):
             weights = sum(weight.numel() for weight in build_model(config, store).parameters())
         folder = RunFolder.of(config)
-        folder.require_same_settings(config)
+        folder.require_same_settings(with_recorded_weights(config, folder))
         done = int(folder.checkpoints()[-1].stem) if folder.checkpoints() else 0
         steps = max(0, config.max_train_steps - done)
         groups = groups_of(config)
@@ -126,6 +128,18 @@ def _sample(config: SampleConfig) -> Preview:
         (f"{checkpoint}, step {trained.step:,}", decoder),
         (f"{files_of(config, checkpoint).npz}: {images}",),
     )
+
+
+def _export(config: ExportConfig) -> Preview:
+    from ..artifacts.checkpoints import load_checkpoint, read_header, resolve_checkpoint
+    from ..export import check_out
+
+    check_out(config)
+    checkpoint = resolve_checkpoint(config.checkpoint)
+    values = load_checkpoint(checkpoint)
+    header, tensors = read_header(values, checkpoint), values["ema" if config.ema else "model"]
+    size = bytes_text(sum(tensor.nbytes for tensor in tensors.values()))
+    return Preview((config,), (f"{checkpoint}, step {header.steps:,}",), (f"{config.out}: {size}",))
 
 
 def _evaluate(config: EvaluateConfig) -> Preview:
@@ -219,6 +233,7 @@ _PREVIEWS: dict[str, Callable[..., Preview]] = {
     "encode": _encode,
     "train": _train,
     "sample": _sample,
+    "export": _export,
     "evaluate": _evaluate,
     "evaluate-checkpoints": _evaluate_checkpoints,
     "probe": _probe,

@@ -11,6 +11,7 @@ from repa_pipe.config import (
     AblateConfig,
     EncodeConfig,
     EvaluateConfig,
+    ExportConfig,
     PlanConfig,
     ProbeConfig,
     RankConfig,
@@ -28,6 +29,7 @@ MINIMAL = [
     AblateConfig(sweep="sweep.toml", store="s"),
     EncodeConfig(source="images", store="s"),
     EvaluateConfig(samples="a.npz", reference="s"),
+    ExportConfig(checkpoint="run", out="a.safetensors"),
     PlanConfig(),
     ProbeConfig(checkpoint="run"),
     RankConfig(store="s"),
@@ -51,6 +53,7 @@ VALID = {
     "test_share": 0.5,
     "profile_steps": "100:105",
     "part": "1/4",
+    "repo": "me/model",
     "projector_kernel_size": 5,
 }
 # settings that a field requires
@@ -63,6 +66,11 @@ NEEDED = {
     "time_mean": {"weighting": "lognormal"},
     "time_std": {"weighting": "lognormal"},
     "attn_encoder": {"attn_coeff": 0.5},
+    "to": {"license": "mit"},
+    "repo": {"to": "hub", "license": "mit"},
+    "private": {"to": "hub", "license": "mit", "repo": "me/model"},
+    "with_diffusers": {"to": "hub", "license": "mit", "repo": "me/model"},
+    "license": {"to": "diffusers"},
     "lr_final": {"lr_schedule": "cosine", "learning_rate": 1.0},
 }
 

@@ -24,7 +24,7 @@ NO_PATHS = {
     "term",  # text that is no path, or that a source may read as anything
     "source", "source_kind", "encoder", "model", "enc_type", "exp_name", "notes", "tag", "group", "profile_steps",
     "device", "ray_address", "classes", "attn_encoder", "labels", "detector", "part", "token_latents",
-    "split", "image_column", "label_column", "class_order",
+    "license", "repo", "split", "image_column", "label_column", "class_order",
 }  # fmt: skip
 
 NAMES = st.text(st.sampled_from("ab c=~.-é"), min_size=1, max_size=6).filter(lambda name: name not in {".", ".."})
