@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import TrainConfig, paths
+from ..errors import ConfigError
 from ..stores import Store, open_store
 from .artifacts.checkpoints import is_intact
-from .artifacts.hub_models import with_pinned_weights, with_recorded_weights
+from .artifacts.hub_models import is_hub, with_pinned_weights, with_recorded_weights
 from .artifacts.run_folder import RunFolder
-from .runtime.distributed import init_distributed, ranks_of_environment
+from .runtime.distributed import DistributedContext, init_distributed, ranks_of_environment
 from .runtime.seeds import seed_weights
 from .runtime.signals import collected_signals
 from .runtime.stop_file import StopFile
@@ -125,6 +126,7 @@ def _train(config: TrainConfig, store: Store, run_folder: RunFolder, stop: Calla
 
     device = choose_device(config.device)
     with init_distributed(device) as ranks:
+        _require_same_commits(config, ranks)
         config = with_precision(config, run_folder, device, ranks)
         seed_weights(config.seed)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
@@ -141,6 +143,13 @@ def _train(config: TrainConfig, store: Store, run_folder: RunFolder, stop: Calla
             ) as session:
                 trainer.train(stop, session)
         ranks.barrier()  # the first rank may still be writing
+
+
+def _require_same_commits(config: TrainConfig, ranks: DistributedContext) -> None:
+    """Raise ConfigError if a branch of the Hub has moved while the ranks looked it up."""
+    found = ", ".join(str(path) for path in (config.store, config.init_from) if is_hub(path))
+    if not ranks.have_same(found):
+        raise ConfigError(f"the ranks found different commits, this one {found}: pass the commit, hf://…@SHA")
 
 
 def _result(config: TrainConfig, run_folder: RunFolder, start: float) -> TrainResult:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -105,6 +106,11 @@ class DistributedContext:
         with self.others_alive():
             distributed.all_reduce(value, distributed.ReduceOp.MAX, group=self.host)
         return divmod(int(value), self.world_size)
+
+    def have_same(self, text: str) -> bool:
+        """Return, on all ranks, whether they have the same text; RankError as `agree`."""
+        own, most = zlib.crc32(text.encode()), 1 << 32
+        return self.agree(own)[0] == most - self.agree(most - own)[0]
 
     def barrier(self) -> None:
         """Wait for all ranks, up to 6 hours; raise RankError if one has died or hangs."""

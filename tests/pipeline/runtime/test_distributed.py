@@ -1,6 +1,8 @@
 """The place of a process among ranks, from the variables that a launcher sets or that something else has left."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -88,3 +90,17 @@ def test_ranks_that_never_come_are_named(environment, monkeypatch, caplog):
     with pytest.raises(ConfigError, match=expected), init_distributed(torch.device("cpu")):
         pass
     assert "rank 0 of 2: waiting for the others at 127.0.0.1:29500 (unset RANK" in caplog.text
+
+
+@pytest.mark.slow
+def test_ranks_know_whether_they_have_the_same_text(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from repa_pipe.pipeline.runtime.distributed import init_distributed\n"
+        "with init_distributed(torch.device('cpu')) as ranks:\n"
+        "    print(ranks.have_same('hf://datasets/a/b@1'), ranks.have_same(f'hf://datasets/a/b@{ranks.rank}'))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run([*launcher, str(script)], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"] * 2
