@@ -63,6 +63,11 @@ class TrainConfig(Config):
             "attn_coeff",
             "attn_encoder",
             "encoder_weights",
+            "eval_every",
+            "eval_images",
+            "eval_reference",
+            "eval_detector",
+            "eval_device",
         )
     )
 
@@ -355,10 +360,37 @@ class TrainConfig(Config):
     )
     decoder: str | None = option(
         OUTPUT,
-        "Decoder of encoder tokens for the grids of --sampling-steps, as for `sample`. Default: none.",
+        "Decoder of encoder tokens for --sampling-steps and --eval-every, as for `sample`. Default: none.",
         None,
         affects_result=False,
         path=PathKind.MODEL,
+    )
+    eval_every: int = option(
+        OUTPUT,
+        "Steps between evaluations of the EMA weights without guidance, by `sample` and `evaluate` in a process of "
+        "their own, for which training does not wait; 0 for none.",
+        0,
+        affects_result=False,
+    )
+    eval_images: int = option(OUTPUT, "Images to generate per evaluation.", 2048, affects_result=False)
+    eval_reference: str | None = option(
+        OUTPUT,
+        "What evaluations compare with, as for `evaluate --reference`. Default: the images of the store.",
+        None,
+        affects_result=False,
+        path=PathKind.PATH,
+    )
+    eval_detector: tuple[str, ...] = option(
+        OUTPUT,
+        "Feature extractor of evaluations, as for `evaluate --detector`; repeatable.",
+        ("inception",),
+        affects_result=False,
+    )
+    eval_device: str | None = option(
+        OUTPUT,
+        "Torch device of evaluations, such as cuda:1; one that no rank uses does not slow training. Default: --device.",
+        None,
+        affects_result=False,
     )
     report_to: Literal["tensorboard", "wandb", "none"] | None = option(
         OUTPUT, "Experiment tracker. Default: tensorboard if installed, else none.", None, affects_result=False
@@ -401,6 +433,7 @@ class TrainConfig(Config):
             "keep_checkpoints",
             "milestone_steps",
             "sampling_steps",
+            "eval_every",
             "proj_coeff",
             "cls_coeff",
             "cosine_coeff",
@@ -447,6 +480,7 @@ class TrainConfig(Config):
             "sampling_steps",
             "requires --decoder with --token-latents",
         )
+        self._validate_evaluation()
         self.require_no_repeats("classes")
         self.require_no_repeats("tag")
         self.require(self.val_steps is None or self.val_fraction > 0, "val_steps", "requires --val-fraction")
@@ -456,6 +490,22 @@ class TrainConfig(Config):
         self._validate_schedule()
         self.require(
             self.profile_steps is None or bool(self.profiled), "profile_steps", "expected FIRST:LAST, as 100:105"
+        )
+
+    def _validate_evaluation(self) -> None:
+        """Raise ConfigError for evaluations that cannot work."""
+        self.require(self.eval_images >= 4, "eval_images", "must be at least 4")
+        self.require(bool(self.eval_detector), "eval_detector", "at least one is required")
+        self.require_no_repeats("eval_detector")
+        self.require(
+            self.eval_every % self.log_steps == 0,
+            "eval_every",
+            f"expected a multiple of --log-steps {self.log_steps}, whose rows get the metrics",
+        )
+        self.require(
+            self.decoder is not None or not (self.token_latents and self.eval_every),
+            "eval_every",
+            "requires --decoder with --token-latents",
         )
 
     def _validate_terms(self) -> None:

@@ -24,6 +24,7 @@ from .runtime.distributed import DistributedContext, init_distributed, ranks_of_
 from .runtime.seeds import seed_weights
 from .runtime.signals import collected_signals
 from .runtime.stop_file import StopFile
+from .training.evaluation import evaluate_rest
 from .training.guards import full_disk_error
 from .training.hub_store import at_one_commit
 from .training.on_ray import launch
@@ -89,9 +90,10 @@ def train_rank(config: TrainConfig, stop_file: StopFile | None = None) -> TrainR
                 _train(
                     config, store, run_folder, lambda: bool(signals) or (stop_file is not None and stop_file.exists())
                 )
-        elif ranks.is_first and (config.notes is not None or config.tag):
+        elif ranks.is_first and (config.notes is not None or config.tag or config.eval_every):
             with owned(run_folder, config, ranks):
                 record_notes(run_folder, config)
+                evaluate_rest(config, run_folder, lambda: bool(signals))
         return _result(config, run_folder, start)
 
 

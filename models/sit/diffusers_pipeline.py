@@ -1,8 +1,8 @@
 """A pipeline of diffusers that generates images with the velocity of a SiT, by Euler's method in equal steps.
 
-`repa-pipe export --to diffusers` copies this file into the folder, so it imports torch and diffusers alone. It differs
-from DiTPipeline in three places: the steps from t = 1 to 0 are equal, the null label is the number of classes, and
-latents have a shift as well as a scale.
+`repa-pipe export … --to diffusers` copies this file into the folder, so it imports torch and diffusers alone. It
+differs from DiTPipeline in three places: the steps from t = 1 to 0 are equal, the null label is the number of classes,
+and latents have a shift as well as a scale.
 """
 
 from __future__ import annotations

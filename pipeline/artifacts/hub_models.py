@@ -184,7 +184,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision"
     if isinstance(error, errors.EntryNotFoundError):
-        return f"the repository has no {WEIGHTS}, which 'repa-pipe export --to hub' uploads"
+        return f"the repository has no {WEIGHTS}, which 'repa-pipe export … --to hub' uploads"
     if isinstance(error, errors.RepositoryNotFoundError) or status in {401, 403, 404}:
         return f"HTTP {status}: there is no such repository, or the token ($HF_TOKEN) has no access to it"
     if status == 429:

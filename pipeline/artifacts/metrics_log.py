@@ -51,6 +51,17 @@ class MetricsLog:
         if time.monotonic() - self._written > WRITE_EVERY_S:
             self.write()
 
+    def has(self, step: int, prefix: str) -> bool:
+        """Return whether the row of a step has a value in a column whose name begins with `prefix`."""
+        rows = (row for row in self._rows if row["step"] == step)
+        return any(value is not None for row in rows for name, value in row.items() if name.startswith(prefix))
+
+    def amend(self, step: int, values: Mapping[str, float]) -> None:
+        """Add columns to the row of a step, if there is one."""
+        for row in self._rows:
+            if row["step"] == step:
+                row.update(values)
+
     def write(self, *, with_copy: bool = False) -> None:
         """Write all rows, with each checkpoint also to the copy."""
         if not self._rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -94,6 +95,11 @@ class RunFolder:
         return self.path / "log.txt"
 
     @property
+    def evaluation_log(self) -> Path:
+        """`eval.log`: output of the commands that evaluate checkpoints during training."""
+        return self.path / "eval.log"
+
+    @property
     def tensorboard(self) -> Path:
         """`tensorboard/`: event files."""
         return self.path / "tensorboard"
@@ -141,15 +147,17 @@ class RunFolder:
         """Return the newest checkpoint; raise CheckpointError when there is none."""
         return self.require_checkpoints()[-1]
 
-    def drop_old_checkpoints(self, keep: int, milestone_steps: int) -> None:
+    def drop_old_checkpoints(self, keep: int, milestone_steps: int, needed: Collection[int] = ()) -> None:
         """Delete old checkpoints.
 
         Args:
             keep: number of checkpoints to keep in addition to the last one; 0 keeps all.
             milestone_steps: checkpoints at multiples of this step are always kept; 0 for none.
+            needed: steps whose checkpoints are kept for now.
         """
         for path in self.checkpoints()[: -(keep + 1)] if keep else ():
-            if not milestone_steps or int(path.stem) % milestone_steps:
+            step = int(path.stem)
+            if step not in needed and (not milestone_steps or step % milestone_steps):
                 path.unlink()
 
     def remove_leftovers(self) -> None:

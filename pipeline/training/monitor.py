@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ..artifacts.metrics_log import MetricsLog
 from ..artifacts.run_folder import RunFolder
 from ..runtime.device import peak_memory_gib
 from ..runtime.progress import Progress
+from .evaluation import PREFIX, Found, OnlineEvaluation, steps_to_evaluate, until_finished
 from .schedule import learning_rate
 from .session import SessionRecorder
 from .trackers import open_tracker
@@ -50,6 +52,7 @@ class TrainingMonitor:
         self._names = (*losses, "grad_norm")
         self._log = MetricsLog(run, start_step)
         self._tracker = open_tracker(config, run, start_step)
+        self._evaluation = OnlineEvaluation(config, run, steps_to_evaluate(config, run, self._log))
         self._sums: Tensor | None = None
         self._count, self._waited, self._since = 0, 0.0, time.perf_counter()
 
@@ -88,13 +91,39 @@ class TrainingMonitor:
         if self._mfu_per_image_rate is not None:
             row["mfu"] = rate * self._mfu_per_image_rate
         self._log.add({"step": step, **row})
-        self._tracker.log_scalars(step, row)
+        self._tracker.log_scalars(step, row | self._amend(self._evaluation.finished()))
         if self._session:
             self._session.update()
         losses = ", ".join(f"{name.removesuffix('_loss')} {row[name]:.4f}" for name in (*self._terms, *validated))
         speed = f"{rate:.1f} images/s, data wait {row['data_wait']:.1%}"
         bar.note(f"{losses}, {speed}, {row['memory_gib']:.1f} GiB")
         self._sums, self._count, self._waited, self._since = None, 0, 0.0, time.perf_counter()
+
+    def _amend(self, found: Iterable[Found]) -> dict[str, float]:
+        """Add metrics to the rows of their steps; return those of the last one, with its step, for the tracker."""
+        last: dict[str, float] = {}
+        for step, values in found:
+            self._log.amend(step, values)
+            last = {f"{PREFIX}step": step, **values} if values else last
+        return last
+
+    @property
+    def steps_to_evaluate(self) -> list[int]:
+        """Steps whose checkpoints are still needed."""
+        return self._evaluation.pending
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate the checkpoint of a step in another process."""
+        if step not in self._evaluation.pending:
+            self._evaluation.add(step)
+
+    def finish_evaluations(self, step: int, stop: Callable[[], bool]) -> None:
+        """Wait for the evaluations after the last step, unless `stop` returns true."""
+        for found in until_finished(self._evaluation, stop):
+            values = self._amend([found])
+            self._log.write(with_copy=True)
+            if values:
+                self._tracker.log_scalars(step, values)
 
     def log_image(self, step: int, image: Block) -> None:
         """Pass a grid of generated images to the tracker."""
@@ -105,7 +134,11 @@ class TrainingMonitor:
         self._log.write(with_copy=True)
 
     def close(self) -> None:
-        """Write the rows to disk and close the tracker. A full disk is only a warning: it may be the error itself."""
+        """Write the rows to disk and close the tracker. A full disk is only a warning: it may be the error itself.
+
+        An evaluation that still runs is stopped.
+        """
+        self._evaluation.close()
         try:
             self._log.write()
         except OSError as error:

@@ -27,6 +27,7 @@ from ..artifacts.checkpoints import StoreMetadata
 from ..artifacts.hub_models import is_hub
 from ..artifacts.run_folder import RunFolder
 from ..runtime.distributed import DistributedContext
+from .evaluation import require_evaluation
 from .model_config import aligned_encoders, group_of_latents, groups_of, model_config
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def require_trainable(config: TrainConfig, store: Store, run_folder: RunFolder, 
         config.require(is_block_input(config.attn_encoder), "attn_encoder", "expected NAME@block=N+norm=none")
         if not config.uses_ray:  # there, files need to exist only on the nodes
             check_encoder(config.attn_encoder, config.attn_weights())
+    require_evaluation(config)
     if config.init_from and not is_hub(config.init_from) and not run_folder.checkpoints():
         require_weights_file(Path(config.init_from))
 

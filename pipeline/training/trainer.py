@@ -187,6 +187,8 @@ class Trainer:
                     logger.info("stopping: saving a checkpoint of step %s", f"{self.step:,}")
                     self.save()
                 self._agreement.settle()
+                if self._monitor and self.step >= self.config.max_train_steps:
+                    self._monitor.finish_evaluations(self.step, stop)
             except Exception as error:
                 if self.step > start:
                     self._save_before(error)
@@ -213,8 +215,9 @@ class Trainer:
                 self._require_finite()
             with agreement.deferred():
                 self._report(values, waited, validated, grid, bar)
-            if self._is_due(config.checkpointing_steps) or self._is_due(config.milestone_steps):
+            if any(map(self._is_due, (config.checkpointing_steps, config.milestone_steps, config.eval_every))):
                 self.save()
+                self._evaluate()
 
     def _report(
         self,
@@ -337,8 +340,14 @@ class Trainer:
             self._is_unsaved = True
             self._monitor.write()
             save_checkpoint(path, state)
-            self.run_folder.drop_old_checkpoints(self.config.keep_checkpoints, self.config.milestone_steps)
+            kept = self.config.keep_checkpoints, self.config.milestone_steps, self._monitor.steps_to_evaluate
+            self.run_folder.drop_old_checkpoints(*kept)
             self._is_unsaved = False
+
+    def _evaluate(self) -> None:
+        """Let the first rank evaluate the checkpoint of this step, if that is due and it was saved."""
+        if self._monitor and self._is_due(self.config.eval_every) and not self._is_unsaved:
+            self._monitor.evaluate(self.step)
 
     def _save_before(self, error: Exception) -> None:
         """Write a checkpoint of the last complete step before an error ends the run; never raise another error.

@@ -38,6 +38,7 @@ MINIMAL = [
 ]
 # values that `validate` accepts, for fields where the generated one would be refused
 VALID = {
+    "eval_every": 200,
     "self_blocks": "3,8",
     "term": ("a=1", "b=0.5"),
     "resolution": 512,
