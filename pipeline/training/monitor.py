@@ -16,7 +16,7 @@ from ..runtime.device import peak_memory_gib
 from ..runtime.progress import Progress
 from .schedule import learning_rate
 from .session import SessionRecorder
-from .trackers import open_tracker
+from .trackers.opening import open_tracker
 
 logger = logging.getLogger(__name__)
 
