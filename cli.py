@@ -372,6 +372,23 @@ def runs(folders: tuple[str, ...], as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("runs", nargs=-1, type=PATH_TEXT)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of tables.")
+def compare(runs: tuple[str, ...], as_json: bool) -> None:
+    """Compare settings and results of runs as text.
+
+    RUNS are two or more run folders of `train`. Prints only what differs, and puts only comparable values in one row.
+    """
+    from .pipeline import compare as stage
+
+    result = stage.run(runs)
+    if as_json:
+        echo_json(dataclasses.asdict(result))
+    else:
+        echo(result.text)
+
+
+@cli.command()
 def env() -> None:
     """Show versions, hardware and paths, for bug reports."""
     from .pipeline import env as stage

@@ -52,6 +52,7 @@ VALID = {
     "max_image_pixels": 25_000_000,
     "test_share": 0.5,
     "profile_steps": "100:105",
+    "report_to": "wandb,trackio",
     "part": "1/4",
     "repo": "me/model",
     "projector_kernel_size": 5,
