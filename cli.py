@@ -355,14 +355,20 @@ def report(  # noqa: PLR0917 - one argument per option
 @cli.command()
 @click.argument("folders", nargs=-1, type=PATH_TEXT)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
-def runs(folders: tuple[str, ...], as_json: bool) -> None:
+@click.option(
+    "--sort",
+    type=click.Choice(["age", "step", "loss", "fid"]),
+    default=None,
+    help="Order: last update, steps taken, last denoising loss, or FID. Default: by name.",
+)
+def runs(folders: tuple[str, ...], as_json: bool, sort: str | None) -> None:
     """List training runs with state and metrics.
 
     FOLDERS are run folders, or folders that contain some. Default: exps.
     """
     from .pipeline import runs as stage
 
-    result = stage.run(folders or ("exps",))
+    result = stage.run(folders or ("exps",), sort)
     if as_json:
         echo_json([dataclasses.asdict(row) for row in result.rows])
     else:
