@@ -34,7 +34,10 @@ _OBJECTIVE = (
     "spatial_norm",
     "term",
 )
-_NO_LOSSES = ("learning_rate", "images_per_s", "data_wait", "seconds", "memory_gib", "mfu", "grad_norm", "step")
+_NO_LOSSES = (
+    *("learning_rate", "images_per_s", "data_wait", "seconds", "memory_gib", "mfu", "grad_norm", "step"),
+    *("cpu_cores", "process_gib", "disk_read_mib_per_s", "gpu_memory_gib", "gpu_utilization", "gpu_celsius"),
+)
 
 
 def last_common_step(runs: Sequence[Run]) -> int | None:

@@ -17,9 +17,11 @@ from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.artifacts.run_record import RunRecord, Session, time_text, write_run_record
 from repa_pipe.pipeline.artifacts.sample_files import SampleFiles, SampleResult
 from repa_pipe.pipeline.reporting.side_by_side import Measured, comparable_rows
+from repa_pipe.pipeline.runtime import system_metrics
 from repa_pipe.stores.metadata_writer import record_digests
 
-ROW = {"images_per_s": 200.0, "data_wait": 0.25, "seconds": 10.0, "memory_gib": 2.0}
+SYSTEM = dict.fromkeys(system_metrics.NAMES, 1.0)
+ROW = SYSTEM | {"images_per_s": 200.0, "data_wait": 0.25, "seconds": 10.0, "memory_gib": 2.0}
 SESSION = {
     "started": time_text(),
     "ended": time_text(),
@@ -86,6 +88,7 @@ def test_losses_are_those_of_the_last_common_step_and_of_the_end(tmp_path):
     two = make_run(tmp_path / "two", (50, 100, 200, 400))
     rows, result = rows_of(one, two)
     assert rows["Losses"]["denoising_loss"] == (0.5, 0.5)
+    assert rows["Losses"].keys() == {"loss", "denoising_loss", "alignment_loss"}
     assert rows["End,"]["denoising_loss, step 200"] == (0.5, None)
     assert rows["End,"]["denoising_loss, step 400"] == (None, 0.25)
     assert rows["End,"]["last step"] == (200, 400)
