@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...config import TrainConfig, flag
-from ...config.paths import place
-from ..artifacts.metric_files import REFERENCE, MetricRecord, read_metrics_file
+from ..artifacts.metric_bases import bases
+from ..artifacts.metric_files import read_metrics_file
 from ..artifacts.run_folder import RunFolder
 from ..artifacts.run_record import RunRecord
 from ..artifacts.sample_files import SampleRecord, sample_sets
@@ -34,6 +34,7 @@ _OBJECTIVE = (
     "spatial_norm",
     "term",
 )
+_BASIS = ("images", "reference", "reference images", "--resize", "rule", "library", "weights")  # parts of `bases`
 _NO_LOSSES = (
     *("learning_rate", "images_per_s", "data_wait", "seconds", "memory_gib", "mfu", "grad_norm", "step"),
     *("cpu_cores", "process_gib", "disk_read_mib_per_s", "gpu_memory_gib", "gpu_utilization", "gpu_celsius"),
@@ -78,33 +79,26 @@ def _settings(config: TrainConfig, loss: str) -> tuple[tuple[str, Any], ...]:
 
 def evaluations(runs: Sequence[Run]) -> Iterator[Measured]:
     """Yield the metrics of generated images, of all steps, sampling settings, references and detectors."""
+    found = []
     for i, run in enumerate(runs):
         for files in sample_sets(RunFolder(run.folder)):
-            sampled = files.read_record() if files.all_metrics() else None
-            for path in files.all_metrics():
-                assert sampled is not None
-                record = read_metrics_file(path)
-                for name, value in record.metrics.items():
-                    yield _evaluation(i, sampled, record, name, value)
+            found += [(i, files.read_record(), read_metrics_file(path)) for path in files.all_metrics()]
+    for name in dict.fromkeys(name for _, _, record in found for name in record.metrics):
+        having = [each for each in found if name in each[2].metrics]
+        for (i, sampled, record), basis in zip(having, bases([each[2] for each in having], name), strict=True):
+            key = {"step": sampled.step, **dict(zip(_BASIS, basis, strict=True)), **_sampling(sampled)}
+            label = f"step {sampled.step:,}, {key['images']} vs. {key['reference images']}"
+            yield Measured(i, metric_name(*record.split(name)), record.metrics[name], tuple(key.items()), label)
 
 
-def _evaluation(run: int, sampled: SampleRecord, record: MetricRecord, name: str, value: float) -> Measured:
-    kind, detector = record.split(name)
-    reference = record.num_reference_of(name)
-    known = record.detectors.get(detector, {})
-    counts = (
-        f"{'?' if record.num_samples is None else f'{record.num_samples:,}'} images vs. "
-        f"{'statistics' if reference is None else f'{reference:,}'}"
-    )
-    key: dict[str, Any] = {"step": sampled.step, "images": record.num_samples, "reference images": reference}
-    key |= {"detector": known.get("name", detector), "reference": place(record.config.reference)}
-    key |= {"content of the reference": record.inputs.get(REFERENCE, "")[:12]}
-    key |= {"weights": record.inputs.get(f"weights of {detector}", "")[:12], "--resize": record.config.resize}
-    sampling = sampled.config.result_settings()
-    key |= {flag(each): _hashable(sampling[each]) for each in sampling if each not in {"checkpoint"}}
-    key["kind of reference"] = known.get("reference", {}).get("statistics")
-    label = f"step {sampled.step:,}, {counts}"
-    return Measured(run, metric_name(kind, detector), value, tuple(key.items()), label)
+def _sampling(sampled: SampleRecord) -> dict[str, Any]:
+    """Return the settings that affect the images by their flags; the numbers of images are in the basis."""
+    settings = sampled.config.result_settings()
+    return {
+        flag(name): _hashable(value)
+        for name, value in settings.items()
+        if name not in {"checkpoint", "num_fid_samples"}
+    }
 
 
 def _hashable(value: Any) -> Any:

@@ -123,8 +123,8 @@ def test_metrics_share_a_row_only_with_the_same_counts_reference_and_sampling(tm
     make_metrics(two, 200, fid=6.0)
     rows, _ = rows_of(one, two)
     assert rows["Metrics"] == {
-        "FID (inception), step 200, 64 images vs. 8": (7.0, 6.0),
-        "KID (inception), step 200, 64 images vs. 8": (0.5, None),
+        "FID (inception), step 200, 64 images vs. 8 reference images": (7.0, 6.0),
+        "KID (inception), step 200, 64 images vs. 8 reference images": (0.5, None),
     }
     make_metrics(two, 200, num_images=32, fid=9.0)
     make_metrics(two, 200, fid=5.0, sampling={"cfg_scale": 1.8})
@@ -134,7 +134,7 @@ def test_metrics_share_a_row_only_with_the_same_counts_reference_and_sampling(tm
     assert set(fids) == {(7.0, 6.0), (None, 9.0), (None, 5.0), (None, 4.0)}
     assert "--cfg-scale 1.8" in fids[None, 5.0]
     assert "elsewhere" in fids[None, 4.0]
-    assert "32 images vs. 8" in fids[None, 9.0]
+    assert "32 images vs. 8 reference images" in fids[None, 9.0]
     (note,) = [note for each in result.sections for note in each.notes if note.startswith("FID")]
     assert all(aspect in note for aspect in ("images", "reference", "--cfg-scale"))
 
