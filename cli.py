@@ -355,20 +355,43 @@ def report(  # noqa: PLR0917 - one argument per option
 @cli.command()
 @click.argument("folders", nargs=-1, type=PATH_TEXT)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
-def runs(folders: tuple[str, ...], as_json: bool) -> None:
+@click.option(
+    "--sort",
+    type=click.Choice(["age", "step", "loss", "fid"]),
+    default=None,
+    help="Order: last update, steps taken, last denoising loss, or FID. Default: by name.",
+)
+def runs(folders: tuple[str, ...], as_json: bool, sort: str | None) -> None:
     """List training runs with state and metrics.
 
     FOLDERS are run folders, or folders that contain some. Default: exps.
     """
     from .pipeline import runs as stage
 
-    result = stage.run(folders or ("exps",))
+    result = stage.run(folders or ("exps",), sort)
     if as_json:
         echo_json([dataclasses.asdict(row) for row in result.rows])
     else:
         echo(result.table)
     for problem in result.broken:
         logger.warning("%s", problem)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, type=PATH_TEXT)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of tables.")
+def compare(runs: tuple[str, ...], as_json: bool) -> None:
+    """Compare settings and results of runs as text.
+
+    RUNS are two or more run folders of `train`. Prints only what differs, and puts only comparable values in one row.
+    """
+    from .pipeline import compare as stage
+
+    result = stage.run(runs)
+    if as_json:
+        echo_json(dataclasses.asdict(result))
+    else:
+        echo(result.text)
 
 
 @cli.command()

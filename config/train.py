@@ -25,6 +25,8 @@ from .base import (
 )
 from .paths import PathKind
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "aim")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
@@ -392,17 +394,21 @@ class TrainConfig(Config):
         None,
         affects_result=False,
     )
-    report_to: Literal["tensorboard", "wandb", "none"] | None = option(
-        OUTPUT, "Experiment tracker. Default: tensorboard if installed, else none.", None, affects_result=False
+    report_to: str | None = option(
+        OUTPUT,
+        "Experiment tracker: tensorboard, wandb, trackio, aim, a list of them with commas, or none. "
+        "Default: tensorboard if installed, else none.",
+        None,
+        affects_result=False,
     )
     notes: str | None = option(
-        OUTPUT, "Notes about the run, for run.json and W&B. Default: as recorded.", None, affects_result=False
+        OUTPUT, "Notes about the run, for run.json and trackers. Default: as recorded.", None, affects_result=False
     )
     tag: tuple[str, ...] = option(
-        OUTPUT, "Tag of the run, for run.json and W&B; repeatable. Default: as recorded.", (), affects_result=False
+        OUTPUT, "Tag of the run, for run.json and trackers; repeatable. Default: as recorded.", (), affects_result=False
     )
     group: str | None = option(
-        OUTPUT, "Group of the run in W&B. Default: none; in a sweep, its name.", None, affects_result=False
+        OUTPUT, "Group of the run in trackers. Default: none; in a sweep, its name.", None, affects_result=False
     )
     profile_steps: str | None = option(
         OUTPUT,
@@ -484,6 +490,10 @@ class TrainConfig(Config):
         self.require_no_repeats("classes")
         self.require_no_repeats("tag")
         self.require(self.val_steps is None or self.val_fraction > 0, "val_steps", "requires --val-fraction")
+        names = self.trackers or ()
+        known = set(names) <= set(TRACKERS) and len(set(names)) == len(names)
+        expected = f"expected one of {', '.join(TRACKERS)}, several of them with commas, or none"
+        self.require(known, "report_to", expected)
         self._validate_projector()
         self._validate_terms()
         self._validate_attention()
@@ -578,6 +588,13 @@ class TrainConfig(Config):
         """The steps of `profile_steps`, counted from 0; empty for none, and for text that is not FIRST:LAST."""
         first, _, last = (self.profile_steps or "").partition(":")
         return range(int(first), int(last)) if is_count(first) and is_count(last) else range(0)
+
+    @property
+    def trackers(self) -> tuple[str, ...] | None:
+        """The names in `report_to`; None to use TensorBoard if it is installed."""
+        if self.report_to in {None, "none"}:
+            return None if self.report_to is None else ()
+        return tuple(name.strip() for name in str(self.report_to).split(","))
 
     @property
     def self_aligned_blocks(self) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,8 +21,18 @@ from .runtime.tables import text_table
 
 DEPTH = 3  # exps/SWEEP/RUN, and one more
 LOSSES = {"denoising_loss": "denoising", "alignment_loss": "alignment", "val_denoising_loss": "val denoising"}
-HEADER = ("run", "state", "step", "of", "images/s", "left", *LOSSES.values(), "FID", "age")
+FID = "fid"
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """A Fréchet distance, and what it was computed from: values with other counts are not comparable."""
+
+    value: float
+    step: int
+    num_images: int
+    num_reference: int | None  # None when a statistics file does not record it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,8 @@ class RunRow:
     losses: dict[str, float]  # the last value of each of LOSSES that was logged
     fid: float | None  # of the last evaluated checkpoint
     seconds_since_update: float
+    host: str | None  # of the last session
+    distances: dict[str, Distance]  # `fid`, and `fd_DETECTOR` of other detectors, of the last evaluated checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +62,29 @@ class RunsResult:
     @property
     def table(self) -> str:
         """The runs as text."""
-        return text_table(HEADER, [_cells(row) for row in self.rows]) if self.rows else "no runs"
+        if not self.rows:
+            return "no runs"
+        names = sorted({name for row in self.rows for name in row.distances} - {FID})
+        titles = [f"FD {name.removeprefix('fd_')}" for name in names]
+        header = ("run", "state", "step", "of", "images/s", "left", *LOSSES.values(), "FID", *titles, "age")
+        return text_table(header, [_cells(row, names) for row in self.rows])
 
 
-def run(folders: Sequence[str]) -> RunsResult:
+# Orders of `--sort`; runs without a value are last.
+SORTED: dict[str, Callable[[RunRow], float | None]] = {
+    "age": lambda row: row.seconds_since_update,
+    "step": lambda row: -row.step,
+    "loss": lambda row: row.losses.get("denoising_loss"),
+    "fid": lambda row: row.fid,
+}
+
+
+def run(folders: Sequence[str], sort: str | None = None) -> RunsResult:
     """Read all runs in folders, which may be run folders or contain some, a few levels deep.
+
+    Args:
+        folders: the folders.
+        sort: one of `SORTED`; None keeps the order of the folders.
 
     Raises:
         ConfigError: a folder does not exist.
@@ -64,6 +95,8 @@ def run(folders: Sequence[str]) -> RunsResult:
             rows.append(_read_row(RunFolder(found)))
         except (RepaPipeError, OSError) as error:
             broken.append(f"{found} cannot be read: {error}")
+    if sort is not None:
+        rows.sort(key=lambda row: (SORTED[sort](row) is None, SORTED[sort](row)))
     return RunsResult(rows, broken)
 
 
@@ -88,6 +121,7 @@ def _read_row(run_folder: RunFolder) -> RunRow:
     step = max([*saved, *(row["step"] for row in log[-1:])], default=0)
     state = _state(record, config, step)
     rate = log[-1].get("images_per_s") if log else None
+    distances = _last_distances(run_folder)
     left = (config.max_train_steps - step) * config.batch_size / rate if rate and state == "running" else None
     return RunRow(
         run=str(run_folder.path),
@@ -97,8 +131,10 @@ def _read_row(run_folder: RunFolder) -> RunRow:
         images_per_s=rate,
         seconds_left=left,
         losses=_last_values(log),
-        fid=_last_fid(run_folder),
+        fid=distances[FID].value if FID in distances else None,
         seconds_since_update=max(0.0, time.time() - _updated(run_folder, record)),
+        host=record.sessions[-1].host if record and record.sessions else None,
+        distances=distances,
     )
 
 
@@ -118,16 +154,21 @@ def _last_values(log: Sequence[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _last_fid(run_folder: RunFolder) -> float | None:
-    """Return the FID of the last evaluated checkpoint; of several sets of images, that of the largest."""
-    found = []
+def _last_distances(run_folder: RunFolder) -> dict[str, Distance]:
+    """Return the FID and the distances of other detectors; of several sets of images, those of the largest.
+
+    Each is of the last checkpoint that it was computed for, and of the last evaluation.
+    """
+    found: dict[str, Distance] = {}
     for files in sample_sets(run_folder):
-        evaluated = [read_metrics_file(path).metrics for path in files.all_metrics()]
-        values = [metrics["fid"] for metrics in evaluated if "fid" in metrics]
-        if values:
-            record = files.read_record()
-            found.append((record.step, record.num_images, values[-1]))
-    return max(found)[2] if found else None
+        for record in (read_metrics_file(path) for path in files.all_metrics()):
+            sampled = files.read_record()
+            for name, value in record.metrics.items():
+                best = found.get(name)
+                is_later = best is None or (best.step, best.num_images) <= (sampled.step, sampled.num_images)
+                if is_later and (name == FID or name.startswith("fd_")):
+                    found[name] = Distance(value, sampled.step, sampled.num_images, record.num_reference_of(name))
+    return found
 
 
 def _updated(run_folder: RunFolder, record: RunRecord | None) -> float:
@@ -138,16 +179,17 @@ def _updated(run_folder: RunFolder, record: RunRecord | None) -> float:
     return max(path.stat().st_mtime for path in written if path.exists())
 
 
-def _cells(row: RunRow) -> list[str]:
+def _cells(row: RunRow, distances: Sequence[str]) -> list[str]:
+    elsewhere = row.state in {"running", "unknown"} and row.host not in {None, socket.gethostname()}
     return [
         row.run,
-        row.state,
+        f"{row.state} on {row.host}" if elsewhere else row.state,
         f"{row.step:,}",
         f"{row.max_train_steps:,}",
         "-" if row.images_per_s is None else f"{row.images_per_s:,.1f}",
         "-" if row.seconds_left is None else duration_text(row.seconds_left),
         *(f"{row.losses[name]:.4f}" if name in row.losses else "-" for name in LOSSES),
-        "-" if row.fid is None else f"{row.fid:.2f}",
+        *(f"{row.distances[name].value:.2f}" if name in row.distances else "-" for name in (FID, *distances)),
         duration_text(row.seconds_since_update),
     ]
 

@@ -26,6 +26,7 @@ COMMANDS = [
 COMMANDS += [
     "report",
     "runs",
+    "compare",
     "env",
     "recipes",
     "encoders",

@@ -109,6 +109,21 @@ class RunFolder:
         """`wandb_id`: ID of the run in Weights & Biases, which a resumed run continues."""
         return self.path / "wandb_id"
 
+    @property
+    def trackio_name(self) -> Path:
+        """`trackio_name`: name of the run in trackio, which a resumed run continues."""
+        return self.path / "trackio_name"
+
+    @property
+    def aim_id(self) -> Path:
+        """`aim_id`: ID of the run in Aim, which a resumed run continues."""
+        return self.path / "aim_id"
+
+    @property
+    def trackers_file(self) -> Path:
+        """`trackers.json`: the last steps that were passed to W&B and trackio."""
+        return self.path / "trackers.json"
+
     def checkpoint(self, step: int) -> Path:
         """`checkpoints/0050000.pt`: the state after this step, named as by REPA's trainer."""
         return self.checkpoint_folder / f"{step:07d}{CHECKPOINT_SUFFIX}"
@@ -162,7 +177,15 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Delete the temporary files of killed trainings; the caller holds the lease of the folder."""
-        for name in ("train.json", "run.json", "metrics.parquet*", "nan-*", "profile-*", "checkpoints/*"):
+        for name in (
+            "train.json",
+            "run.json",
+            "trackers.json",
+            "metrics.parquet*",
+            "nan-*",
+            "profile-*",
+            "checkpoints/*",
+        ):
             remove_leftovers(self.path, name)
 
     def read_config(self) -> TrainConfig:

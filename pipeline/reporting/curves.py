@@ -32,7 +32,13 @@ _TITLES = {
     "images_per_s": "Images per second",
     "data_wait": "Data wait (fraction)",
     "mfu": "Model FLOPs utilization (MFU)",
-    "memory_gib": "Memory (GiB)",
+    "memory_gib": "Peak memory (GiB)",
+    "gpu_utilization": "GPU utilization (fraction)",
+    "gpu_memory_gib": "GPU memory of all processes (GiB)",
+    "gpu_celsius": "GPU temperature (°C)",
+    "cpu_cores": "Busy CPU cores",
+    "process_gib": "Memory of the process (GiB)",
+    "disk_read_mib_per_s": "Reads from disks (MiB/s)",
 }
 _VALIDATION = "val_"
 _X_COLUMNS = {"step", "seconds"}

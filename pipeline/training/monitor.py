@@ -15,10 +15,11 @@ from ..artifacts.metrics_log import MetricsLog
 from ..artifacts.run_folder import RunFolder
 from ..runtime.device import peak_memory_gib
 from ..runtime.progress import Progress
+from ..runtime.system_metrics import SystemMetrics
 from .evaluation import PREFIX, Found, OnlineEvaluation, steps_to_evaluate, until_finished
 from .schedule import learning_rate
 from .session import SessionRecorder
-from .trackers import open_tracker
+from .trackers.opening import open_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class TrainingMonitor:
         self._log = MetricsLog(run, start_step)
         self._tracker = open_tracker(config, run, start_step)
         self._evaluation = OnlineEvaluation(config, run, steps_to_evaluate(config, run, self._log))
+        self._system = SystemMetrics(device)
         self._sums: Tensor | None = None
         self._count, self._waited, self._since = 0, 0.0, time.perf_counter()
 
@@ -87,6 +89,7 @@ class TrainingMonitor:
             "data_wait": self._waited / seconds,
             "seconds": seconds,
             "memory_gib": peak_memory_gib(self._device),
+            **self._system.read(),
         }
         if self._mfu_per_image_rate is not None:
             row["mfu"] = rate * self._mfu_per_image_rate

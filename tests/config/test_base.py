@@ -53,6 +53,7 @@ VALID = {
     "max_image_pixels": 25_000_000,
     "test_share": 0.5,
     "profile_steps": "100:105",
+    "report_to": "wandb,trackio",
     "part": "1/4",
     "repo": "me/model",
     "projector_kernel_size": 5,
@@ -139,7 +140,6 @@ def test_a_command_can_be_pasted_into_a_shell():
     [
         (TrainConfig, {"path_type": "round"}, "--path-type is 'round': expected one of linear, cosine"),
         (TrainConfig, {"mixed_precision": "fp8"}, "--mixed-precision is 'fp8': expected one of fp32, fp16, bf16"),
-        (TrainConfig, {"report_to": "mlflow"}, "--report-to is 'mlflow': expected one of tensorboard, wandb, none"),
         (SampleConfig, {"mode": "ddim"}, "--mode is 'ddim': expected one of ode, sde"),
         (EncodeConfig, {"codec": "fp8"}, "--codec is 'fp8': expected one of float16, int8, int4"),
     ],
@@ -150,6 +150,14 @@ def test_a_value_outside_of_its_literal_type_names_the_flag_and_the_choices(kind
     with pytest.raises(ConfigError) as raised:
         kind(**{name: value for name, value in required.items() if name in names}, **options)
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("value", ["mlflow", "wandb,mlflow", "wandb,none", "wandb,wandb", ""])
+def test_trackers_are_names_with_commas(value):
+    with pytest.raises(ConfigError, match="expected one of tensorboard, wandb, trackio, aim, several of them with"):
+        TrainConfig(store="s", report_to=value)
+    names = {"wandb": ("wandb",), "aim, wandb": ("aim", "wandb"), "none": (), None: None}
+    assert {each: TrainConfig(store="s", report_to=each).trackers for each in names} == names
 
 
 def test_none_is_accepted_where_a_choice_is_optional():

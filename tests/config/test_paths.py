@@ -23,7 +23,7 @@ NO_PATHS = {
     "self_blocks",
     "term",  # text that is no path, or that a source may read as anything
     "source", "source_kind", "encoder", "model", "enc_type", "exp_name", "notes", "tag", "group", "profile_steps",
-    "device", "ray_address", "classes", "attn_encoder", "labels", "detector", "part", "token_latents",
+    "report_to", "device", "ray_address", "classes", "attn_encoder", "labels", "detector", "part", "token_latents",
     "license", "repo", "split", "image_column", "label_column", "class_order",
 }  # fmt: skip
 

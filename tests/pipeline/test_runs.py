@@ -1,7 +1,9 @@
 """`repa-pipe runs`: the table of runs, for running, finished, unfinished, evaluated and broken ones."""
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -124,7 +126,7 @@ def test_the_command_prints_a_table_and_names_broken_runs(tmp_path, run_cli, mon
     header, line = out.splitlines()
     names = ["run", "state", "step", "of", "images/s", "left", "denoising", "alignment", "val denoising", "FID", "age"]
     assert re.split(r"  +", header) == names
-    assert line.split()[:8] == ["exps/good", "running", "100", "1,000", "200.0", "7.5", "min", "0.7500"]
+    assert re.split(r"  +", line)[:7] == ["exps/good", "running on other", "100", "1,000", "200.0", "7.5 min", "0.7500"]
     broken = [name.partition(" cannot be read: ")[0] for name in errors.splitlines()]
     assert broken == ["warning: exps/log", "warning: exps/record", "warning: exps/settings"]
     code, out, _ = run_cli("runs", "exps/good", "--json")
@@ -135,6 +137,39 @@ def test_the_command_prints_a_table_and_names_broken_runs(tmp_path, run_cli, mon
         200.0,
         450.0,
     )
+
+
+def test_distances_of_all_detectors_have_columns_and_their_counts(tmp_path, run_cli):
+    one, two = make_run(tmp_path / "one", [100]), make_run(tmp_path / "two", [100])
+    make_metrics(one, 100, 64, fid=7.0, fd_enc=3.0)
+    make_metrics(one, 200, 64, fd_enc=2.0, kid=1.0)
+    make_metrics(two, 100, 32, fid=9.0, fd_other=1.0)
+    _, out, _ = run_cli("runs", tmp_path)
+    header, *lines = (re.split(r"  +", line) for line in out.splitlines())
+    assert header[-4:] == ["FID", "FD enc", "FD other", "age"]
+    assert [line[-4:-1] for line in lines] == [["7.00", "2.00", "-"], ["9.00", "-", "1.00"]]
+    rows = json.loads(run_cli("runs", tmp_path, "--json")[1])
+    assert rows[0]["distances"]["fd_enc"] == {"value": 2.0, "step": 200, "num_images": 64, "num_reference": 8}
+    assert (rows[0]["fid"], rows[1]["distances"]["fid"]["num_images"]) == (7.0, 32)
+
+
+def test_runs_are_sorted_and_those_without_a_value_are_last(tmp_path, run_cli):
+    make_run(tmp_path / "a", [100], state="stopped", updated=time_text(time.time() - 100))
+    make_run(tmp_path / "b", [300], state="stopped", updated=time_text(time.time() - 500))
+    make_metrics(make_run(tmp_path / "c", state="stopped"), 100, 8, fid=2.0)
+    make_metrics(make_run(tmp_path / "d", [200], state="stopped", updated=time_text(time.time() - 50)), 100, 8, fid=1.0)
+    expected = {"age": "cdab", "step": "bdac", "loss": "abdc", "fid": "dcab"}
+    for order, names in expected.items():
+        rows = json.loads(run_cli("runs", tmp_path, "--json", "--sort", order)[1])
+        assert "".join(Path(row["run"]).name for row in rows) == names, order
+
+
+def test_a_run_on_another_machine_is_shown_with_its_name(tmp_path):
+    make_run(tmp_path / "a", [100], state="running", host="gpu-7")
+    make_run(tmp_path / "b", [100], state="finished", host="gpu-7")
+    make_run(tmp_path / "c", [100], state="running", host=socket.gethostname(), pid=os.getpid())
+    cells = [re.split(r"  +", line)[1] for line in runs.run([str(tmp_path)]).table.splitlines()[1:]]
+    assert cells == ["running on gpu-7", "finished", "running"]
 
 
 def test_a_folder_without_runs_is_no_error(tmp_path, run_cli):

@@ -3,17 +3,20 @@
 import importlib.util
 import json
 import re
+import struct
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from repa_pipe.errors import ConfigError
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
-from repa_pipe.pipeline.training import trackers
+from repa_pipe.pipeline.training.trackers import wandb as wandb_tracker
+from repa_pipe.pipeline.training.trackers.opening import open_tracker
 
 FAKE_WANDB = """
 import json, pathlib
@@ -83,7 +86,7 @@ def test_a_tracker_that_fails_is_one_warning_and_the_run_goes_on(config_of, wand
 
 def test_an_upload_that_does_not_end_does_not_keep_the_run(config_of, wandb_log, caplog, monkeypatch):
     (wandb_log.parent / "wandb.py").write_text(FAKE_WANDB + "import time\nRun.finish = lambda _: time.sleep(60)\n")
-    monkeypatch.setattr(trackers, "WANDB_END_S", 0.2)
+    monkeypatch.setattr(wandb_tracker, "END_S", 0.2)
     start = time.monotonic()
     assert train.run(config_of(report_to="wandb")).step == 6
     assert time.monotonic() - start < 30
@@ -118,7 +121,9 @@ def test_tensorboard_gets_the_metrics_and_the_grids(config_of):
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_an_error(config_of, monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None)
-    with pytest.raises(ConfigError, match=f"--report-to is '{name}', which is not installed: run 'pip install {name}'"):
+    with pytest.raises(
+        ConfigError, match=f"--report-to is '{name}', but {name} is not installed: run 'pip install {name}'"
+    ):
         train.run(config_of(report_to=name))
 
 
@@ -126,3 +131,118 @@ def test_no_tracker_is_used_where_none_is_installed(config_of, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None)
     result = train.run(config_of(max_train_steps=1))
     assert not (Path(result.run) / "tensorboard").exists()
+
+
+IMAGE = np.full((8, 8, 3), 128, np.uint8)
+
+
+def log_with_a_kill(config):
+    """Log 6 steps, of which 4 and 5 are taken and logged twice, as after a kill; an image with each from the third."""
+    run = RunFolder.of(config)
+    run.path.mkdir(parents=True)
+    for start, stop in ((0, 5), (3, 6)):
+        tracker = open_tracker(config, run, start)
+        for step in range(start + 1, stop + 1):
+            tracker.log_scalars(step, {"loss": step / 4})
+            if step > 2:
+                tracker.log_image(step, IMAGE)
+        tracker.close()
+    return run
+
+
+LABELS = {"notes": "first try", "tag": ("a",), "group": "sweep"}
+LOSSES = {step: step / 4 for step in range(1, 7)}
+
+
+def test_steps_that_are_taken_again_are_logged_once(config_of, wandb_log):
+    run = log_with_a_kill(config_of(report_to="wandb,tensorboard"))
+    calls = [call for _, *session in json.loads(wandb_log.read_text()) for call in session]
+    assert [(step, values["loss"]) for step, values in calls if "loss" in values] == list(LOSSES.items())
+    assert [step for step, values in calls if "samples" in values] == [3, 4, 5, 6]
+    assert json.loads(run.trackers_file.read_text()) == {"wandb": {"scalars": 6, "images": 6}}
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    written = accumulators.EventAccumulator(str(run.tensorboard))
+    written.Reload()
+    assert {event.step: event.value for event in written.Scalars("loss")} == LOSSES
+    assert len(written.Scalars("loss")) == len(LOSSES)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"wandb": 1}', '{"wandb": {"scalars": "x"}}'])
+def test_a_damaged_record_of_logged_steps_is_replaced(config_of, wandb_log, text):
+    config = config_of(report_to="wandb")
+    run = RunFolder.of(config)
+    run.path.mkdir(parents=True)
+    run.trackers_file.write_text(text)
+    tracker = open_tracker(config, run, 0)
+    tracker.log_scalars(6, {"loss": 1.0})
+    assert json.loads(run.trackers_file.read_text()) == {"wandb": {"scalars": 6}}
+
+
+def test_trackio_has_every_step_once(config_of, monkeypatch, tmp_path, capfd):
+    """With the real library."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    run = log_with_a_kill(config_of(report_to="trackio", **LABELS))
+    from trackio.sqlite_storage import SQLiteStorage
+
+    name = run.trackio_name.read_text()
+    assert re.fullmatch("run-[0-9a-f]{8}", name)
+    logged = SQLiteStorage.get_logs("repa-pipe", name)
+    assert [(row["step"], row["loss"]) for row in logged if "loss" in row] == list(LOSSES.items())
+    assert [row["step"] for row in logged if "samples" in row] == [3, 4, 5, 6]
+    (found,) = trackio.Api().runs("repa-pipe")
+    assert found.name == name
+    assert (found.config["model"], found.config["notes"], found.config["tags"]) == ("SiT-T/2", "first try", ["a"])
+    assert capfd.readouterr().out == ""
+
+
+def test_aim_has_every_step_once(config_of):
+    """With the real library."""
+    aim = pytest.importorskip("aim")
+    run = log_with_a_kill(config_of(report_to="aim", **LABELS))
+    from aim.sdk.index_manager import RepoIndexManager
+
+    repository = aim.Repo(str(run.path.parent))
+    RepoIndexManager.get_index_manager(repository).index(run.aim_id.read_text())  # as `aim up` does
+    found = aim.Run(run_hash=run.aim_id.read_text(), repo=str(run.path.parent), read_only=True)
+    assert (found.name, found.experiment, found.description, found.tags) == ("run", "sweep", "first try", ["a"])
+    assert found["config"]["model"] == "SiT-T/2"
+    (losses,) = [metric for metric in found.metrics() if metric.name == "loss"]
+    frame = losses.dataframe()
+    assert sorted(zip(frame["step"], frame["value"], strict=True)) == list(LOSSES.items())
+
+
+def test_the_real_wandb_offline_has_every_step_once(config_of, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = log_with_a_kill(config_of(report_to="wandb", **LABELS))
+    logged = [names for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")) for names in history(path)]
+    assert sorted(step for step, names in logged if "loss" in names) == list(LOSSES)
+    assert sorted(step for step, names in logged if "samples" in names) == [3, 4, 5, 6]
+
+
+def history(path):
+    """Return the step and the names of every row in a file of W&B's offline mode."""
+    from wandb.proto import wandb_internal_pb2
+
+    for data in records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.HasField("history"):
+            names = {item.key or item.nested_key[0] for item in record.history.item}
+            yield record.history.step.num, names
+
+
+def records(data):
+    """Return the records of such a file, a log of LevelDB: parts with a header of 7 bytes, in blocks of 32 KiB."""
+    parts, at = [], 7
+    while at < len(data):
+        if 32_768 - at % 32_768 < 7:
+            at += 32_768 - at % 32_768
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        parts.append(data[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):  # complete, or the last part
+            yield b"".join(parts)
+            parts = []

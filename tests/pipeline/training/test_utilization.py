@@ -52,6 +52,8 @@ def test_the_peak_is_known_only_for_listed_gpus_in_half_precision(name, precisio
 def test_the_log_has_memory_and_mfu_only_where_the_peak_is_known(config_of, monkeypatch):
     (row,) = read_metrics(RunFolder(Path(train.run(config_of(max_train_steps=1)).run)))
     assert 0.1 < row["memory_gib"] < 100
+    assert 0 < row["process_gib"] <= row["memory_gib"] * 1.01  # the latter is its peak
+    assert 0 < row["cpu_cores"] < 64
     assert "mfu" not in row
     monkeypatch.setattr(trainer, "mfu_per_image_rate", lambda *_: 0.001)
     rows = read_metrics(RunFolder(Path(train.run(config_of(max_train_steps=2, log_steps=1)).run)))
