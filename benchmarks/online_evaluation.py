@@ -1,6 +1,6 @@
 """Measure whether evaluation while training (`train --eval-every`) slows the steps, with a spare core.
 
-    OMP_NUM_THREADS=1 python benchmarks/online_evaluation.py [--steps 400] [--rounds 3] [--out FILE.json]
+    python benchmarks/online_evaluation.py [--steps 400] [--rounds 3] [--out FILE.json]
 
 The same run is trained with and without evaluations, in turn, each with one thread, on the demo's photographs. As soon
 as one evaluation has ended, the next one begins: --eval-every is small. Only rows of the log during which evaluations

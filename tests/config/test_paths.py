@@ -23,7 +23,8 @@ NO_PATHS = {
     "self_blocks",
     "term",  # text that is no path, or that a source may read as anything
     "source", "source_kind", "encoder", "model", "enc_type", "exp_name", "notes", "tag", "group", "profile_steps",
-    "report_to", "device", "ray_address", "classes", "attn_encoder", "labels", "detector", "part", "token_latents",
+    "report_to", "device", "eval_device", "eval_detector", "ray_address", "classes", "attn_encoder", "labels",
+    "detector", "part", "token_latents",
     "license", "repo", "split", "image_column", "label_column", "class_order",
 }  # fmt: skip
 

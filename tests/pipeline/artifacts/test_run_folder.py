@@ -39,6 +39,10 @@ def test_the_names_of_all_files():
         "machine_file": "exps/name/machine.json",
         "record_file": "exps/name/run.json",
         "log": "exps/name/log.txt",
+        "evaluation_log": "exps/name/eval.log",
+        "aim_id": "exps/name/aim_id",
+        "trackers_file": "exps/name/trackers.json",
+        "trackio_name": "exps/name/trackio_name",
         "tensorboard": "exps/name/tensorboard",
         "wandb_id": "exps/name/wandb_id",
     }
