@@ -664,6 +664,56 @@ def store_show(store: str, group: str, out: str, decoder: str | None, count: int
     echo(show.show(store, out, group, decoder, count))
 
 
+@store.command("quality", positional=("store",))
+@_store_option
+@click.option("--vae", default=None, help="VAE whose latents are decoded. Default: the only one of the store.")
+@click.option("--token-latents", default=None, help="Encoder whose tokens are decoded instead. Default: none.")
+@click.option(
+    "--decoder",
+    type=PATH_TEXT,
+    default=None,
+    help="Another VAE that decodes latents, or a decoder of tokens (AutoencoderRAE). Default: the VAE of the latents.",
+)
+@click.option(
+    "--source", default=None, type=PATH_TEXT, help="Location of the images. Default: where they were encoded from."
+)
+@_plug_in_option
+@click.option("--images", type=int, default=None, help="Number of images, spread evenly over the store. Default: all.")
+@click.option(
+    "--without",
+    type=click.Choice(["rfid", "ssim", "lpips"]),
+    multiple=True,
+    help="Metric to leave out; repeatable. Default: none, all are computed.",
+)
+@click.option(
+    "--detector",
+    default="inception",
+    show_default=True,
+    help="Feature extractor of the Fréchet distance: inception (rFID), or the name of an encoder.",
+)
+@click.option(
+    "--detector-weights", type=PATH_TEXT, default=None, help="Local weights file of the detector. Default: download."
+)
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Images per forward pass.")
+@click.option("--device", default=None, help="Torch device. Default: cuda if available, else cpu.")
+@click.option(
+    "--out",
+    type=PATH_TEXT,
+    default="quality.json",
+    show_default=True,
+    help="Output JSON file; a figure of the worst and the median images is written next to it as .png.",
+)
+def store_quality(store: str, **options: Any) -> None:
+    """Measure what encoding loses: rFID, PSNR, SSIM, LPIPS.
+
+    Decodes stored latents or tokens and compares them with the images that they were encoded from.
+    """
+    from .pipeline.store_tools import quality
+    from .pipeline.store_tools.quality_options import QualityOptions
+
+    echo(quality.run(store, QualityOptions(**options)))
+
+
 @store.command("import", positional=("folder", "store"))
 @click.option("--folder", type=PATH_TEXT, help="Folder of latents (docs/latents.md).  [required]")
 @click.option("--store", type=PATH_TEXT, help="Store to create or extend.  [required]")
