@@ -24,6 +24,7 @@ from .config import (
     EncodeConfig,
     EvaluateConfig,
     ExportConfig,
+    NearestConfig,
     PlanConfig,
     ProbeConfig,
     RankConfig,
@@ -274,6 +275,20 @@ def evaluate_checkpoints(checkpoint: str, dry_run: bool, **options: Any) -> None
     echo(f"saved to {result.json} and {result.page}")
     for warning in dict.fromkeys(warning for row in result.rows for warning in row["warnings"]):
         logger.warning(warning)
+
+
+@stage_command(NearestConfig, "samples", "store")
+def nearest(config: NearestConfig) -> None:
+    """Find the training images nearest to samples.
+
+    Shows whether a model copies training images: compares the distances of generated images to training images with
+    those between training images. The search covers all samples of a store, by the tokens of one of its encoders.
+    """
+    from .pipeline import nearest as stage
+
+    result = stage.run(config)
+    echo(result.table)
+    echo(f"saved to {result.json} and {result.page}")
 
 
 @stage_command(ProbeConfig, "checkpoint")

@@ -19,6 +19,7 @@ COMMANDS = [
     "export",
     "evaluate",
     "evaluate-checkpoints",
+    "nearest",
     "probe",
     "rank",
     "ablate",

@@ -22,8 +22,8 @@ from ...stores.files import write_json
 from ...stores.layout import features_group, latents_group
 from ...version import __version__
 from ..artifacts.images import Block, save_grid
+from ..artifacts.originals import Originals
 from ..runtime.tables import text_table
-from .originals import Originals
 from .quality_options import PSNR, QualityOptions
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ def _measure(
     store: Store, group: str, rows: npt.NDArray[np.int64], originals: Originals, options: QualityOptions
 ) -> tuple[Closeness, _Figure]:
     """Decode and compare all samples, and again those of the figure, which are only then known."""
+    from ..artifacts.decoding import make_decoder
     from ..runtime.device import choose_device
     from ..runtime.progress import progress
     from .closeness import Closeness
-    from .decoding import make_decoder
 
     device = choose_device(options.device)
     decode = make_decoder(store, group, options.decoder, device, same_weights=True)

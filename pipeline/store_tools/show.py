@@ -8,8 +8,8 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...stores import open_store
+from ..artifacts.decoding import make_decoder
 from ..artifacts.images import save_grid
-from .decoding import make_decoder
 
 COLUMNS = 8
 

@@ -13,7 +13,7 @@ from ...errors import BadImageError, SourceError
 from ...sources import Record, decode_crop, open_recorded, records_of
 from ...stores import Store
 from ...stores.checksum import crc32c_bytes
-from ..artifacts.images import Block
+from .images import Block
 
 
 class Originals:

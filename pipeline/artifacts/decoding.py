@@ -14,7 +14,7 @@ from ...models.vae_files import require_trusted
 from ...stores import Store
 from ...stores.layout import MOMENTS
 from ...stores.tokens import read_tokens
-from ..artifacts.images import Block
+from .images import Block
 
 if TYPE_CHECKING:
     import torch
