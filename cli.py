@@ -24,6 +24,7 @@ from .config import (
     EncodeConfig,
     EvaluateConfig,
     ExportConfig,
+    NearestConfig,
     PlanConfig,
     ProbeConfig,
     RankConfig,
@@ -274,6 +275,20 @@ def evaluate_checkpoints(checkpoint: str, dry_run: bool, **options: Any) -> None
     echo(f"saved to {result.json} and {result.page}")
     for warning in dict.fromkeys(warning for row in result.rows for warning in row["warnings"]):
         logger.warning(warning)
+
+
+@stage_command(NearestConfig, "samples", "store")
+def nearest(config: NearestConfig) -> None:
+    """Find the training images nearest to samples.
+
+    Shows whether a model copies training images: compares the distances of generated images to training images with
+    those between training images. The search covers all samples of a store, by the tokens of one of its encoders.
+    """
+    from .pipeline import nearest as stage
+
+    result = stage.run(config)
+    echo(result.table)
+    echo(f"saved to {result.json} and {result.page}")
 
 
 @stage_command(ProbeConfig, "checkpoint")
@@ -662,6 +677,56 @@ def store_show(store: str, group: str, out: str, decoder: str | None, count: int
     from .pipeline.store_tools import show
 
     echo(show.show(store, out, group, decoder, count))
+
+
+@store.command("quality", positional=("store",))
+@_store_option
+@click.option("--vae", default=None, help="VAE whose latents are decoded. Default: the only one of the store.")
+@click.option("--token-latents", default=None, help="Encoder whose tokens are decoded instead. Default: none.")
+@click.option(
+    "--decoder",
+    type=PATH_TEXT,
+    default=None,
+    help="Another VAE that decodes latents, or a decoder of tokens (AutoencoderRAE). Default: the VAE of the latents.",
+)
+@click.option(
+    "--source", default=None, type=PATH_TEXT, help="Location of the images. Default: where they were encoded from."
+)
+@_plug_in_option
+@click.option("--images", type=int, default=None, help="Number of images, spread evenly over the store. Default: all.")
+@click.option(
+    "--without",
+    type=click.Choice(["rfid", "ssim", "lpips"]),
+    multiple=True,
+    help="Metric to leave out; repeatable. Default: none, all are computed.",
+)
+@click.option(
+    "--detector",
+    default="inception",
+    show_default=True,
+    help="Feature extractor of the Fréchet distance: inception (rFID), or the name of an encoder.",
+)
+@click.option(
+    "--detector-weights", type=PATH_TEXT, default=None, help="Local weights file of the detector. Default: download."
+)
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Images per forward pass.")
+@click.option("--device", default=None, help="Torch device. Default: cuda if available, else cpu.")
+@click.option(
+    "--out",
+    type=PATH_TEXT,
+    default="quality.json",
+    show_default=True,
+    help="Output JSON file; a figure of the worst and the median images is written next to it as .png.",
+)
+def store_quality(store: str, **options: Any) -> None:
+    """Measure what encoding loses: rFID, PSNR, SSIM, LPIPS.
+
+    Decodes stored latents or tokens and compares them with the images that they were encoded from.
+    """
+    from .pipeline.store_tools import quality
+    from .pipeline.store_tools.quality_options import QualityOptions
+
+    echo(quality.run(store, QualityOptions(**options)))
 
 
 @store.command("import", positional=("folder", "store"))

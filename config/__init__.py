@@ -9,6 +9,7 @@ from .base import OBJECTIVE, SECTIONS, Config, flag, no_flag
 from .encode import EncodeConfig
 from .evaluate import EvaluateConfig
 from .export import ExportConfig
+from .nearest import NearestConfig
 from .plan import PlanConfig
 from .probe import ProbeConfig
 from .rank import RankConfig
@@ -25,6 +26,7 @@ __all__ = [
     "EncodeConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "NearestConfig",
     "PlanConfig",
     "ProbeConfig",
     "RankConfig",

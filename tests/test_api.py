@@ -159,7 +159,9 @@ def examples():
 
 def test_every_offered_name_is_in_the_reference_and_in_an_example():
     shown = "\n".join(examples())
-    configs_with_other_examples = {"PlanConfig", "ProbeConfig", "AblateConfig", "SampleConfig", "EvaluateConfig"}
+    configs_with_other_examples = {
+        f"{name}Config" for name in ("Plan", "Probe", "Ablate", "Sample", "Evaluate", "Nearest")
+    }
     for name in repa_pipe.__all__:
         assert f"\n::: repa_pipe.{name}\n" in PAGE
         assert f"repa_pipe.{name}(" in shown or name in configs_with_other_examples, name

@@ -19,6 +19,7 @@ COMMANDS = [
     "export",
     "evaluate",
     "evaluate-checkpoints",
+    "nearest",
     "probe",
     "rank",
     "ablate",
@@ -41,7 +42,7 @@ COMMANDS += [
     "store push",
     "store pull",
 ]
-COMMANDS += ["store show", "store import", "store import-repa"]
+COMMANDS += ["store show", "store quality", "store import", "store import-repa"]
 STAGES = COMMANDS[: COMMANDS.index("report")]  # their options come from a config
 
 

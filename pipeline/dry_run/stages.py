@@ -12,6 +12,7 @@ from ...config import (
     EncodeConfig,
     EvaluateConfig,
     ExportConfig,
+    NearestConfig,
     PlanConfig,
     ProbeConfig,
     RankConfig,
@@ -173,6 +174,12 @@ def _evaluate_checkpoints(sampling: SampleConfig, evaluation: EvaluateConfig) ->
     )
 
 
+def _nearest(config: NearestConfig) -> Preview:
+    with open_store(config.store) as store:
+        reads = f"{config.store}: {count_text(len(store), 'sample', 'samples')} of {list_text(store.encoders)}"
+    return Preview((config,), (config.samples, reads), (config.out, str(Path(config.out).with_suffix(".html"))))
+
+
 def _probe(config: ProbeConfig) -> Preview:
     from ..artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
     from ..artifacts.run_folder import RunFolder, run_of
@@ -236,6 +243,7 @@ _PREVIEWS: dict[str, Callable[..., Preview]] = {
     "export": _export,
     "evaluate": _evaluate,
     "evaluate-checkpoints": _evaluate_checkpoints,
+    "nearest": _nearest,
     "probe": _probe,
     "rank": _rank,
     "ablate": _ablate,

@@ -482,6 +482,13 @@ def test_grids_during_training_and_pictures_of_a_store(token_store, decoder, tmp
         with Image.open(out) as picture:
             assert picture.size == (8 * 64, 2 * 64)
             assert np.asarray(picture).std() > 1
+    words = "--token-latents", ENCODER, "--decoder", decoder, "--out", tmp_path / "quality.json"
+    words = (*words, *(word for name in ("rfid", "ssim", "lpips") for word in ("--without", name)))
+    code, output, errors = run_cli("store", "quality", token_store, *words)
+    assert code == 0, errors
+    found = json.loads((tmp_path / "quality.json").read_text())
+    assert (found["group"], found["num_images"]) == (f"features/{ENCODER}", 12)
+    assert 0 < found["metrics"]["psnr"]["mean"] < 40
     for words, message in (
         (["--group", f"features/{ENCODER}"], "holds tokens: pass --decoder"),
         (["--group", "latents/other"], "has no group latents/other: expected one of"),

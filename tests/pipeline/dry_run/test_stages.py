@@ -124,6 +124,12 @@ def test_the_other_commands(dry_run, make_store, tmp_path):
         "writes: rank.json",
         "writes: rank.html",
     ]
+    assert dry_run("nearest", "a.npz", str(path))[0] == [
+        "reads:  a.npz",
+        f"reads:  {path}: 50 samples of enc",
+        "writes: nearest.json",
+        "writes: nearest.html",
+    ]
     (tmp_path / "sweep.toml").write_text(SWEEP)
     comments, _ = dry_run("ablate", str(tmp_path / "sweep.toml"), str(path), "--out", str(tmp_path / "out"))
     assert [line.split(":")[0] for line in comments] == ["reads", "runs", "runs", "writes"]
