@@ -216,7 +216,12 @@ def test_the_real_wandb_offline_has_every_step_once(config_of, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = log_with_a_kill(config_of(report_to="wandb", **LABELS))
-    logged = [names for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")) for names in history(path)]
+    until = time.monotonic() + 20
+    while True:  # W&B's own process writes the last rows, maybe after `finish` has returned
+        logged = [row for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")) for row in history(path)]
+        if 6 in dict(logged) or time.monotonic() > until:
+            break
+        time.sleep(0.1)
     assert sorted(step for step, names in logged if "loss" in names) == list(LOSSES)
     assert sorted(step for step, names in logged if "samples" in names) == [3, 4, 5, 6]
 
