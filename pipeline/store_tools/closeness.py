@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...metrics import Detector, FeatureStatistics, InceptionDetector, frechet_distance
+from ...config import EvaluateConfig
+from ...metrics import Detector, FeatureStatistics, frechet_distance
 from ...metrics.image_quality import Lpips, psnr, require_torchmetrics, ssim
 from ...version import __version__
 from ..artifacts.images import Block
 from ..artifacts.metric_files import INCEPTION
-from ..evaluation.features import EncoderDetector
+from ..evaluation.features import load_detector
 from ..runtime.device import float64_device
 from .quality_options import LPIPS, PSNR, RFID, SSIM, QualityOptions
 
@@ -45,7 +46,9 @@ class Closeness:
         self._distance = RFID if options.detector == INCEPTION else f"rfd_{options.detector}"
         self._sets: tuple[FeatureStatistics, ...] = ()
         if self._detector:
-            self.libraries[self._distance] = f"repa-pipe {__version__}, {self._detector.name}"
+            self.libraries[self._distance] = (
+                f"repa-pipe {__version__}, {self._detector.name} of {self._detector.library}"
+            )
             self._sets = tuple(FeatureStatistics(self._detector.width, float64_device(device)) for _ in range(2))
 
     @property
@@ -82,6 +85,8 @@ class Closeness:
 
 
 def _load_detector(options: QualityOptions, side: int, device: torch.device) -> Detector:
-    if options.detector == INCEPTION:
-        return InceptionDetector(options.detector_weights, device)
-    return EncoderDetector(options.detector, options.detector_weights, side, device)
+    """Load the detector as `evaluate` does."""
+    name = options.detector
+    weights = () if options.detector_weights is None else (f"{name}={options.detector_weights}",)
+    config = EvaluateConfig(samples="originals", reference="decoded", detector=(name,), encoder_weights=weights)
+    return load_detector(name, config, side, device)
