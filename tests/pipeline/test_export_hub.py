@@ -1,14 +1,11 @@
 """Models on the Hugging Face Hub: uploaded, sampled, trained from, pinned to a commit, and what can fail."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import constants, file_download
-from huggingface_hub.utils import disable_progress_bars
 
 from repa_pipe.config import ExportConfig, ProbeConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import CheckpointError, ConfigError
@@ -21,29 +18,6 @@ from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 REPO = "alice/model"
 # huggingface_hub's own, when it uploads a file
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-def hub_server_module():
-    path = Path(__file__).parents[1] / "hub_server.py"
-    spec = importlib.util.spec_from_file_location("hub_server_of_models", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    module = hub_server_module()
-    disable_progress_bars()
-    with module.HubServer().serve() as server:
-        monkeypatch.setenv("HF_TOKEN", module.TOKEN)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)  # constants are read from the environment on import
-        for part in (constants, file_download):  # early versions copy the constant
-            template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-            monkeypatch.setattr(part, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-        yield server
 
 
 @pytest.fixture
@@ -105,7 +79,7 @@ def test_a_pinned_model_needs_no_network_and_a_moved_branch_does_not_change_it(h
     moved = repository.commit("main", dict(repository.commits[repository.branches["main"]]), "again")
     assert pinned(first) == first
     assert pinned(f"hf://{REPO}@main") == f"hf://{REPO}@{moved}"
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     hub.log.clear()
     assert pinned(first) == first
     assert pinned(f"hf://{REPO}") == f"hf://{REPO}@{moved}"

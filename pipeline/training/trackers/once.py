@@ -6,9 +6,9 @@ and trackio never does: it would have two rows of a step.
 
 from __future__ import annotations
 
-from ....converter import read_json
-from ....errors import ConfigError
+from ....converter import read_json, structure
 from ....stores.files import write_json
+from ...artifacts.damaged import read_or_set_aside
 from ...artifacts.images import Block
 from ...artifacts.run_folder import RunFolder
 from ...runtime.lease import require_held
@@ -55,12 +55,10 @@ class LoggedOnce:
 
 
 def _recorded(run: RunFolder) -> dict[str, dict[str, int]]:
-    """Return the last steps by tracker and kind; none for a file that is missing or damaged."""
-    try:
-        found = read_json(run.trackers_file) if run.trackers_file.exists() else {}
-    except ConfigError:
-        return {}
-    whole = isinstance(found, dict) and all(
-        isinstance(steps, dict) and all(isinstance(step, int) for step in steps.values()) for steps in found.values()
-    )
-    return dict(found) if whole else {}
+    """Return the last steps by tracker and kind; none without a file. A damaged one is set aside."""
+    path = run.trackers_file
+
+    def read() -> dict[str, dict[str, int]]:
+        return structure(read_json(path), dict[str, dict[str, int]], str(path))
+
+    return read_or_set_aside(path, read, "trackers may get steps again that they already have") or {}

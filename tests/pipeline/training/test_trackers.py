@@ -168,7 +168,7 @@ def test_steps_that_are_taken_again_are_logged_once(config_of, wandb_log):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"wandb": 1}', '{"wandb": {"scalars": "x"}}'])
-def test_a_damaged_record_of_logged_steps_is_replaced(config_of, wandb_log, text):
+def test_a_damaged_record_of_logged_steps_is_replaced_with_a_warning(config_of, wandb_log, caplog, text):
     config = config_of(report_to="wandb")
     run = RunFolder.of(config)
     run.path.mkdir(parents=True)
@@ -176,6 +176,7 @@ def test_a_damaged_record_of_logged_steps_is_replaced(config_of, wandb_log, text
     tracker = open_tracker(config, run, 0)
     tracker.log_scalars(6, {"loss": 1.0})
     assert json.loads(run.trackers_file.read_text()) == {"wandb": {"scalars": 6}}
+    assert "trackers.json.damaged-1, trackers may get steps again" in caplog.text
 
 
 def test_trackio_has_every_step_once(config_of, monkeypatch, tmp_path, capfd):
