@@ -651,6 +651,7 @@ def store_push(store: str, target: str, **options: Any) -> None:
 @click.option(
     "--shards", default=None, metavar="FIRST:STOP", help="Shards to download, without the last. Default: all."
 )
+@click.option("--labels-only", is_flag=True, help="Download the sample index and the labels, without any group.")
 def store_pull(source: str, store: str, **options: Any) -> None:
     """Download a store from the Hugging Face Hub.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...converter import read_json
-from ...errors import RemoteError, StoreError
+from ...errors import ConfigError, RemoteError, StoreError
 from ...stores.checksum import crc32c
 from ...stores.files import TEMPORARY, confined, fsync_directory, write_json
 from ...stores.hub import DATASET, PULLED_FILE, HubFile, HubLocation, attempt, client, list_files, pinned
@@ -47,6 +47,7 @@ class PullOptions:
 
     groups: tuple[str, ...] = ()
     shards: str | None = None
+    labels_only: bool = False  # the sample index and the labels, without any group
 
 
 def pull(target: str, path: str, options: PullOptions) -> str:
@@ -58,10 +59,12 @@ def pull(target: str, path: str, options: PullOptions) -> str:
         options: what to download.
 
     Raises:
-        ConfigError: `target` has another form, or the shards do not exist.
+        ConfigError: `target` has another form, the shards do not exist, or the options contradict each other.
         StoreError: the repository holds no store, or a damaged or unfinished one; the folder holds another store.
         RemoteError: the Hub cannot be reached or refuses access.
     """
+    if options.labels_only and (options.groups or options.shards):
+        raise ConfigError("--labels-only downloads no groups: remove --group and --shards")
     if is_url(path):
         raise StoreError(f"{path} is a URL: pull into a folder")
     requested, folder = HubLocation.parse(target), local_folder(path)
@@ -102,6 +105,7 @@ class _Pull:
         copied = copied_metadata(root, f"{self._location}/{METADATA_FILE}")
         names = [name for name in copied if name.count("/") == 1 and name.startswith(("latents/", "features/"))]
         groups = chosen_groups(self._options.groups, sorted(names, reverse=True), str(self._location))
+        groups = [] if self._options.labels_only else groups
         shards = chosen_shards(self._options.shards, manifest.num_samples, manifest.shard_size)
         self._require_same_store(root, copied, groups)
         jobs = [(group, shard) for group in groups for shard in shards if commit_file(group, shard) in self._there]

@@ -54,6 +54,21 @@ def test_a_pushed_store_is_pulled_with_the_same_bytes_and_nothing_is_transferred
     assert not hub.requests(r"^GET /.*/0/0")
 
 
+def test_labels_alone_are_pulled_and_groups_added_later(hub, make_store, tmp_path):
+    path, _ = make_store()
+    push(str(path), TARGET, MIT)
+    copy = tmp_path / "copy"
+    assert "no group from" in pull(TARGET, str(copy), PullOptions(labels_only=True))
+    assert not [name for name in contents(copy) if "/c/" in name and not name.startswith("label/")]
+    with open_store(copy) as store, open_store(path) as local:
+        assert store.group_names() == []
+        np.testing.assert_array_equal(store.labels_at(np.arange(len(store))), local.labels_at(np.arange(len(local))))
+    with pytest.raises(ConfigError, match="--labels-only downloads no groups: remove --group"):
+        pull(TARGET, str(copy), PullOptions(labels_only=True, groups=("features/enc",)))
+    pull(TARGET, str(copy), PullOptions())
+    assert contents(copy) == contents(path)
+
+
 def test_a_store_is_read_in_place_at_one_commit(hub, make_store, tmp_path):
     path, _ = make_store()
     push(str(path), TARGET, MIT)
