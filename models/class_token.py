@@ -5,6 +5,8 @@ Samplers and guidance work unchanged, since the state is one vector per sample: 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ class ClassTokenModel(DiffusionModel):
     def unpack(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Split a state or a velocity into latents [B, C, H, W] and class tokens [B, cls_dim]."""
         latents, cls_token = state.split([self._latents_size, state.shape[1] - self._latents_size], dim=1)
-        return latents.unflatten(1, super().state_shape), cls_token
+        return latents.unflatten(1, self.latents_shape), cls_token
 
     def guidance_scales(self, scale: float, cls_scale: float) -> Tensor:
         """Return the guidance scale of every element of a state, [1, C * H * W + cls_dim].
@@ -50,5 +52,4 @@ class ClassTokenModel(DiffusionModel):
 
     @property
     def _latents_size(self) -> int:
-        config = self.config
-        return config.in_channels * config.input_size**2
+        return math.prod(self.latents_shape)

@@ -87,9 +87,14 @@ class DiffusionModel(nn.Module):
         raise NotImplementedError
 
     @property
+    def latents_shape(self) -> tuple[int, int, int]:
+        """Shape [C, H, W] of the latents of one sample."""
+        return (self.config.in_channels, self.config.input_size, self.config.input_size)
+
+    @property
     def state_shape(self) -> tuple[int, ...]:
         """Shape of one sample of x_t, the noise that samplers start from."""
-        return (self.config.in_channels, self.config.input_size, self.config.input_size)
+        return self.latents_shape
 
     @property
     def noise_scale(self) -> float:
