@@ -169,7 +169,7 @@ JSON_KINDS = {
         RUN.record_file,
         lambda: unstructure(read_run_record(RUN)),
         (show_runs, resume_training),
-        optional=frozenset({"notes", "tags", "sessions"}),
+        optional=frozenset({"notes", "tags", "sessions", "images", "bytes_per_image"}),
         content=json.dumps({"created": time_text(0), "notes": "n", "tags": ["a"], "sessions": [SESSION]}),
     ),
     "machine.json": Kind(
@@ -186,7 +186,7 @@ JSON_KINDS = {
         FILES.metrics,
         lambda: unstructure(read_metrics_file(FILES.metrics)),
         (show_runs, show_report, evaluate),
-        optional=OPTIONAL_OF_EVALUATION | {"seconds", "inputs"},
+        optional=OPTIONAL_OF_EVALUATION | {"seconds", "inputs", "margins"},
     ),
     "by-step": Kind(
         RUN.curves / "ode2-cfg1.5-seed0-4.json",
