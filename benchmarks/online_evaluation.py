@@ -2,9 +2,9 @@
 
     python benchmarks/online_evaluation.py [--steps 400] [--rounds 3] [--out FILE.json]
 
-The same run is trained with and without evaluations, in turn, each with one thread, on the demo's photographs. As soon
-as one evaluation has ended, the next one begins: --eval-every is small. Only rows of the log during which evaluations
-ran are counted, and the same rows of the run without them. The weights of both runs are compared bit by bit.
+The same run is trained with and without evaluations, in turn, each with one thread, on the demo's photographs at 64
+pixels. As soon as one evaluation has ended, the next one begins. Only rows of the log during which evaluations ran are
+counted, and the same rows of the run without them. The weights of both runs are compared bit by bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from repa_pipe.pipeline.artifacts.metrics_log import read_metrics
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 
 ENCODER = "efficientnet-lite0"
-EVERY = 20
+LOG_STEPS = 20
+EVALUATIONS = 3  # the first one begins after a third of the steps, and one runs until the end
 
 
 def train(config: TrainConfig) -> RunFolder:
@@ -43,29 +44,34 @@ def train(config: TrainConfig) -> RunFolder:
 def compare(folder: Path, args: argparse.Namespace) -> dict[str, object]:
     """Return the ratio of the rates with and without evaluations, per round."""
     images, store = select_crops(folder, 32), str(folder / "store")
-    encode.run(EncodeConfig(source=str(images), store=store, encoder=(ENCODER,), vae="tiny-kl-f8", device="cpu"))
+    encode.run(
+        EncodeConfig(source=str(images), store=store, encoder=(ENCODER,), vae="tiny-kl-f8", resolution=64, device="cpu")
+    )
     config = TrainConfig(
         store=store,
         output_dir=str(folder / "runs"),
         model="SiT-T/2",
+        projector_embed_dims=256,
         batch_size=16,
         max_train_steps=args.steps,
         checkpointing_steps=args.steps,
-        log_steps=EVERY,
+        log_steps=LOG_STEPS,
         eval_images=args.images,
         eval_detector=(ENCODER,),
         mixed_precision="fp32",
         report_to="none",
         device="cpu",
     )
+    every = args.steps // EVALUATIONS // LOG_STEPS * LOG_STEPS
     ratios, evaluated, same = [], 0, True
     for number in range(args.rounds):
         runs = [
-            train(replace(config, exp_name=f"{kind}-{number}", eval_every=every))
-            for kind, every in (("plain", 0), ("online", EVERY))
+            train(replace(config, exp_name=f"{kind}-{number}", eval_every=steps))
+            for kind, steps in (("plain", 0), ("online", every))
         ]
         plain, online = (read_metrics(run) for run in runs)
-        rates = [statistics.median(row["images_per_s"] for row in rows[1:]) for rows in (plain, online)]
+        later = [[row["images_per_s"] for row in rows if row["step"] > every] for rows in (plain, online)]
+        rates = [statistics.median(each) for each in later]
         ratios.append(rates[1] / rates[0])
         evaluated = sum(any(name.startswith("eval_") and row[name] is not None for name in row) for row in online)
         weights = [load_checkpoint(run.last_checkpoint())["ema"] for run in runs]
@@ -84,8 +90,8 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=at_least(2 * EVERY), default=400, help="steps of each run")
-    parser.add_argument("--images", type=at_least(4), default=64, help="images per evaluation")
+    parser.add_argument("--steps", type=at_least(2 * EVALUATIONS * LOG_STEPS), default=300, help="steps of each run")
+    parser.add_argument("--images", type=at_least(4), default=32, help="images per evaluation")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="pairs of runs")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     args = parser.parse_args()
