@@ -161,8 +161,11 @@ def _last_distances(run_folder: RunFolder) -> dict[str, Distance]:
     """
     found: dict[str, Distance] = {}
     for files in sample_sets(run_folder):
-        for record in (read_metrics_file(path) for path in files.all_metrics()):
-            sampled = files.read_record()
+        records = [read_metrics_file(path) for path in files.all_metrics()]
+        if not records:
+            continue
+        sampled = files.read_record()
+        for record in records:
             for name, value in record.metrics.items():
                 best = found.get(name)
                 is_later = best is None or (best.step, best.num_images) <= (sampled.step, sampled.num_images)

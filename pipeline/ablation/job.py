@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import shlex
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from ..artifacts.machine_file import Machine, write_machine
 from ..artifacts.metric_files import curve_file, finished_metrics
 from ..artifacts.run_folder import RunFolder
 from ..artifacts.sample_files import files_of, finished_samples
+from ..runtime.command_log import begin, problem_of
 from ..runtime.gpu import has_gpu
 from ..runtime.lease import wait_until_free
 from .fork_server import CLI, ForkedCommand, ForkServer
@@ -204,9 +204,7 @@ def _call(
 ) -> str:
     """Run a command with its output in the log; return its error in one line, or an empty string."""
     with log.open("ab") as file:
-        file.write(f"$ {shlex.join(['repa-pipe', *args])}\n".encode())
-        file.flush()
-        start = file.tell()
+        start = begin(file, args)
         process = start_command(file.fileno())
         try:
             _follow(process, log, start, show_output, stop)
@@ -214,11 +212,7 @@ def _call(
             process.terminate()  # `train` writes a checkpoint
             process.wait()
             raise
-    if not process.returncode:
-        return ""
-    lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines() or ["no output"]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return f"exit code {process.returncode}: {(errors or lines)[-1]}"
+    return problem_of(process.returncode, log, start)
 
 
 def _follow(process: Command, log: Path, start: int, show_output: bool, stop: threading.Event | None) -> None:

@@ -23,6 +23,7 @@ from .run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 10.0
+EVALUATION = "eval_"  # prefix of the columns of metrics that a checkpoint was evaluated with, during training
 _DIGEST = b"repa_pipe.sha256_of_rows"
 
 _LOSS = Column(kind="numbers", nullable=True, required=False)
@@ -51,10 +52,10 @@ class MetricsLog:
         if time.monotonic() - self._written > WRITE_EVERY_S:
             self.write()
 
-    def has(self, step: int, prefix: str) -> bool:
-        """Return whether the row of a step has a value in a column whose name begins with `prefix`."""
+    def has_evaluation(self, step: int) -> bool:
+        """Return whether the row of a step has metrics of its checkpoint."""
         rows = (row for row in self._rows if row["step"] == step)
-        return any(value is not None for row in rows for name, value in row.items() if name.startswith(prefix))
+        return any(value is not None for row in rows for name, value in row.items() if name.startswith(EVALUATION))
 
     def amend(self, step: int, values: Mapping[str, float]) -> None:
         """Add columns to the row of a step, if there is one."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..artifacts.metrics_log import EVALUATION
 from ..runtime.printable import one_line
 from .plots import line_style
 from .runs import Column, Run
@@ -100,6 +101,8 @@ def metric_names(runs: Sequence[Run]) -> list[str]:
 def metric_label(name: str) -> str:
     """Return the display name of a column of the log: `Validation: denoising loss`."""
     plain = name.removeprefix(_VALIDATION)
+    if name.startswith(EVALUATION):
+        return f"Evaluation during training: {name.removeprefix(EVALUATION).replace('_', ' ')}"
     title = _TITLES.get(plain, plain.replace("_", " ").capitalize())
     return title if plain == name else f"Validation: {title[0].lower()}{title[1:]}"
 

@@ -10,9 +10,11 @@ import numpy as np
 from ...config import TrainConfig, flag
 from ..artifacts.metric_bases import bases
 from ..artifacts.metric_files import read_metrics_file
+from ..artifacts.metrics_log import EVALUATION
 from ..artifacts.run_folder import RunFolder
 from ..artifacts.run_record import RunRecord
 from ..artifacts.sample_files import SampleRecord, sample_sets
+from ..runtime.system_metrics import NAMES as SYSTEM
 from .metrics import metric_name
 from .runs import Run
 from .side_by_side import Measured
@@ -37,7 +39,7 @@ _OBJECTIVE = (
 _BASIS = ("images", "reference", "reference images", "--resize", "rule", "library", "weights")  # parts of `bases`
 _NO_LOSSES = (
     *("learning_rate", "images_per_s", "data_wait", "seconds", "memory_gib", "mfu", "grad_norm", "step"),
-    *("cpu_cores", "process_gib", "disk_read_mib_per_s", "gpu_memory_gib", "gpu_utilization", "gpu_celsius"),
+    *SYSTEM,
 )
 
 
@@ -59,7 +61,12 @@ def losses_at(runs: Sequence[Run], step: int | None) -> Iterator[Measured]:
         for name, column in run.columns.items():
             known = [row for row in rows if not np.isnan(column[row])]
             is_validation = name.startswith("val_")
-            if name in _NO_LOSSES or not known or not (is_validation or known[-1] == rows[-1]):
+            if (
+                name in _NO_LOSSES
+                or name.startswith(EVALUATION)
+                or not known
+                or not (is_validation or known[-1] == rows[-1])
+            ):
                 continue
             at = int(steps[known[-1]])
             averaged = () if is_validation else (("steps per row", _steps_of_row(run, known[-1])),)

@@ -6,8 +6,10 @@ import os
 import resource
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _MEMORY = Path("/proc/self/statm")  # proc(5): in pages; the second number is what is in memory
 _IO = Path("/proc/self/io")
@@ -43,6 +45,8 @@ class SystemMetrics:
     def _gpu(self) -> dict[str, float]:
         if self._device.type != "cuda":
             return {}
+        import torch
+
         free, total = torch.cuda.mem_get_info(self._device)
         found = {"gpu_memory_gib": (total - free) / 2**30}
         if self._has_nvml:

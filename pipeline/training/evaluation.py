@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import shlex
 import subprocess
 import sys
 import threading
@@ -22,15 +21,16 @@ from ...errors import RepaPipeError
 from ...models.encoders.detectors import check_detector
 from ..artifacts.images import open_reference
 from ..artifacts.metric_files import INCEPTION, metrics_file, read_metrics_file
-from ..artifacts.metrics_log import MetricsLog
+from ..artifacts.metrics_log import EVALUATION, MetricsLog
 from ..artifacts.run_folder import RunFolder
 from ..artifacts.sample_files import files_of
+from ..runtime.command_log import begin, problem_of
 from ..runtime.distributed import VARIABLES
 from ..runtime.lease import wait_until_free
+from .schedule import is_due
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "eval_"  # of columns in metrics.parquet
 NUM_STEPS = 50
 NICENESS = 5  # training goes first where both use the same cores
 POLL_S = 0.2
@@ -80,12 +80,12 @@ def steps_to_evaluate(config: TrainConfig, run: RunFolder, log: MetricsLog) -> l
     if not config.eval_every:
         return []
     steps = [int(path.stem) for path in run.checkpoints()]
-    return [step for step in steps if is_due(config, step) and not log.has(step, PREFIX)]
+    return [step for step in steps if is_evaluated(config, step) and not log.has_evaluation(step)]
 
 
-def is_due(config: TrainConfig, step: int) -> bool:
+def is_evaluated(config: TrainConfig, step: int) -> bool:
     """Return whether the checkpoint of a step is evaluated."""
-    return bool(config.eval_every) and (step % config.eval_every == 0 or step == config.max_train_steps)
+    return is_due(config.eval_every, step, config.max_train_steps)
 
 
 class OnlineEvaluation:
@@ -150,7 +150,7 @@ class OnlineEvaluation:
         except (RepaPipeError, OSError) as error:
             self._warn(step, str(error))
             return {}
-        return {f"{PREFIX}{name}": value for name, value in record.metrics.items()}
+        return {f"{EVALUATION}{name}": value for name, value in record.metrics.items()}
 
     def _warn(self, step: int, problem: str) -> None:
         if not self._is_closed:
@@ -165,9 +165,7 @@ class OnlineEvaluation:
         environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         log = self._run.evaluation_log
         with log.open("ab") as file:
-            file.write(f"$ {shlex.join(['repa-pipe', *arguments])}\n".encode())
-            file.flush()
-            start = file.tell()
+            start = begin(file, arguments)
             command = [sys.executable, "-m", "repa_pipe.cli", *arguments]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment
@@ -176,12 +174,8 @@ class OnlineEvaluation:
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
             if self._is_closed:
                 self._process.terminate()
-            code = self._process.wait()
-        if code == 0:
-            return ""
-        lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines() or ["no output"]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return f"exit code {code}: {(errors or lines)[-1]}; see {log}"
+            problem = problem_of(self._process.wait(), log, start)
+        return f"{problem}; see {log}" if problem else ""
 
 
 def evaluate_rest(config: TrainConfig, run: RunFolder, stop: Callable[[], bool]) -> None:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...config import TrainConfig
 from ..artifacts.images import Block
-from ..artifacts.metrics_log import MetricsLog
+from ..artifacts.metrics_log import EVALUATION, MetricsLog
 from ..artifacts.run_folder import RunFolder
 from ..runtime.device import peak_memory_gib
 from ..runtime.progress import Progress
 from ..runtime.system_metrics import SystemMetrics
-from .evaluation import PREFIX, Found, OnlineEvaluation, steps_to_evaluate, until_finished
-from .schedule import learning_rate
+from .evaluation import Found, OnlineEvaluation, steps_to_evaluate, until_finished
+from .schedule import is_due, learning_rate
 from .session import SessionRecorder
 from .trackers.opening import open_tracker
 
@@ -73,7 +73,7 @@ class TrainingMonitor:
         self._waited += waited
         if self._session:
             self._session.step = step
-        if step % self._config.log_steps == 0 or step == self._config.max_train_steps or validated:
+        if is_due(self._config.log_steps, step, self._config.max_train_steps) or validated:
             self._log_row(step, bar, validated)
         bar.update()
 
@@ -107,7 +107,7 @@ class TrainingMonitor:
         last: dict[str, float] = {}
         for step, values in found:
             self._log.amend(step, values)
-            last = {f"{PREFIX}step": step, **values} if values else last
+            last = {f"{EVALUATION}step": step, **values} if values else last
         return last
 
     @property

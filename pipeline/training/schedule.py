@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, so that a resumed run needs no state of a scheduler."""
+"""What a step does: its learning rate, and what is due after it. A resumed run needs no state of a scheduler."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 from typing import Literal
 
 from ...config import TrainConfig
+
+
+def is_due(every: int, step: int, last: int) -> bool:
+    """Return whether something that is done every so many steps, and after the last one, is due; 0 for never."""
+    return bool(every) and (step % every == 0 or step == last)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -52,7 +52,7 @@ from .parallel import (
 from .prefetch import prefetch_to_device
 from .profiling import StepProfiler
 from .resuming import load_same_checkpoint
-from .schedule import learning_rate
+from .schedule import is_due, learning_rate
 from .session import SessionRecorder
 from .setup import build_model, open_dataset, store_metadata
 from .terms.term import Inputs, TermContext
@@ -237,7 +237,7 @@ class Trainer:
                 self._monitor.log_image(self.step, image)
 
     def _is_due(self, every: int) -> bool:
-        return bool(every) and (self.step % every == 0 or self.step == self.config.max_train_steps)
+        return is_due(every, self.step, self.config.max_train_steps)
 
     def _profiled_steps(self) -> range:
         """Return the steps to trace: those of `--profile-steps` that are still to be taken, on the first rank."""

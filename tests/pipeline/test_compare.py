@@ -21,7 +21,7 @@ from repa_pipe.pipeline.runtime import system_metrics
 from repa_pipe.stores.metadata_writer import record_digests
 
 SYSTEM = dict.fromkeys(system_metrics.NAMES, 1.0)
-ROW = SYSTEM | {"images_per_s": 200.0, "data_wait": 0.25, "seconds": 10.0, "memory_gib": 2.0}
+ROW = SYSTEM | {"eval_fid": 9.0} | {"images_per_s": 200.0, "data_wait": 0.25, "seconds": 10.0, "memory_gib": 2.0}
 SESSION = {
     "started": time_text(),
     "ended": time_text(),

@@ -1122,9 +1122,10 @@ def test_thinning_keeps_means_and_ends() -> None:
 
 
 def test_metrics_have_readable_names() -> None:
-    names = ("denoising_loss", "val_denoising_loss", "grad_norm", "of_a_later_version")
+    names = ("denoising_loss", "val_denoising_loss", "grad_norm", "of_a_later_version", "eval_fid")
     assert [*map(metric_label, names)] == [
         *("Denoising loss", "Validation: denoising loss", "Gradient norm", "Of a later version"),
+        "Evaluation during training: fid",
     ]
 
 
