@@ -18,11 +18,11 @@ from ..config import ProbeConfig
 from ..errors import ConfigError, DamagedCheckpointError, StoreError
 from ..stores import Store, open_store
 from ..stores.files import atomic_write, remove_leftovers, write_json
+from ..stores.hub import is_hub
 from ..stores.layout import features_group, latents_group
 from .artifacts.checkpoints import load_model, resolve_checkpoint, unrecorded
 from .artifacts.damaged import read_or_set_aside
 from .artifacts.digests import file_digest
-from .artifacts.hub_models import is_hub
 from .artifacts.probe_files import Row, probe_file, read_probes, same_probe_settings
 from .artifacts.run_folder import RunFolder, run_of
 from .reporting.plots import Line, line_figure, write_page

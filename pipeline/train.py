@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from ..config import TrainConfig, paths
 from ..errors import ConfigError
 from ..stores import Store, open_store
+from ..stores.hub import is_hub
 from .artifacts.checkpoints import is_intact
-from .artifacts.hub_models import is_hub, with_pinned_weights, with_recorded_weights
+from .artifacts.hub_models import with_pinned_weights, with_recorded_weights
 from .artifacts.run_folder import RunFolder
 from .runtime.distributed import DistributedContext, init_distributed, ranks_of_environment
 from .runtime.seeds import seed_weights

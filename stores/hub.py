@@ -1,4 +1,4 @@
-"""Stores in dataset repositories of the Hugging Face Hub: `hf://datasets/USER/NAME[@REVISION]`.
+"""Repositories of the Hugging Face Hub, and stores in those of datasets: `hf://datasets/USER/NAME[@REVISION]`.
 
 A revision is a branch, a tag or the SHA of a commit; without one, the branch `main`. A store is read at one commit: its
 location is pinned to the SHA before anything is read. HF_ENDPOINT and HF_TOKEN apply as in huggingface_hub.
@@ -6,6 +6,7 @@ location is pinned to the SHA before anything is read. HF_ENDPOINT and HF_TOKEN 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from ..converter import read_json
 from ..errors import ConfigError, RemoteError, RepaPipeError, StoreError, first_line
@@ -27,7 +28,6 @@ SCHEME = "hf://"
 DATASET = "dataset"
 PULLED_FILE = "pulled.json"  # in a folder that `store pull` has written: where from
 READ_ONLY = "stores on the Hugging Face Hub are read-only: write to a folder, then run 'repa-pipe store push'"
-_LOCATION = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([^@\s]+))?/?")
 _SHA = re.compile(r"[0-9a-f]{40}")
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _NETWORK = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")  # packages of errors of connections
@@ -37,27 +37,42 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class HubLocation:
-    """A dataset repository `USER/NAME`, and a revision of it; None for the branch `main`."""
+class Repository:
+    """A repository `USER/NAME` of one kind, and a revision of it; None for the branch `main`."""
+
+    kind: ClassVar[str]
+    prefix: ClassVar[str]  # of its name as a location
+    pattern: ClassVar[re.Pattern[str]]  # of a location: the repository, and the revision or None
+    expected: ClassVar[str]
 
     repo: str
     revision: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raise ConfigError unless `text` is `hf://datasets/USER/NAME[@REVISION]`."""
-        found = _LOCATION.fullmatch(text)
+        """Raise ConfigError unless `text` is a location of this kind, `<prefix>USER/NAME[@REVISION]`."""
+        found = cls.pattern.fullmatch(text)
         if found is None:
-            raise ConfigError(f"{text}: expected hf://datasets/USER/NAME, or hf://datasets/USER/NAME@REVISION")
+            raise ConfigError(f"{text}: expected {cls.expected}")
         return cls(found[1], found[2])
 
     def __str__(self) -> str:
-        return f"{SCHEME}datasets/{self.repo}" + (f"@{self.revision}" if self.revision else "")
+        return f"{self.prefix}{self.repo}" + (f"@{self.revision}" if self.revision else "")
 
     @property
     def is_pinned(self) -> bool:
         """Whether the revision is the SHA of a commit."""
         return bool(self.revision and _SHA.fullmatch(self.revision))
+
+
+@dataclass(frozen=True, slots=True)
+class HubLocation(Repository):
+    """A dataset repository that holds a store."""
+
+    kind = DATASET
+    prefix = f"{SCHEME}datasets/"
+    pattern = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([^@\s]+))?/?")
+    expected = "hf://datasets/USER/NAME, or hf://datasets/USER/NAME@REVISION"
 
     @property
     def page(self) -> str:
@@ -73,8 +88,33 @@ class HubFile(NamedTuple):
     blob: str  # git's SHA-1 of the file, or of the pointer to it
 
 
-def is_hub(path: str | Path) -> bool:
-    """Return whether a store is specified by a location on the Hugging Face Hub."""
+class FileDigests:
+    """The digests that the Hub may have of a file, of which `update` is passed the content in parts.
+
+    Args:
+        size: bytes of the file.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._sha256, self._sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+    def update(self, part: bytes) -> None:
+        """Add the next part."""
+        self._sha256.update(part)
+        self._sha1.update(part)
+
+    def are_of(self, found: HubFile | None) -> bool:
+        """Return whether this file in a repository has the content."""
+        if found is None or found.size != self.size:
+            return False
+        if found.sha256:
+            return found.sha256 == self._sha256.hexdigest()
+        return found.blob == self._sha1.hexdigest()
+
+
+def is_hub(path: str | Path | None) -> bool:
+    """Return whether a store or a checkpoint is specified by a location on the Hugging Face Hub."""
     return str(path).startswith(SCHEME)
 
 
@@ -125,19 +165,21 @@ def authorization() -> dict[str, str]:
     return {"authorization": f"Bearer {token}"} if token else {}
 
 
-def list_files(location: HubLocation) -> dict[str, HubFile]:
-    """Return all files of a revision by path."""
+def list_files(location: Repository) -> dict[str, HubFile]:
+    """Return all files of a revision by path; RemoteError as `attempt`."""
+    return attempt(str(location), lambda: files_of(client(), location))
+
+
+def files_of(api: HfApi, location: Repository) -> dict[str, HubFile]:
+    """Return all files of a revision by path, with the errors of huggingface_hub."""
     from huggingface_hub.hf_api import RepoFile
 
-    def read() -> dict[str, HubFile]:
-        tree = client().list_repo_tree(location.repo, recursive=True, revision=location.revision, repo_type=DATASET)
-        return {
-            entry.path: HubFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
-            for entry in tree
-            if isinstance(entry, RepoFile)
-        }
-
-    return attempt(str(location), read)
+    tree = api.list_repo_tree(location.repo, recursive=True, revision=location.revision, repo_type=location.kind)
+    return {
+        entry.path: HubFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
+        for entry in tree
+        if isinstance(entry, RepoFile)
+    }
 
 
 def missing_store_hint(path: str) -> str:

@@ -3,7 +3,7 @@
 Tensors have the published names, so that any program can load them. The metadata are `repa_pipe.checkpoint`, the
 entries of a checkpoint besides its tensors as JSON, `repa_pipe.checksum`, over these and all tensors, and
 `repa_pipe.version`. Mean and variance of token latents are tensors as well, `latents.mean` and `latents.var`.
-Paths in the settings keep their last component only, since such files are given to others.
+Paths of files in the settings keep their last component only, since such files are given to others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ...converter import parse_json, structure
 from ...errors import CheckpointError, ConfigError, DamagedCheckpointError, WeightsError, first_line
 from ...stores.checksum import crc32c, crc32c_bytes
 from ...stores.files import atomic_write
+from ...stores.hub import is_hub
 from ...version import __version__
 
 if TYPE_CHECKING:
@@ -59,7 +60,10 @@ _NOT_EXPORTED = frozenset({"model", "ema", "opt", "scaler"})
 
 
 def without_folders(config: TrainConfig) -> TrainConfig:
-    """Return settings in which paths are their last component: others need not know the folders of a machine."""
+    """Return settings in which paths are their last component: others need not know the folders of a machine.
+
+    Locations on the Hugging Face Hub stay.
+    """
     changes: dict[str, Any] = {}
     for item in fields(config):
         kind, value = item.metadata["path"], getattr(config, item.name)
@@ -70,6 +74,8 @@ def without_folders(config: TrainConfig) -> TrainConfig:
 
 
 def _last(text: str) -> str:
+    if is_hub(text):
+        return text
     name, separator, path = split_named(text)
     return f"{name}{separator}{PurePosixPath(path).name}" if separator else PurePosixPath(text).name
 

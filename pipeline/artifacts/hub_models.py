@@ -7,57 +7,35 @@ and HF_TOKEN apply as in huggingface_hub.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from ...config import SampleConfig, TrainConfig
-from ...errors import CheckpointError, ConfigError, first_line
+from ...errors import CheckpointError, first_line
+from ...stores.hub import SCHEME, FileDigests, Repository, files_of, is_hub
 from .exported import SUFFIX
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-SCHEME = "hf://"
 WEIGHTS = f"model{SUFFIX}"
 CARD = "README.md"
-_LOCATION = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^@\s]+))?")
-_SHA = re.compile(r"[0-9a-f]{40}")
 _BLOCK = 16 << 20
 Model = TypeVar("Model", SampleConfig, TrainConfig)
 
 
 @dataclass(frozen=True, slots=True)
-class HubModel:
-    """A model repository `USER/NAME`, and a revision of it; None for the branch `main`."""
+class HubModel(Repository):
+    """A model repository."""
 
-    repo: str
-    revision: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raise ConfigError unless `text` is `hf://USER/NAME[@REVISION]`."""
-        found = _LOCATION.fullmatch(text)
-        if found is None or found[1].startswith("datasets/"):
-            raise ConfigError(f"{text}: expected hf://USER/NAME, or hf://USER/NAME@REVISION, of a model")
-        return cls(found[1], found[2])
-
-    def __str__(self) -> str:
-        return f"{SCHEME}{self.repo}" + (f"@{self.revision}" if self.revision else "")
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether the revision is the SHA of a commit."""
-        return bool(self.revision and _SHA.fullmatch(self.revision))
-
-
-def is_hub(path: str | None) -> bool:
-    """Return whether a checkpoint is given as a repository of the Hub."""
-    return path is not None and path.startswith(SCHEME)
+    kind = "model"
+    prefix = SCHEME
+    pattern = re.compile(r"hf://((?!datasets/)[\w.-]+/[\w.-]+)(?:@([^@\s]+))?")
+    expected = "hf://USER/NAME, or hf://USER/NAME@REVISION, of a model"
 
 
 def local_file(path: str) -> Path:
@@ -128,8 +106,8 @@ def upload(folder: Path, repo: str, private: bool) -> str:
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        before = _digests(api, repo, "main")
-        keeps_card = CARD in before and before[CARD] not in _own_digests(folder / CARD)
+        before = files_of(api, HubModel(repo, "main"))
+        keeps_card = CARD in before and not _digests_of(folder / CARD).are_of(before[CARD])
         api.upload_folder(
             repo_id=repo,
             folder_path=folder,
@@ -137,7 +115,7 @@ def upload(folder: Path, repo: str, private: bool) -> str:
             ignore_patterns=[CARD] if keeps_card else None,
         )
         sha = str(api.model_info(repo).sha)
-        found = _digests(api, repo, sha)
+        found = files_of(api, HubModel(repo, sha))
     except Exception as error:  # as in `local_file`
         raise CheckpointError(
             f"{folder} could not be uploaded to {repo} ({reason_of(error)}); re-run the same command to resume"
@@ -146,7 +124,7 @@ def upload(folder: Path, repo: str, private: bool) -> str:
         logger.warning("%s of %s was changed on the Hub and is kept: delete it there to upload the new one", CARD, repo)
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
-        if not (name == CARD and keeps_card) and found.get(name) not in _own_digests(path):
+        if not (name == CARD and keeps_card) and not _digests_of(path).are_of(found.get(name)):
             raise CheckpointError(f"{name} on the Hub differs from {path} after the upload: re-run the same command")
     return sha
 
@@ -155,21 +133,12 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _digests(api: object, repo: str, revision: str) -> dict[str, str]:
-    """Return the digest of every file of a revision: SHA-256 of LFS files, of others that of git."""
-    listed = api.list_repo_tree(repo, recursive=True, revision=revision)  # type: ignore[attr-defined]
-    files = [entry for entry in listed if hasattr(entry, "blob_id")]
-    return {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in files}
-
-
-def _own_digests(path: Path) -> tuple[str, str]:
-    """Return the digests that the Hub may have of a file; no digest of one kind can be one of the other."""
-    plain, git = hashlib.sha256(), hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+def _digests_of(path: Path) -> FileDigests:
+    digests = FileDigests(path.stat().st_size)
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
-            plain.update(block)
-            git.update(block)
-    return plain.hexdigest(), git.hexdigest()
+            digests.update(block)
+    return digests
 
 
 def reason_of(error: Exception) -> str:

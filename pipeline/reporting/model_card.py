@@ -17,7 +17,9 @@ from typing import Any
 
 from ...config import TrainConfig
 from ...errors import RepaPipeError
+from ...stores.hub import HubLocation, is_hub
 from ...version import __version__
+from ..artifacts.hub_models import HubModel
 from ..artifacts.metric_files import MetricRecord, read_curve, read_metrics_file
 from ..artifacts.metrics_log import read_metrics
 from ..artifacts.run_folder import RunFolder
@@ -30,7 +32,6 @@ CARD, CURVES, SAMPLES = "README.md", "curves.png", "samples.png"
 _LOSSES = ("denoising_loss", "alignment_loss", "val_denoising_loss")
 _MAX_POINTS = 400
 _PANEL, _MARGIN, _TITLE = (460, 300), (70, 20), 30  # pixels: size; left and right; top and bottom
-_HUB = "hf://"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,15 +90,11 @@ def _header(described: Described) -> str:
         "pipeline_tag": "unconditional-image-generation",
         "tags": json.dumps(["repa-pipe", "diffusion", config.model.split("-")[0].lower()]),
     }
-    if (config.init_from or "").startswith(_HUB):
-        entries["base_model"] = json.dumps(_hub_name(str(config.init_from), _HUB))
-    if config.store.startswith(f"{_HUB}datasets/"):
-        entries["datasets"] = json.dumps([_hub_name(config.store, f"{_HUB}datasets/")])
+    if is_hub(config.init_from):
+        entries["base_model"] = json.dumps(HubModel.parse(str(config.init_from)).repo)
+    if is_hub(config.store):
+        entries["datasets"] = json.dumps([HubLocation.parse(config.store).repo])
     return "\n".join(["---", *(f"{name}: {value}" for name, value in entries.items()), "---"])
-
-
-def _hub_name(location: str, prefix: str) -> str:
-    return location.removeprefix(prefix).split("@")[0]
 
 
 def _model(described: Described) -> str:

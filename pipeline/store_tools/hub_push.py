@@ -6,7 +6,6 @@ metadata come last: until then, the repository has no zarr.json, or one that doe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -20,7 +19,7 @@ from ...converter import parse_json
 from ...errors import ConfigError, RemoteError, StoreError
 from ...stores import Store, open_store
 from ...stores.checksum import crc32c
-from ...stores.hub import DATASET, HubFile, HubLocation, attempt, client, list_files
+from ...stores.hub import DATASET, FileDigests, HubFile, HubLocation, attempt, client, list_files
 from ...stores.hub_layout import chosen_groups, chosen_shards, metadata_files, require_limits, shard_paths
 from ...stores.layout import ROOT_ATTRIBUTE
 from ...stores.manifest import FileRecord
@@ -64,15 +63,15 @@ class _LocalFile(NamedTuple):
 
 class _Hashed(NamedTuple):
     file: _LocalFile
-    size: int
-    sha256: str
-    blob: str  # git's SHA-1
+    digests: FileDigests
+
+    @property
+    def size(self) -> int:
+        return self.digests.size
 
     def is_same(self, found: HubFile | None) -> bool:
         """Return whether the repository has this file."""
-        if found is None or found.size != self.size:
-            return False
-        return found.sha256 == self.sha256 if found.sha256 else found.blob == self.blob
+        return self.digests.are_of(found)
 
 
 def push(path: str, target: str, options: PushOptions) -> str:
@@ -300,23 +299,21 @@ def _attributes(meta: Mapping[str, object]) -> dict[str, object]:
 def _hash_file(file: _LocalFile) -> _Hashed:
     """Read a file once; raise StoreError if it is not as its commit record says."""
     if isinstance(file.source, bytes):
-        data = file.source
-        blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-        return _Hashed(file, len(data), hashlib.sha256(data).hexdigest(), blob)
+        digests = FileDigests(len(file.source))
+        digests.update(file.source)
+        return _Hashed(file, digests)
     import numpy as np
 
-    size = file.source.stat().st_size
-    sha256, sha1, checksum, read = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), 0, 0
+    digests, checksum, read = FileDigests(file.source.stat().st_size), 0, 0
     with file.source.open("rb") as opened:
         while part := opened.read(READ_BYTES):
-            sha256.update(part)
-            sha1.update(part)
+            digests.update(part)
             checksum, read = crc32c(np.frombuffer(part, np.uint8), checksum), read + len(part)
     if file.record is not None and file.record != {"bytes": read, "crc32c": checksum}:
         raise StoreError(
             f"{file.source} fails its checksum: damaged shards are not uploaded; run 'repa-pipe store repair' first"
         )
-    return _Hashed(file, read, sha256.hexdigest(), sha1.hexdigest())
+    return _Hashed(file, digests)
 
 
 def _operation(hashed: _Hashed) -> CommitOperationAdd:

@@ -18,13 +18,13 @@ from ...models.encoders.registry import check_encoder
 from ...models.encoders.token_choice import is_block_input
 from ...models.weight_files import require_weights_file
 from ...stores import Store
+from ...stores.hub import is_hub
 from ...stores.order import OrderName, default_order, held_out_samples
 from ...stores.row_set import RowSet
 from ...stores.selection import read_indices
 from ...stores.store import Selection
 from ...stores.trainable import trainable_rows
 from ..artifacts.checkpoints import StoreMetadata
-from ..artifacts.hub_models import is_hub
 from ..artifacts.run_folder import RunFolder
 from ..runtime.distributed import DistributedContext
 from .evaluation import require_evaluation

@@ -22,9 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 @pytest.fixture
 def checkpoint(tmp_path):
+    return checkpoint_of(tmp_path, store="/data/mystore")
+
+
+def checkpoint_of(tmp_path, **settings):
     config = dataclasses.replace(preset_config("SiT-T/2", input_size=8, in_channels=4), depth=2, encoder_depth=2)
     store = StoreMetadata("tiny-kl-f8", (2.0,) * 4, (0.5,) * 4, (), "0" * 64, {})
-    settings = TrainConfig(store="/data/mystore", model="SiT-T/2").as_json()
+    settings = TrainConfig(**{"model": "SiT-T/2"} | settings).as_json()
     path = tmp_path / "run" / "checkpoints" / "0000002.pt"
     state = make_model(config).state_dict()
     values = {"model": state, "ema": state, "opt": {}, "scaler": {}, "steps": 2, "config": settings}
@@ -36,6 +40,14 @@ def checkpoint(tmp_path):
 def uploaded(checkpoint, tmp_path, name="shared", **options):
     needed = {"to": "hub", "repo": REPO, "license": "mit"}
     return export.run(ExportConfig(checkpoint=checkpoint, out=str(tmp_path / name), **needed | options))
+
+
+def test_the_card_links_the_store_and_the_first_weights_on_the_hub(hub, tmp_path):
+    store, model = f"hf://datasets/bob/store@{'1' * 40}", f"hf://bob/first@{'2' * 40}"
+    uploaded(checkpoint_of(tmp_path, store=store, init_from=model), tmp_path)
+    card = hub.files("model", REPO)["README.md"].decode()
+    assert '\nbase_model: "bob/first"\ndatasets: ["bob/store"]\n' in card
+    assert f"--store {store}" in card
 
 
 def images_of(checkpoint, out):
