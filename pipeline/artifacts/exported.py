@@ -98,7 +98,10 @@ def write_exported(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str
     metadata = {"format": "pt", _VERSION: __version__, _FACTS: text, _CHECKSUM: checksum}
     try:
         with atomic_write(path, durable=True) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             save_file(_separate(tensors), temporary, metadata)
+            temporary.chmod(mode)  # safetensors writes files that others cannot read
     except (OSError, SafetensorError) as error:  # the latter also for a full disk
         raise CheckpointError(
             f"{path} could not be written ({first_line(error)}): free space and export again"

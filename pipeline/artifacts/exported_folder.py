@@ -39,6 +39,10 @@ def new_folder(out: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     try:
         yield temporary
         write_json(temporary / RECORD, {"version": __version__, **facts})
+        mode = (temporary / RECORD).stat().st_mode
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)  # safetensors writes files that others cannot read
         temporary.rename(out)  # also onto an empty folder
         fsync_directory(out.parent)
     except OSError as error:

@@ -49,7 +49,7 @@ def store_section(runs: Sequence[Run]) -> Section:
     locations = tuple(run.config.store for run in runs)
     if _are_equal(PathKind.PATH, locations):
         return Section(title, (), (f"all runs read {locations[0]}",))
-    facts, notes = [], ["losses on different images are not comparable"]
+    facts, notes = [], []
     for run in runs:
         try:
             with open_store(run.config.store) as store:
@@ -57,7 +57,12 @@ def store_section(runs: Sequence[Run]) -> Section:
         except (RepaPipeError, OSError) as error:
             facts.append({})
             notes.append(f"the store of {run.name} cannot be read ({first_line(error)})")
-    return Section(title, (Row("store", locations), *_different(facts)), tuple(notes))
+    rows = _different(facts)
+    if rows or notes:
+        notes.insert(0, "losses on different images are not comparable")
+    else:
+        notes.append("these stores hold the same images and models")
+    return Section(title, (Row("store", locations), *rows), tuple(notes))
 
 
 def _store_facts(store: Store, config: TrainConfig) -> dict[str, Any]:

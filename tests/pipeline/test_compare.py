@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,11 @@ def test_stores_are_compared_and_one_that_is_gone_is_noted(tmp_path, make_store)
     assert "note: losses on different images are not comparable" in result.text
     assert rows["Stores"].keys() == {"store", "images", "sample index"}
     assert (rows["Stores"]["store"], rows["Stores"]["images"]) == (tuple(paths), (50, 40))
+    copy = Path(shutil.copytree(paths[0], tmp_path / "copy"))
+    assert (
+        "these stores hold the same images and models"
+        in rows_of(one, make_run(tmp_path / "c", store=str(copy), **settings))[1].text
+    )
     changed = Path(paths[1]) / "features/enc/zarr.json"
     changed.write_text(changed.read_text().replace('"name": "enc"', '"name": "enc2"'))
     record_digests(Path(paths[1]))

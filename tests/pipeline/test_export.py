@@ -103,6 +103,14 @@ def test_a_run_that_starts_from_an_exported_checkpoint_has_the_same_bits(config_
     assert all(torch.equal(own[name], found[name]) for name in own)
 
 
+def test_others_may_read_what_is_exported(run_folder, tmp_path):
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert Path(exported(run_folder, tmp_path).out).stat().st_mode == usual
+    folder = Path(exported(run_folder, tmp_path, "folder", to="diffusers").out)
+    assert {path.stat().st_mode for path in folder.rglob("*") if path.is_file()} == {usual}
+
+
 def test_the_weights_without_ema_are_exported_with_no_ema(run_folder, tmp_path):
     result = exported(run_folder, tmp_path, ema=False)
     values = load_checkpoint(Path(result.checkpoint))
