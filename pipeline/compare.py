@@ -12,6 +12,7 @@ from .reporting.differences import environment_section, settings_sections, store
 from .reporting.results import costs, evaluations, last_common_step, losses_at
 from .reporting.runs import Run, read_runs
 from .reporting.side_by_side import Row, Section, comparable_rows
+from .reporting.tables import count_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,9 @@ def run(folders: Sequence[str]) -> Comparison:
         ConfigError: there are fewer, one is given twice or is no run folder, or a file in it is damaged.
     """
     if len(folders) < 2:
-        raise ConfigError(f"{len(folders)} runs are given: expected at least two run folders of 'repa-pipe train'")
+        raise ConfigError(
+            f"{count_text(len(folders), 'run is', 'runs are')} given: expected at least two run folders of 'repa-pipe train'"
+        )
     runs = read_runs(folders)
     records = [read_run_record(RunFolder(each.folder)) for each in runs]
     step = last_common_step(runs)

@@ -674,6 +674,7 @@ def test_epochs_until_a_fid_are_those_of_the_first_evaluated_checkpoint_without_
     session = RECORD["sessions"][0] | {"images": 1000, "bytes_per_image": 4096}
     for run in runs:
         (run / "run.json").write_text(json.dumps(RECORD | {"sessions": [session]}))
+        write_samples(run, noise_grid(0, 16), step=50, metrics={"fid": 1.5}, cfg_scale=1.5)
         for step, fid in fids[run.name].items():
             write_samples(run, noise_grid(0, 16), step=step, metrics={"fid": fid}, cfg_scale=1.0)
             write_samples(run, noise_grid(0, 16), step=step, metrics={"fid": 1.5}, cfg_scale=1.5)
