@@ -38,9 +38,8 @@ def run(folders: Sequence[str]) -> Comparison:
         ConfigError: there are fewer, one is given twice or is no run folder, or a file in it is damaged.
     """
     if len(folders) < 2:
-        raise ConfigError(
-            f"{count_text(len(folders), 'run is', 'runs are')} given: expected at least two run folders of 'repa-pipe train'"
-        )
+        given = count_text(len(folders), "run is", "runs are")
+        raise ConfigError(f"{given} given: expected at least two run folders of 'repa-pipe train'")
     runs = read_runs(folders)
     records = [read_run_record(RunFolder(each.folder)) for each in runs]
     step = last_common_step(runs)
