@@ -19,7 +19,9 @@ class OptionHelp(griffe.Extension):
             return
         kind = getattr(importlib.import_module(cls.module.path), cls.name)
         for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
-            member = cls.members.get(field.name)
-            if isinstance(member, griffe.Attribute) and "help" in field.metadata:
+            if "help" in field.metadata:
+                if field.name not in cls.members:  # inherited
+                    cls.set_member(field.name, griffe.Attribute(field.name, annotation=field.type))
+                member = cls.members[field.name]
                 member.docstring = griffe.Docstring(field.metadata["help"], parent=member)
                 member.value = None if field.default is dataclasses.MISSING else repr(field.default)

@@ -42,7 +42,7 @@ class BottleneckPatchEmbed(nn.Module):
 
 def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     """Rearrange patches [B, N, p * p * C] of a square grid to [B, C, H, W]."""
-    grid = math.isqrt(patches.shape[1])
+    grid = round(patches.shape[1] ** 0.5)  # not isqrt: torch.compile traces it only for a constant shape
     pixels = patches.reshape(len(patches), grid, grid, patch_size, patch_size, -1)  # [B, row, column, p, q, C]
     size = grid * patch_size
     return pixels.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, size, size)

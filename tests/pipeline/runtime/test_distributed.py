@@ -96,11 +96,13 @@ def test_ranks_that_never_come_are_named(environment, monkeypatch, caplog):
 def test_ranks_know_whether_they_have_the_same_text(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
+        "import pathlib\n"
         "import torch\n"
         "from repa_pipe.pipeline.runtime.distributed import init_distributed\n"
         "with init_distributed(torch.device('cpu')) as ranks:\n"
-        "    print(ranks.have_same('hf://datasets/a/b@1'), ranks.have_same(f'hf://datasets/a/b@{ranks.rank}'))\n"
+        "    answers = [ranks.have_same('hf://datasets/a/b@1'), ranks.have_same(f'hf://datasets/a/b@{ranks.rank}')]\n"
+        "    pathlib.Path(f'rank{ranks.rank}').write_text(str(answers))\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run([*launcher, str(script)], check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["True", "False"] * 2
+    subprocess.run([*launcher, str(script)], check=True, capture_output=True, cwd=tmp_path)
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["[True, False]"] * 2
