@@ -53,6 +53,23 @@ def test_an_output_that_differs_or_is_not_computed_is_reported(tmp_path, monkeyp
     assert len(told.splitlines()) == 2
 
 
+def test_a_move_may_differ_by_rounding_in_one_number_of_a_thousand_alone():
+    move = np.random.default_rng(0).standard_normal(2000).astype(np.float32)
+    length = np.linalg.norm(move)
+
+    def error(changes):
+        found = move.copy()
+        found[: len(changes)] += np.array(changes, np.float32) * length
+        return run.error_of("move1.weight", found, move)
+
+    assert error([5e-3, 5e-3]) < 1e-4
+    assert error([5e-3, 5e-3, 5e-4]) > 1e-4  # a third number
+    assert error([2e-2]) > 1e-4  # more than rounding
+    assert run.error_of("move1.weight", move * 1.001, move) > 1e-4
+    assert run.error_of("move1.weight", move[1:], move) == np.inf
+    assert not run.error_of("move1.weight", np.full_like(move, np.nan), move) < 1e-4
+
+
 def test_a_file_of_an_unknown_method_is_refused(tmp_path):
     np.savez(tmp_path / "figures.npz", config=json.dumps({"model": {}}))
     with pytest.raises(SystemExit, match="belongs to none of cfm"):
