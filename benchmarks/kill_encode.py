@@ -2,10 +2,11 @@
 
     python benchmarks/kill_encode.py [--runs 200] [--images 48] [--seed 0]
 
-Each run starts a new store and is killed with SIGKILL at a random moment within the time that an undisturbed run
-takes. The same run is then started again and finishes. Array files, sample index and commit records (except writer and
-time) must equal those of an undisturbed store. Processes are forked from a server that has imported everything, so a
-run takes about a second. Encoding runs inline, with a VAE of four channels.
+Each run starts a new store and is killed with SIGKILL after a random number of committed shards and a random part of
+the time that a shard takes; before the first, of the time of an undisturbed run. The same run is then started again
+and finishes. Array files, sample index and commit records (except writer and time) must equal those of an undisturbed
+store. Processes are forked from a server that has imported everything, so a run takes about a second. Encoding runs
+inline, with a VAE of four channels.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ def file_contents(store: Path) -> dict[str, bytes]:
     return contents
 
 
+def commits_of(store: Path) -> list[Path]:
+    """Return the commit records of a store that may not exist yet."""
+    return list(store.glob("commits/*/*/*.json"))
+
+
 def start(context: ForkServerContext, config: EncodeConfig) -> BaseProcess:
     process = context.Process(target=encode, args=(config,))
     process.start()
@@ -108,17 +114,20 @@ def kill_runs(folder: Path, runs: int, images: int, seed: int) -> dict[str, obje
     run_to_end(context, config_of("warm-up"))
     seconds = run_to_end(context, config_of("undisturbed"))
     expected = file_contents(folder / "undisturbed")
-    generator = random.Random(seed)
+    generator, shards = random.Random(seed), -(-images // 4)
     killed, commits = 0, []
     for run in range(runs):
         store = folder / "killed"
         shutil.rmtree(store, ignore_errors=True)
         process = start(context, config_of("killed"))
-        time.sleep(generator.uniform(0, seconds))
+        wait = generator.randrange(shards)
+        while len(commits_of(store)) < wait and process.is_alive():
+            time.sleep(0.005)
+        time.sleep(generator.uniform(0, seconds / shards if wait else seconds))
         process.kill()  # SIGKILL; no effect when it has already finished
         process.join()
         killed += process.exitcode == -signal.SIGKILL
-        commits.append(len(list(store.glob("commits/*/*/*.json"))))
+        commits.append(len(commits_of(store)))
         run_to_end(context, config_of("killed"))
         found = file_contents(store)
         different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
@@ -128,7 +137,7 @@ def kill_runs(folder: Path, runs: int, images: int, seed: int) -> dict[str, obje
         "runs": runs,
         "killed": killed,
         "seconds_undisturbed": round(seconds, 2),
-        "shards": -(-images // 4),
+        "shards": shards,
         "shards_committed_when_killed": {str(count): commits.count(count) for count in sorted(set(commits))},
         "differing_files": 0,
     }

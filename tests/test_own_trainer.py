@@ -126,6 +126,7 @@ def assert_trained_on(contents, seen):
             np.testing.assert_array_equal(tokens, contents[f"features/{name}"]["tokens"][batch.indices])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")

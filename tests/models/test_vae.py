@@ -396,6 +396,7 @@ def test_broken_folders_are_reported_in_one_line(tmp_path: Path) -> None:
         describe_vae(tmp_path / "no-list")
 
 
+@pytest.mark.slow
 def test_tiny_vae_reconstructs_unseen_images(photos: Tensor, reconstructions: Tensor) -> None:
     values = psnr(photos, reconstructions)
     assert reconstructions.shape == photos.shape

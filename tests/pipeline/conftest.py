@@ -1,5 +1,6 @@
 """Fixtures for small training runs and their checkpoints."""
 
+import functools
 import json
 import os
 import subprocess
@@ -15,6 +16,19 @@ from repa_pipe.config import TrainConfig
 from repa_pipe.pipeline import train
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint
 
+SMALL = {
+    "exp_name": "run",
+    "model": "SiT-T/2",
+    "encoder_depth": 2,
+    "projector_embed_dims": 32,
+    "batch_size": 8,
+    "max_train_steps": 6,
+    "checkpointing_steps": 3,
+    "log_steps": 2,
+    "mixed_precision": "fp32",
+    "device": "cpu",
+}
+
 
 @pytest.fixture
 def config_of(make_store, tmp_path):
@@ -22,24 +36,22 @@ def config_of(make_store, tmp_path):
     path, contents = make_store()
 
     def config(**changes):
-        options = {
-            "store": str(path),
-            "output_dir": str(tmp_path / "runs"),
-            "exp_name": "run",
-            "model": "SiT-T/2",
-            "encoder_depth": 2,
-            "projector_embed_dims": 32,
-            "batch_size": 8,
-            "max_train_steps": 6,
-            "checkpointing_steps": 3,
-            "log_steps": 2,
-            "mixed_precision": "fp32",
-            "device": "cpu",
-        }
-        return TrainConfig(**options | changes)
+        return TrainConfig(**SMALL | {"store": str(path), "output_dir": str(tmp_path / "runs")} | changes)
 
     config.contents = contents
     return config
+
+
+@pytest.fixture(scope="session")
+def trained_runs(written_stores, tmp_path_factory):
+    """Return a function that trains with the given changes at most once, and returns the folder, to be copied."""
+
+    @functools.cache
+    def trained(**changes):
+        places = {"store": str(written_stores(50, 16, ())[0]), "output_dir": str(tmp_path_factory.mktemp("runs"))}
+        return train.run(TrainConfig(**SMALL | places | changes)).run
+
+    return trained
 
 
 @pytest.fixture

@@ -249,6 +249,7 @@ def test_every_file_of_the_source_is_accounted_for(images, tmp_path, caplog):
     assert "skipped: 3 files: hidden (2, such as .git/)" in inspection.info(str(tmp_path / "store"))
 
 
+@pytest.mark.slow
 def test_a_store_listed_by_the_rules_of_0_1_0_resumes_and_names_what_it_leaves_out(images, tmp_path, caplog):
     folder, store = tmp_path / "images", tmp_path / "store"
     shutil.copytree(images, folder)
@@ -351,6 +352,7 @@ def test_a_missing_image_fails_only_its_shard(images, tmp_path, monkeypatch):
     assert open_store(tmp_path / "store").group(LATENTS).missing_shards() == [0]
 
 
+@pytest.mark.slow
 def test_flipped_views_hold_the_outputs_for_mirrored_crops(encoded, images, tmp_path):
     config = config_of(images, tmp_path / "store", flip=True)
     encode.run(config)

@@ -49,6 +49,7 @@ def test_images_compared_with_themselves_have_distance_0(photos, tmp_path):
     assert written["detectors"][DETECTOR]["width"] == 112
 
 
+@pytest.mark.slow
 def test_distance_grows_with_blur_and_with_noise(photos, tmp_path):
     reference = save(tmp_path / "reference.npz", photos)
     blurred = [

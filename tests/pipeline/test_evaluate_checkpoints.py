@@ -14,7 +14,7 @@ from repa_pipe import cli
 from repa_pipe.config import EvaluateConfig, SampleConfig
 from repa_pipe.errors import CheckpointError, ConfigError
 from repa_pipe.metrics import Features
-from repa_pipe.pipeline import evaluate, evaluate_checkpoints, report, sample, train
+from repa_pipe.pipeline import evaluate, evaluate_checkpoints, report, sample
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, save_checkpoint
 from repa_pipe.pipeline.artifacts.digests import file_digest
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
@@ -31,11 +31,12 @@ class MeanColors:
 
 
 @pytest.fixture
-def run(config_of, tmp_path, monkeypatch):
+def run(trained_runs, tmp_path, monkeypatch):
     """A run of 4 steps with checkpoints at 2 and 4."""
     monkeypatch.setattr(comparison, "load_detector", lambda *_: MeanColors())
-    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "batch_size": 4, "mixed_precision": "bf16", "log_steps": 1}
-    return train.run(config_of(output_dir=str(tmp_path), max_train_steps=4, checkpointing_steps=2, **options)).run
+    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "batch_size": 4, "log_steps": 1}
+    trained = trained_runs(max_train_steps=4, checkpointing_steps=2, **options)
+    return str(shutil.copytree(trained, tmp_path / "run"))
 
 
 def configs(run, reference):
@@ -89,6 +90,7 @@ def test_an_interrupted_evaluation_resumes_with_the_missing_checkpoints(run, ref
     assert evaluated == ["0000002", "0000004", "0000004"]
 
 
+@pytest.mark.slow
 def test_metrics_are_computed_again_for_another_reference(run, reference, tmp_path):
     sampling, evaluation = configs(run, reference)
     first = evaluate_checkpoints.run(sampling, evaluation).rows
@@ -112,6 +114,7 @@ def rewrite(checkpoint, change):
     assert checkpoint.stat().st_size == stat.st_size
 
 
+@pytest.mark.slow
 def test_figures_belong_to_the_content_of_a_checkpoint(run, reference, monkeypatch):
     checkpoint = RunFolder(Path(run)).checkpoint(2)
     generated, generate = [], sample._generate
@@ -144,6 +147,7 @@ def test_a_damaged_checkpoint_is_left_out_of_the_curve(run, reference, caplog):
         evaluate_checkpoints.run(*configs(run, reference))
 
 
+@pytest.mark.slow
 def test_a_damaged_curve_is_set_aside_and_written_again(run, reference, caplog):
     result = evaluate_checkpoints.run(*configs(run, reference))
     Path(result.json).write_text("{")
@@ -153,6 +157,7 @@ def test_a_damaged_curve_is_set_aside_and_written_again(run, reference, caplog):
     assert "the curve is written again" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_curve(run, reference, tmp_path):
     page = tmp_path / "report.html"
     report.run([run], str(page))
@@ -168,6 +173,7 @@ def test_the_report_shows_the_curve(run, reference, tmp_path):
     assert "FID (inception) of 6 images vs. GPU-hours of training" in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_curve_in_both_spellings(run, reference, monkeypatch, capsys):
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["repa-pipe", *words])

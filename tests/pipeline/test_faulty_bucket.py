@@ -53,6 +53,7 @@ def assert_commits_follow_their_files(bucket):
         assert max(written.index(name) for name in files) < written.index(record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["slow_down", "fail_randomly"])
 def test_encoding_rides_out_faults_and_commits_last(images, faulty_bucket, short_limits, tmp_path, fault):
     encode.run(encode_config(images, tmp_path / "store"))

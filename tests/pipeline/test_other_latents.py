@@ -1,9 +1,11 @@
 """Other latents than those of a VAE with 8x downsampling: from images to samples."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -38,9 +40,9 @@ from repa_pipe.stores import AlignmentDataset, open_store
 from repa_pipe.stores.tokens import read_tokens
 
 
-@pytest.fixture
-def images(tmp_path):
-    folder, rng = tmp_path / "images", np.random.default_rng(0)
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("noise") / "images", np.random.default_rng(0)
     for number in range(12):
         path = folder / str(number % 3) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +66,7 @@ def f16_vae(tmp_path):
     return tmp_path / "vae"
 
 
+@pytest.mark.slow
 def test_every_pixel_of_16x_downsampled_latents_is_a_token(images, f16_vae, tmp_path):
     store = str(tmp_path / "store")
     encode.run(
@@ -114,14 +117,31 @@ SIZES = {
 }
 
 
+@pytest.fixture(scope="session")
+def encoded(images, tmp_path_factory):
+    """Encode tokens of a codec at most once; return their store, to be copied."""
+
+    @functools.cache
+    def encode_once(codec):
+        store = str(tmp_path_factory.mktemp("encoded") / "store")
+        encode_tokens(images, store, resolution=64, shard_size=4, device="cpu", codec=codec)
+        return store
+
+    return encode_once
+
+
 @pytest.fixture
-def token_store(images, tmp_path, request):
+def token_store(encoded, tmp_path, request):
     """A store with quantized tokens, or those of another codec, and their statistics."""
-    store = str(tmp_path / "store")
-    options = {"resolution": 64, "shard_size": 4, "device": "cpu", "codec": getattr(request, "param", "int8")}
-    encode_tokens(images, store, **options)
+    store = str(shutil.copytree(encoded(getattr(request, "param", "int8")), tmp_path / "store"))
     statistics.run(store, StatsOptions(encoder=ENCODER, per="position", write=True))
     return store
+
+
+@pytest.fixture
+def plain_store(encoded, tmp_path):
+    """A store without statistics, with tokens in float16."""
+    return str(shutil.copytree(encoded("float16"), tmp_path / "store"))
 
 
 def encode_tokens(images, store, **options):
@@ -155,8 +175,8 @@ def train_config(store, tmp_path, **changes):
         "model": "SiT-T/1",
         "token_latents": ENCODER,
         "batch_size": 4,
-        "max_train_steps": 4,
-        "checkpointing_steps": 2,
+        "max_train_steps": 2,
+        "checkpointing_steps": 1,
         "learning_rate": 1e-2,
         "ema_decay": 0.5,
         "mixed_precision": "fp32",
@@ -203,7 +223,7 @@ def test_a_sweep_compares_tokens_with_a_vae(token_store, tmp_path):
 
 def test_a_killed_run_on_tokens_resumes_to_the_same_bits(token_store, tmp_path):
     whole = train.run(train_config(token_store, tmp_path, exp_name="whole")).run
-    train.run(train_config(token_store, tmp_path, max_train_steps=2))
+    train.run(train_config(token_store, tmp_path, max_train_steps=1))
     resumed = train.run(train_config(token_store, tmp_path)).run
     first, second = (load_checkpoint(resolve_checkpoint(run)) for run in (whole, resumed))
     for part in ("model", "ema"):
@@ -225,16 +245,14 @@ def test_the_latents_are_the_normalized_tokens_and_read_once(token_store):
     assert space.data(stored, None).dtype == torch.float32
 
 
-def test_statistics_are_required_and_those_of_the_run(images, tmp_path):
-    store = str(tmp_path / "store")
-    encode_tokens(images, store, resolution=64, device="cpu")
+def test_statistics_are_required_and_those_of_the_run(plain_store, tmp_path):
     with pytest.raises(ConfigError, match=rf"run 'repa-pipe store stats \S+ --encoder {ENCODER} --write' first"):
-        train.run(train_config(store, tmp_path))
-    statistics.run(store, StatsOptions(encoder=ENCODER, per="channel", write=True))
-    train.run(train_config(store, tmp_path, max_train_steps=2))
-    statistics.run(store, StatsOptions(encoder=ENCODER, per="position", write=True))
+        train.run(train_config(plain_store, tmp_path))
+    statistics.run(plain_store, StatsOptions(encoder=ENCODER, per="channel", write=True))
+    train.run(train_config(plain_store, tmp_path, max_train_steps=1))
+    statistics.run(plain_store, StatsOptions(encoder=ENCODER, per="position", write=True))
     with pytest.raises(CheckpointError, match=r"statistics of the latents: recorded 'channel [0-9a-f]{8}'"):
-        train.run(train_config(store, tmp_path))
+        train.run(train_config(plain_store, tmp_path))
 
 
 def test_decoders_of_other_latents_are_refused(token_store, decoder, tmp_path):
@@ -313,7 +331,7 @@ def test_a_decoder_file_of_rae_is_to_be_converted(tmp_path):
 def test_dit_dh_trains_on_tokens_resumes_and_samples(token_store, decoder, tmp_path):
     options = {"model": "DiT-DH-T", "proj_coeff": 0.0, "time_shift": 1.5, "checkpoint_blocks": True}
     whole = train.run(train_config(token_store, tmp_path, exp_name="whole", **options)).run
-    train.run(train_config(token_store, tmp_path, max_train_steps=2, **options | {"checkpoint_blocks": False}))
+    train.run(train_config(token_store, tmp_path, max_train_steps=1, **options | {"checkpoint_blocks": False}))
     resumed = train.run(train_config(token_store, tmp_path, **options)).run
     first, second = (load_checkpoint(resolve_checkpoint(run)) for run in (whole, resumed))
     assert "sit" not in first
@@ -326,10 +344,11 @@ def test_dit_dh_trains_on_tokens_resumes_and_samples(token_store, decoder, tmp_p
         assert archive["arr_0"].shape == (3, 64, 64, 3)
 
 
+@pytest.mark.slow
 def test_raev2_trains_with_muon_resumes_and_guides_itself(token_store, decoder, tmp_path):
     options = {"model": "RAEv2-T", "optimizer": "muon", "alignment_loss": "mse", "encoder_depth": 3}
     whole = train.run(train_config(token_store, tmp_path, exp_name="whole", **options)).run
-    train.run(train_config(token_store, tmp_path, max_train_steps=2, **options))
+    train.run(train_config(token_store, tmp_path, max_train_steps=1, **options))
     resumed = train.run(train_config(token_store, tmp_path, **options)).run
     first, second = (load_checkpoint(resolve_checkpoint(run)) for run in (whole, resumed))
     assert first["opt"].keys() == {"muon", "adamw"}
@@ -350,6 +369,7 @@ def test_raev2_trains_with_muon_resumes_and_guides_itself(token_store, decoder, 
         images_of(resumed, tmp_path, **plain, mode="sde")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["AutoencoderDC", "pixels"])
 def test_latents_that_are_not_drawn(images, tmp_path, kind):
     """From images with flips to samples: latents of an autoencoder without a distribution, and pixels."""
@@ -383,7 +403,7 @@ def test_latents_that_are_not_drawn(images, tmp_path, kind):
     settings = {"token_latents": None, "model": "SiT-T/8" if kind == "pixels" else "SiT-T/4", "flip": True}
     settings |= {"proj_coeff": 0.0} if kind == "pixels" else {}
     whole = train.run(train_config(store, tmp_path, exp_name="whole", **settings)).run
-    train.run(train_config(store, tmp_path, max_train_steps=2, **settings))
+    train.run(train_config(store, tmp_path, max_train_steps=1, **settings))
     resumed = train.run(train_config(store, tmp_path, **settings)).run
     first, second = (load_checkpoint(resolve_checkpoint(run)) for run in (whole, resumed))
     assert all(torch.equal(first["ema"][name], second["ema"][name]) for name in first["ema"])
@@ -394,6 +414,7 @@ def test_latents_that_are_not_drawn(images, tmp_path, kind):
     assert "decoded from the stored latents" in page
 
 
+@pytest.mark.slow
 def test_jit_trains_on_pixels_with_a_convolutional_projector(images, tmp_path):
     store = str(tmp_path / "store")
     encode.run(
@@ -402,7 +423,7 @@ def test_jit_trains_on_pixels_with_a_convolutional_projector(images, tmp_path):
     settings = {"token_latents": None, "model": "JiT-T/16", "projector": "conv", "spatial_norm": 0.8}
     settings |= {"weighting": "lognormal", "time_mean": 0.8, "time_std": 0.8}
     whole = train.run(train_config(store, tmp_path, exp_name="whole", **settings)).run
-    train.run(train_config(store, tmp_path, max_train_steps=2, **settings))
+    train.run(train_config(store, tmp_path, max_train_steps=1, **settings))
     resumed = train.run(train_config(store, tmp_path, **settings)).run
     first, second = (load_checkpoint(resolve_checkpoint(run)) for run in (whole, resumed))
     assert all(torch.equal(first["ema"][name], second["ema"][name]) for name in first["ema"])
@@ -425,6 +446,7 @@ def images_of(run, tmp_path, **options):
         return archive["arr_0"]
 
 
+@pytest.mark.slow
 def test_an_optimizer_state_of_another_optimizer_is_refused(token_store, tmp_path):
     options = {"model": "RAEv2-T", "optimizer": "muon", "proj_coeff": 0.0, "max_train_steps": 1}
     run = train.run(train_config(token_store, tmp_path, **options)).run
@@ -444,11 +466,10 @@ def test_an_optimizer_state_of_another_optimizer_is_refused(token_store, tmp_pat
             train.run(train_config(token_store, tmp_path, **options | {"max_train_steps": 2}))
 
 
-def test_lightningdit_trains_on_a_vae_with_the_cosine_loss(images, tmp_path):
-    store = str(tmp_path / "store")
-    encode_tokens(images, store, resolution=64, device="cpu")
+@pytest.mark.slow
+def test_lightningdit_trains_on_a_vae_with_the_cosine_loss(plain_store, tmp_path):
     options = {"token_latents": None, "model": "LightningDiT-T/1", "qk_norm": True, "proj_coeff": 0.0}
-    run = train.run(train_config(store, tmp_path, **options, cosine_coeff=1.0, max_train_steps=3)).run
+    run = train.run(train_config(plain_store, tmp_path, **options, cosine_coeff=1.0, max_train_steps=3)).run
     row = read_metrics(RunFolder(Path(run)))[-1]
     assert 0 < row["cosine_loss"] < 2
     assert row["loss"] == pytest.approx(row["denoising_loss"] + row["cosine_loss"], rel=1e-5)
@@ -463,6 +484,7 @@ def test_lightningdit_trains_on_a_vae_with_the_cosine_loss(images, tmp_path):
         images_of(run, tmp_path, guidance="internal")
 
 
+@pytest.mark.slow
 def test_grids_during_training_and_pictures_of_a_store(token_store, decoder, tmp_path, run_cli):
     grids = {"sampling_steps": 2, "decoder": str(decoder), "model": "DiT-DH-T", "proj_coeff": 0.0, "time_shift": 1.5}
     run = train.run(train_config(token_store, tmp_path, max_train_steps=2, **grids)).run
@@ -498,6 +520,7 @@ def test_grids_during_training_and_pictures_of_a_store(token_store, decoder, tmp
         assert message in errors
 
 
+@pytest.mark.slow
 def test_a_weaker_model_of_other_latents_is_refused(token_store, decoder, tmp_path):
     options = {"model": "DiT-DH-T", "proj_coeff": 0.0, "max_train_steps": 1}
     strong = train.run(train_config(token_store, tmp_path, **options)).run
@@ -510,15 +533,16 @@ def test_a_weaker_model_of_other_latents_is_refused(token_store, decoder, tmp_pa
         images_of(strong, tmp_path, **plain, guidance_checkpoint=other)
 
 
-def test_repa_e_adds_an_epsilon_in_training_alone(images, tmp_path):
-    store = str(tmp_path / "store")
-    encode_tokens(images, store, resolution=64, device="cpu")
+@pytest.mark.slow
+def test_repa_e_adds_an_epsilon_in_training_alone(plain_store, tmp_path):
     seen = []
     for eps in (0.0, 1e-1):
-        config = train_config(store, tmp_path, token_latents=None, model="SiT-T/2", latents_eps=eps, exp_name=str(eps))
+        config = train_config(
+            plain_store, tmp_path, token_latents=None, model="SiT-T/2", latents_eps=eps, exp_name=str(eps)
+        )
         trained = load_model(resolve_checkpoint(train.run(config).run), ema=True)
         seen.append((trained.store.latents_scale, trained.store.latents_bias))
-        with open_store(store) as opened:
+        with open_store(plain_store) as opened:
             space = make_space(trained.config, opened, trained.store)
         mean, std = torch.randn(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
         scale, bias = (torch.tensor(each).reshape(4, 1, 1) for each in seen[0])
@@ -545,10 +569,10 @@ def test_settings_that_a_model_does_not_have_are_refused(token_store, tmp_path, 
         train.run(train_config(token_store, tmp_path, **{"model": "DiT-DH-T"} | changes))
 
 
-def test_blocks_of_dit_dh_are_not_probed(images, tmp_path):
-    store = str(tmp_path / "store")
-    encode_tokens(images, store, resolution=64, device="cpu")
-    config = train_config(store, tmp_path, token_latents=None, model="DiT-DH-T", proj_coeff=0.0, max_train_steps=1)
+def test_blocks_of_dit_dh_are_not_probed(plain_store, tmp_path):
+    config = train_config(
+        plain_store, tmp_path, token_latents=None, model="DiT-DH-T", proj_coeff=0.0, max_train_steps=1
+    )
     with pytest.raises(ConfigError, match="the model is a DiT-DH-T: probe reads the blocks of a SiT"):
         probe.run(ProbeConfig(checkpoint=train.run(config).run))
 
@@ -621,7 +645,7 @@ def test_photographs_become_tokens_a_model_and_photographs(tmp_path):
         )
     )
     statistics.run(store, StatsOptions(encoder=encoder, per="position", flip=True, write=True))
-    options = {"model": "DiT-DH-T", "token_latents": encoder, "proj_coeff": 0.0, "flip": True, "batch_size": 8}
+    options = {"model": "DiT-DH-T", "token_latents": encoder, "proj_coeff": 0.0, "flip": True, "batch_size": 2}
     options |= {"learning_rate": 1e-3, "checkpointing_steps": 50, "log_steps": 10, "time_shift": 2.4, "ema_decay": 0.9}
     # in processes of their own: rounding depends on the number of threads, which encoding has set in this one
     program = [sys.executable, "-m", "repa_pipe.cli", "train"]

@@ -40,8 +40,9 @@ def test_encoding_into_a_store_by_another_path_does_nothing(reference, tmp_path,
     assert (contents(tmp_path), sorted(os.listdir(tmp_path))) == (before, folders)
 
 
-@pytest.mark.parametrize("exists", [True, False])
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize(
+    ("name", "exists"), [*((name, False) for name in SPELLINGS), ("relative", True), ("symbolic link", True)]
+)
 def test_encoding_starts_by_every_path(reference, tmp_path, spelled, name, exists):
     if exists:
         (tmp_path / "store").mkdir()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn.functional import normalize
 from repa_pipe.config import ProbeConfig
 from repa_pipe.errors import CheckpointError, ConfigError, StoreError
 from repa_pipe.metrics import cknna
-from repa_pipe.pipeline import probe, train
+from repa_pipe.pipeline import probe
 from repa_pipe.pipeline.artifacts.checkpoints import load_checkpoint, load_model, save_checkpoint
 from repa_pipe.pipeline.artifacts.digests import file_digest
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
@@ -24,11 +25,11 @@ from repa_pipe.stores import open_store
 
 
 @pytest.fixture
-def trained(config_of, tmp_path):
-    """Train a run with checkpoints at steps 1 and 2; return its folder and the contents of its store."""
-    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "batch_size": 4, "mixed_precision": "bf16", "log_steps": 100}
-    result = train.run(config_of(output_dir=str(tmp_path), max_train_steps=2, checkpointing_steps=1, **options))
-    return result.run, config_of.contents
+def trained(trained_runs, written_stores, tmp_path):
+    """A run with checkpoints at steps 1 and 2, and the contents of its store."""
+    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "batch_size": 4, "log_steps": 100}
+    run = trained_runs(max_train_steps=2, checkpointing_steps=1, **options)
+    return str(shutil.copytree(run, tmp_path / "run")), written_stores(50, 16, ())[1]
 
 
 def probe_config(run, **options):
@@ -72,6 +73,7 @@ def test_cknna_matches_direct_computation(trained):
     assert result.rows[-1]["cknna_enc"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_finished_checkpoints_are_not_probed_again(trained, monkeypatch):
     run, _ = trained
     original, probed = ProbedImages.of_blocks, []
@@ -92,6 +94,7 @@ def test_finished_checkpoints_are_not_probed_again(trained, monkeypatch):
     assert probed[3:] == [1, 2]
 
 
+@pytest.mark.slow
 def test_probes_belong_to_the_content_of_a_checkpoint_and_those_of_earlier_versions_to_its_time(trained, monkeypatch):
     run, _ = trained
     first = probe.run(probe_config(run))
@@ -112,6 +115,7 @@ def test_probes_belong_to_the_content_of_a_checkpoint_and_those_of_earlier_versi
         probe.run(probe_config(run))
 
 
+@pytest.mark.slow
 def test_damaged_probes_are_set_aside_and_damaged_checkpoints_left_out(trained, caplog):
     run, _ = trained
     first = probe.run(probe_config(run))
@@ -123,11 +127,11 @@ def test_damaged_probes_are_set_aside_and_damaged_checkpoints_left_out(trained, 
     assert "0000001.pt cannot be read as a checkpoint" in caplog.text
 
 
-def test_linear_probe_finds_classes_in_clean_latents_but_not_in_noise(trained, make_store, tmp_path):
+def test_linear_probe_finds_classes_in_clean_latents_but_not_in_noise(trained, make_store):
     """The class of a latent is its sign, which every block sees without noise and none sees at full noise."""
     run, _ = trained
     model = load_model(RunFolder(Path(run)).checkpoints()[-1], ema=True)
-    with open_store(tmp_path / "store") as store:
+    with open_store(make_store()[0]) as store:
         config = probe_config(run, num_images=50, test_share=0.4)
         images = ProbedImages(store, "tiny", ["enc"], config)
 
@@ -143,9 +147,9 @@ def test_linear_probe_finds_classes_in_clean_latents_but_not_in_noise(trained, m
     assert noise < 0.8
 
 
-def test_seed_determines_the_images_and_their_split(trained):
+def test_seed_determines_the_images_and_their_split(trained, make_store):
     run, _ = trained
-    with open_store(Path(run).parent / "store") as store:
+    with open_store(make_store()[0]) as store:
         first, again, other = (
             ProbedImages(store, "tiny", ["enc"], probe_config(run, num_images=20, seed=seed)) for seed in (0, 0, 1)
         )

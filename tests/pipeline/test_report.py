@@ -1102,6 +1102,7 @@ def twenty(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
     return report.run([str(folder) for folder in folders], str(tmp_path / "page.html"))
 
 
+@pytest.mark.slow
 def test_twenty_long_runs_stay_under_five_megabytes(twenty: Path) -> None:
     assert twenty.stat().st_size < 5_000_000
     page = Page(twenty)

@@ -26,9 +26,10 @@ from repa_pipe.pipeline.sampling.sampler import Sampler
 
 
 @pytest.fixture
-def checkpoint(config_of):
-    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "mixed_precision": "bf16", "log_steps": 100}
-    return train.run(config_of(max_train_steps=4, checkpointing_steps=50_000, **options)).run
+def checkpoint(trained_runs, tmp_path):
+    options = {"learning_rate": 1e-2, "ema_decay": 0.5, "log_steps": 100}
+    run = trained_runs(max_train_steps=4, checkpointing_steps=50_000, **options)
+    return str(shutil.copytree(run, tmp_path / "runs" / "run"))
 
 
 def images_of(checkpoint, tmp_path, name, **options):
@@ -38,6 +39,7 @@ def images_of(checkpoint, tmp_path, name, **options):
         return archive["arr_0"], archive["arr_1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ode", "sde"])
 def test_an_image_does_not_depend_on_its_batch(checkpoint, tmp_path, mode):
     large, labels = images_of(checkpoint, tmp_path, "large", mode=mode, per_proc_batch_size=10)

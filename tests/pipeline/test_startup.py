@@ -110,6 +110,7 @@ def test_a_store_with_other_groups_or_codes_is_ranked_again(config_of, tmp_path)
     assert Path(config.out).stat().st_mtime_ns > stamp
 
 
+@pytest.mark.slow
 def test_commands_that_cannot_work_import_no_torch(images, config_of, tmp_path, run_cold):
     store = str(tmp_path / "encoded")
     encoding = EncodeConfig(source=str(images), store=store, vae="tiny-kl-f8", device="cpu")

@@ -38,6 +38,7 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(config_of, weigh
     assert_same_weights(weights_of(whole), weights_of(resumed))
 
 
+@pytest.mark.slow
 def test_a_run_started_with_the_old_random_streams_resumes_with_them(
     config_of, weights_of, assert_same_weights, monkeypatch
 ):
@@ -270,6 +271,7 @@ def test_milestones_are_kept_permanently(config_of):
     assert [int(path.stem) for path in RunFolder(Path(alone.run)).checkpoints()] == [4, 6]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_gradient_scaler_resumes_bit_identically(config_of, weights_of, assert_same_weights):
     options = {"mixed_precision": "fp16", "microbatches": 2}
     whole = train.run(config_of(exp_name="whole", **options))
@@ -302,6 +304,7 @@ def test_an_out_of_memory_error_names_the_flags_that_help(config_of, monkeypatch
         train.run(config_of())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["checkpoint", "metrics"])
 def test_a_run_stopped_by_a_full_disk_can_be_resumed(config_of, weights_of, assert_same_weights, monkeypatch, what):
     whole = train.run(config_of(exp_name="whole"))

@@ -157,7 +157,7 @@ def test_batch_scripts_are_valid_and_return_to_the_queue(name):
 @pytest.mark.slow
 def test_a_training_job_saves_a_checkpoint_before_its_time_limit_and_resumes_after_requeueing(slurm, config_of):
     script = CLUSTER / "slurm-train.sh"
-    options = {"max_train_steps": 150, "checkpointing_steps": 7}
+    options = {"max_train_steps": 60, "checkpointing_steps": 7}
     config, whole = config_of(**options), config_of(exp_name="whole", **options)
     run = RunFolder(Path(config.output_dir) / "run")
     job = slurm.start(script, *config.flags(), SLURM_GPUS_ON_NODE="2")
@@ -166,7 +166,7 @@ def test_a_training_job_saves_a_checkpoint_before_its_time_limit_and_resumes_aft
     assert job.wait(timeout=120) != 0, slurm.log()
     assert slurm.requeued.exists()
     stopped = int(run.last_checkpoint().stem)
-    assert 7 < stopped < 150
+    assert 7 < stopped < 60
     job = slurm.start(script, *config.flags(), SLURM_GPUS_ON_NODE="2")
     assert job.wait(timeout=120) == 0, slurm.log()
     assert not slurm.requeued.exists()
@@ -226,7 +226,7 @@ mixed_precision = "fp32"
 device = "cpu"
 report_to = "none"
 log_steps = 1
-max_train_steps = 150
+max_train_steps = 60
 checkpointing_steps = 7
 [grid]
 seed = [0, 1, 2]
@@ -246,7 +246,7 @@ def test_an_array_executes_a_sweep_and_its_jobs_resume_after_requeueing(slurm, c
     assert job.wait(timeout=120) != 0
     assert slurm.requeued.exists(), slurm.log()
     stopped = int(first.last_checkpoint().stem)
-    assert 7 < stopped < 150
+    assert 7 < stopped < 60
     for number in ("1", "2"):
         job = slurm.start(script, *args, SLURM_ARRAY_TASK_ID=number, **array)
         assert job.wait(timeout=300) == 0, slurm.log()
@@ -254,4 +254,4 @@ def test_an_array_executes_a_sweep_and_its_jobs_resume_after_requeueing(slurm, c
     sessions = read_run_record(first).sessions
     assert [(each.start_step, each.state) for each in sessions] == [(0, "stopped"), (stopped, "finished")]
     results = json.loads((out / "results.json").read_text())
-    assert [(row["run"], row["step"]) for row in results["runs"]] == [(f"seed={seed}", 150) for seed in range(3)]
+    assert [(row["run"], row["step"]) for row in results["runs"]] == [(f"seed={seed}", 60) for seed in range(3)]

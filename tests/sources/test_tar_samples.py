@@ -53,6 +53,7 @@ members = st.builds(
 ).filter(lambda name: name.strip("./"))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(members, min_size=1, max_size=12))
 def test_members_are_grouped_as_by_webdatasets_reader(tmp_path_factory, names):

@@ -68,7 +68,7 @@ print("all lines")
 """
 
 
-@pytest.mark.parametrize("stride", [29, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [29, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_kill_at_any_line_leaves_complete_shards_and_can_be_resumed(helpers, tmp_path, stride):
     script = [sys.executable, "-W", "ignore", "-c", KILL_AT_LINE, helpers.__file__, str(tmp_path), str(stride)]
     assert subprocess.run(script, capture_output=True, text=True, check=True).stdout == "all lines\n"

@@ -85,7 +85,7 @@ def restore(path, file, intact):
         shutil.move(backup, backup.with_suffix(""))
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(40, marks=pytest.mark.slow)])
 def test_no_change_of_a_file_is_used_silently(small, mutations, count):
     assert check(small, mutations, count) == []
 
@@ -129,7 +129,7 @@ def record_file(path, file):
     root.write_text(json.dumps(meta))
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_change_with_matching_checksums_is_an_error_or_other_values(small, mutations, count):
     check(small, mutations, count, recomputed)  # raises anything but the package's errors, and for hangs
     assert pq.read_table(small / "samples.parquet").num_rows == 12

@@ -82,6 +82,7 @@ def test_an_intact_store_of_any_size_passes(helpers, tmp_path_factory, num_sampl
     assert report.num_bytes == sizes == seen[-1][0] == seen[-1][1]
 
 
+@pytest.mark.slow
 def test_a_thousand_single_bit_flips_are_all_located(flip_store):
     files = data_files(flip_store)
     assert {array_and_shard(flip_store, file)[0] for file in files} == {"tokens", "cls_token", "crc32c"}

@@ -100,6 +100,7 @@ def moco(published_file):
     return load_encoder("mocov3-vit-s", weights=published_file("mocov3-vit-s"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_close_to_float32_and_recorded_in_the_fingerprint(published_file, images, moco, dtype):
     encoder = load_encoder("mocov3-vit-s", weights=published_file("mocov3-vit-s"), dtype=dtype)
@@ -179,6 +180,7 @@ def test_other_resolutions_keep_one_token_per_sixteen_pixels(published_file, res
     assert f"to {side}x{side}" in encoder.fingerprint["positions"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dinov2-vit-s", "dinov2reg-vit-b", "mocov3-vit-s"])
 def test_timms_file_with_the_same_weights_gives_the_same_encoder(published_file, tmp_path, name):
     entry = find_entry(name)

@@ -28,6 +28,7 @@ def crops():
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
+@pytest.mark.slow
 @needs_onnx
 @needs_package
 def test_crops_of_the_same_photo_are_nearest_neighbors(crops):

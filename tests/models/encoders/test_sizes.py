@@ -34,6 +34,7 @@ def test_sizes_without_a_grid_of_tokens_are_refused(size):
         require_encoder_resolution("dinov2-vit-b", size)
 
 
+@pytest.mark.slow
 def test_a_network_that_needs_other_sizes_is_refused_with_the_nearest_that_work(tmp_path):
     for size in (224, 256, 512):
         require_encoder_resolution(WINDOWS, size)

@@ -39,6 +39,7 @@ def is_same(first, second):
     return first == second
 
 
+@pytest.mark.slow
 def test_every_changed_byte_is_refused_or_changes_nothing(checkpoint):
     path, values = checkpoint
     content, refused = path.read_bytes(), 0

@@ -102,6 +102,7 @@ def failing_put(first, last):
     return put_or_fail
 
 
+@pytest.mark.slow
 def test_a_shard_that_could_not_be_uploaded_is_retried(images, expected, bucket, monkeypatch):
     monkeypatch.setattr(RemoteFiles, "put", failing_put(4, 5))
     result = encode.run(config_of(images, URL))
@@ -120,6 +121,7 @@ def test_a_run_that_the_network_ended_resumes_to_the_same_objects(images, expect
     assert_same_store(in_bucket(bucket), expected)
 
 
+@pytest.mark.slow
 def test_a_bucket_with_a_missing_shard_is_completed(images, expected, bucket):
     encode.run(config_of(images, URL))
     for key in (f"commits/{FEATURES}/00001.json", f"{FEATURES}/tokens/c/1/0/0"):
@@ -132,6 +134,7 @@ def test_a_bucket_with_a_missing_shard_is_completed(images, expected, bucket):
     assert {key for key in written if "/c/" in key and not key.startswith(f"small/{FEATURES}/")} == set()
 
 
+@pytest.mark.slow
 def test_a_shard_that_another_worker_has_committed_is_unchanged(images, bucket):
     config = config_of(images, URL)
     encode.run(config)

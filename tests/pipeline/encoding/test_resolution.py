@@ -12,6 +12,7 @@ from repa_pipe.stores import open_store
 SIDE = 144
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["float16", "int8", "int4"])
 def test_a_store_of_another_resolution_is_encoded_trained_sampled_and_evaluated(reference, tmp_path, codec):
     store, device = str(tmp_path / "store"), "cpu"
@@ -58,6 +59,7 @@ def coarse_vae(tmp_path):
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--dry-run"]])
 def test_models_that_need_other_sizes_are_refused_before_a_store_is_created(
     run_cli, reference, tmp_path, coarse_vae, words

@@ -78,6 +78,7 @@ def test_a_full_disk_ends_the_command_with_the_bytes_needed_and_a_larger_one_res
     assert verify_store(disk / "store").ok
 
 
+@pytest.mark.slow
 def test_the_first_error_of_a_full_disk_or_quota_ends_the_command(images, tmp_path, monkeypatch):
     tried, original = [], ShardFile.append
 

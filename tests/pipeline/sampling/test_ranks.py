@@ -14,7 +14,7 @@ from repa_pipe.config import SampleConfig
 from repa_pipe.pipeline import sample, train
 
 pytestmark = pytest.mark.slow
-BLOCKS = 40
+BLOCKS = 24
 
 
 @pytest.fixture
@@ -60,11 +60,10 @@ def children_of(process):
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_sampling_after_its_block_with_the_documented_code(config, expected, number):
+def test_a_signal_ends_sampling_after_its_block_with_the_documented_code(config, expected):
     process = start(config)
     wait_for_blocks(config, 3, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGUSR1)
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - sent < 10
@@ -76,8 +75,7 @@ def test_a_signal_ends_sampling_after_its_block_with_the_documented_code(config,
     assert Path(config.out).read_bytes() == expected
 
 
-@pytest.mark.parametrize("others", [1, 3])
-def test_work_of_two_ranks_of_which_one_was_killed_is_resumed_by_others(config, expected, others):
+def test_work_of_two_ranks_of_which_one_was_killed_is_resumed_by_others(config, expected):
     process = start(config, ranks=2)
     wait_for_blocks(config, 8, process)
     ranks = [pid for pid in children_of(process) if b"repa_pipe.cli" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -86,7 +84,7 @@ def test_work_of_two_ranks_of_which_one_was_killed_is_resumed_by_others(config, 
     assert process.returncode == 1
     found = len(blocks_of(config))
     assert 8 <= found < BLOCKS
-    resumed = start(config, ranks=others)
+    resumed = start(config, ranks=3)
     out, errors = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, errors
     assert errors.count("images already exist") == 1

@@ -31,6 +31,7 @@ def poisoned(config_of, monkeypatch):
     return sample, 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_nonfinite_loss_stops_the_run_and_its_step_and_samples_are_recorded(config_of, poisoned, precision, caplog):
     sample, step = poisoned

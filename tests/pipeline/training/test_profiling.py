@@ -17,6 +17,7 @@ def events_of(result, first, last):
     return [event["name"] for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]]
 
 
+@pytest.mark.slow
 def test_the_trace_shows_the_steps_and_their_wait_for_data_and_changes_no_weight(
     config_of, weights_of, assert_same_weights
 ):

@@ -36,6 +36,7 @@ def test_a_resumed_run_generates_the_same_grids(config_of):
     assert np.array_equal(others[0], others[2])
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_not_finite_is_reported_and_training_continues(config_of, monkeypatch, caplog):
     original = Sampler.latents
     monkeypatch.setattr(Sampler, "latents", lambda self, indices: original(self, indices) * torch.nan)

@@ -93,6 +93,7 @@ def test_a_signal_ends_a_validation(config_of, in_step):
     assert (result.step, result.interrupted) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_while_it_is_read_costs_no_step(config_of, in_step, weights_of, assert_same_weights):
     options = {"max_train_steps": 20, "checkpointing_steps": 100_000}
     whole = train.run(config_of(exp_name="whole", **options))
@@ -239,6 +240,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_file_and_names_the_b
     assert caplog.text.count("could not be written") == 0  # it is the error, not a warning as well
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"microbatches": 4}, {"checkpoint_blocks": True}, {"reader_process": True}])
 def test_what_only_changes_rounding_may_change_on_resume_and_is_recorded(config_of, weights_of, options):
     whole = weights_of(train.run(config_of(exp_name="whole")))

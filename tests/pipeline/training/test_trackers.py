@@ -74,6 +74,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_tracker_that_fails_is_one_warning_and_the_run_goes_on(config_of, wandb_log, caplog, fault):
     (wandb_log.parent / "wandb.py").write_text(FAKE_WANDB + FAULTS[fault])
@@ -105,6 +106,7 @@ def test_the_real_wandb_without_a_key_is_one_line_that_names_the_offline_mode(co
     assert re.match(r"W&B is switched off \([^\n]+\): .*WANDB_MODE=offline", warning)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_metrics_and_the_grids(config_of):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train.run(config_of(max_train_steps=3))

@@ -92,6 +92,7 @@ def test_irepa_trains_and_resumes(config_of, weights_of, assert_same_weights):
     assert_same_weights(whole, weights_of(train.run(config_of(max_train_steps=4, **options))))
 
 
+@pytest.mark.slow
 def test_a_run_of_version_0_1_with_a_convolution_resumes(config_of, weights_of, assert_same_weights):
     whole = weights_of(train.run(config_of(exp_name="whole", max_train_steps=4, projector="conv")))
     half = Path(train.run(config_of(max_train_steps=2, projector="conv")).checkpoint)

@@ -87,6 +87,7 @@ def test_images_are_sampled_together_with_the_class_token(config_of, tmp_path):
     assert np.abs(made["large"][0] - made["large"][1]).max() > 8
 
 
+@pytest.mark.slow
 def test_the_guidance_of_the_class_token_has_its_own_scale(config_of, tmp_path, caplog):
     run = train.run(config_of(cls_coeff=1.0, learning_rate=1e-2, ema_decay=0.5)).run
 
