@@ -29,8 +29,8 @@ class EvaluateConfig(Config):
     )
     detector: tuple[str, ...] = option(
         MODEL,
-        "Feature extractor: inception (FID), a network of published distances such as dinov2-l-256, or the name of an "
-        "encoder (FD of that encoder); repeatable.",
+        "Feature extractor: inception (FID), a network of published distances such as dinov2-l-256, the name of an "
+        "encoder (FD of that encoder), or lpips (diversity within classes); repeatable.",
         ("inception",),
     )
     encoder_weights: tuple[str, ...] = option(
@@ -59,7 +59,8 @@ class EvaluateConfig(Config):
         """Raise ConfigError for values that cannot work."""
         self.require(bool(self.detector), "detector", "at least one is required")
         self.require_at_least_1("batch_size", "resize")
-        weights_by_name(self.encoder_weights, self.detector)
+        weights = weights_by_name(self.encoder_weights, self.detector)
+        self.require("lpips" not in weights, "encoder_weights", "lpips takes its weights from torch's hub folder")
 
     def weights_of(self, detector: str) -> str | None:
         """Return the weights file given for a detector, if any."""

@@ -11,15 +11,17 @@ import glob
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..config import EvaluateConfig
 from ..errors import ConfigError
 from ..models.encoders.detectors import check_detector
 from ..stores.files import remove_leftovers
 from .artifacts.damaged import read_or_set_aside
-from .artifacts.images import open_images, open_reference
+from .artifacts.images import open_images, open_reference, read_npz_labels
 from .artifacts.metric_files import (
     INCEPTION,
+    LPIPS,
     DetectorValues,
     MetricRecord,
     finished_metrics,
@@ -84,7 +86,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
 
 def _require_inputs(config: EvaluateConfig) -> None:
     """Raise the errors of missing or too few images and of unknown encoders."""
-    others = [name for name in config.detector if name != INCEPTION]
+    others = [name for name in config.detector if name not in (INCEPTION, LPIPS)]
     for name in others:
         check_detector(name, config.weights_of(name))
     samples = open_images(config.samples, config.batch_size, resize=config.resize)
@@ -96,10 +98,22 @@ def _require_inputs(config: EvaluateConfig) -> None:
                 f"{images.description}: expected at least {fewest} images to compute metrics of, and thousands for "
                 f"accurate ones; found {images.count}"
             )
+    if LPIPS in config.detector:
+        _require_pairs(config)
     if reference is None and others:
         raise ConfigError(
             f"{config.reference} holds statistics of Inception's features alone, and {others[0]} needs images: pass a "
             "reference with images"
+        )
+
+
+def _require_pairs(config: EvaluateConfig) -> None:
+    """Raise ConfigError if LPIPS has no two images of a class to compare."""
+    labels = read_npz_labels(Path(config.samples))
+    if len(set(labels.tolist())) == len(labels):
+        raise ConfigError(
+            f"{config.samples}: {LPIPS} compares images of the same class, and each of the {len(labels):,} images has "
+            "a class of its own: generate more images, or leave it out"
         )
 
 

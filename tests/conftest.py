@@ -15,6 +15,7 @@ import tarfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,19 @@ def make_store(tmp_path: Path, written_stores: Callable[..., tuple[Path, Content
         return shutil.copytree(written, tmp_path / "store"), copy.deepcopy(contents)
 
     return make
+
+
+@pytest.fixture
+def random_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VGG16 with random weights in place of torchvision's; only its convolutions."""
+    pytest.importorskip("torchmetrics")
+    import torch
+    import torchvision
+    from torchvision.models import vgg
+
+    torch.manual_seed(0)
+    features = vgg.make_layers(vgg.cfgs["D"])
+    monkeypatch.setattr(torchvision.models, "vgg16", lambda **_: SimpleNamespace(features=features))
 
 
 def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:

@@ -118,7 +118,7 @@ def check_detector(name: str, weights: str | None) -> None:
     try:
         check_encoder(name, weights)
     except ConfigError as error:
-        raise ConfigError(f"{error}. Detectors are also inception, {', '.join(DETECTORS)}") from None
+        raise ConfigError(f"{error}. Detectors are also inception, lpips, {', '.join(DETECTORS)}") from None
 
 
 class PooledNetwork:

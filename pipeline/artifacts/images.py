@@ -241,6 +241,23 @@ def _naming(source: Source, record: Record) -> Iterator[None]:
         raise SourceError(f"{source.path}: {record.key} cannot be evaluated: {error}") from error
 
 
+def read_npz_labels(path: Path) -> npt.NDArray[np.int64]:
+    """Read the classes [N] of the images in an .npz, `arr_1`.
+
+    Raises:
+        ConfigError: the file is not an .npz, cannot be read, or has no class for each image.
+    """
+    if path.suffix != IMAGES_ENDING:
+        raise ConfigError(f"{path} has no classes: expected an .npz with images (arr_0) and their classes (arr_1)")
+    shape = read_npz_header(path)
+    with _reading(path), np.load(path) as archive:
+        labels = archive["arr_1"] if "arr_1" in archive.files else None
+    if shape is None or labels is None or labels.shape != shape[:1] or labels.dtype.kind not in "iu":
+        found = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
+        raise ConfigError(f"{path}: expected one class number per image in arr_1, found {found}")
+    return labels.astype(np.int64)
+
+
 def write_npz(path: Path, images: Iterable[Block], labels: npt.NDArray[np.int64], side: int) -> None:
     """Stream images into an .npz for the ADM suite: `arr_0` uint8 [N, side, side, 3], `arr_1` labels."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), side, side, 3)}

@@ -25,6 +25,7 @@ from .run_folder import RunFolder
 from .sample_files import IMAGES_ENDING, METRICS_ENDING, SampleFiles, sample_sets, settings_name
 
 INCEPTION = "inception"  # the detector whose metrics are named without it
+LPIPS = "lpips"  # the detector of diversity, which needs no reference
 DISTANCES = ("fid", "sfid", "fd", "fdr")  # metrics that are computed from statistics
 FDR6 = "fdr6"  # a mean over six detectors
 SIX = "six detectors"
@@ -47,7 +48,7 @@ class DetectorValues(TypedDict, total=False):
 
     name: str
     width: Count
-    reference: Inputs
+    reference: Inputs  # not of LPIPS
     rule: str  # how images become features
     library: str  # name and version
     weights: str  # SHA-256
@@ -82,7 +83,7 @@ class MetricRecord:
     @property
     def has_inputs(self) -> bool:
         """Whether it is recorded which images and statistics of the reference were used, as since version 0.2."""
-        return all("reference" in detector for detector in self.detectors.values())
+        return all("reference" in detector for name, detector in self.detectors.items() if name != LPIPS)
 
     def num_reference_of(self, name: str) -> int | None:
         """Return the number of reference images behind a metric; None when a statistics file does not record it."""
@@ -94,7 +95,10 @@ class MetricRecord:
 
     def reference_text(self) -> str:
         """Describe what the samples were compared with, for each kind of metric."""
-        texts = {name: _reference_text(values.get("reference")) for name, values in self.detectors.items()}
+        if set(self.detectors) == {LPIPS}:
+            return "each other"
+        of_detectors = ((name, values) for name, values in self.detectors.items() if name != LPIPS)
+        texts = {name: _reference_text(values.get("reference")) for name, values in of_detectors}
         if not self.has_inputs:
             return f"{self.num_reference:,} reference images" if self.num_reference else "reference statistics"
         if len(set(texts.values())) == 1:

@@ -25,9 +25,10 @@ from ...metrics import (
     relative_distances,
 )
 from ...metrics.fdr import IMAGE_SIZE
-from ..artifacts.images import holds_statistics, open_images
-from ..artifacts.metric_files import FDR6, INCEPTION, DetectorValues, Inputs, MetricRecord
+from ..artifacts.images import Images, holds_statistics, open_images, read_npz_labels
+from ..artifacts.metric_files import FDR6, INCEPTION, LPIPS, DetectorValues, Inputs, MetricRecord
 from ..runtime.device import choose_device, float64_device
+from .diversity import LpipsDiversity
 from .features import DetectorFeatures, extract, load_detector
 from .reference_cache import load_reference
 
@@ -50,11 +51,16 @@ def compare(config: EvaluateConfig) -> MetricRecord:
     detectors: dict[str, DetectorValues] = {}
     counts: list[tuple[int | None, int | None]] = []
     side = 0
+    diversity = LpipsDiversity.load(device) if LPIPS in config.detector else None
     if holds_statistics(Path(config.samples)):
         warnings.append(f"statistics in {config.samples} are not used: metrics of samples are those of their images")
     for name in config.detector:
         samples = open_images(config.samples, config.batch_size, resize=config.resize)
         side = samples.side
+        if name == LPIPS and diversity:
+            found[name] = _diversity(diversity, samples, config)
+            detectors[name] = {"name": name, "rule": diversity.rule, "library": diversity.library}
+            continue
         detector = load_detector(name, config, side, device)
         own = extract(detector, samples, f"{name}: samples", device)
         reference = load_reference(detector, config, side, device, with_statistics=name == INCEPTION)
@@ -67,7 +73,15 @@ def compare(config: EvaluateConfig) -> MetricRecord:
     relative, more = _relative_distances(found, side)
     metrics = {key: value for each in (*found.values(), relative) for key, value in each.metrics.items()}
     margins = {key: value for each in (*found.values(), relative) for key, value in each.margins.items()}
-    return MetricRecord(metrics, *counts[0], detectors, (*warnings, *more), config, margins=margins)
+    num_samples, num_reference = counts[0] if counts else (samples.count, None)
+    return MetricRecord(metrics, num_samples, num_reference, detectors, (*warnings, *more), config, margins=margins)
+
+
+def _diversity(diversity: LpipsDiversity, samples: Images, config: EvaluateConfig) -> _Found:
+    distances = diversity.distances(samples, read_npz_labels(Path(config.samples)), config.batch_size)
+    name = f"diversity_{LPIPS}"
+    margins = {name: influence.margin(distances)} if config.intervals else {}
+    return _Found({name: distances.double().mean().item()}, margins, 0.0, None)
 
 
 def _values(detector: Detector, inputs: Inputs) -> DetectorValues:

@@ -21,13 +21,14 @@ _TITLES = {
     "recall": "Recall",
     "density": "Density",
     "coverage": "Coverage",
+    "diversity": "Diversity",
     "mind": "MIND",
     "fdr": "FDr",
     FDR6: "FDr6",
 }
 FRECHET = {"fid", "sfid", "fd", FDR6}
 _GUIDANCE = {"cfg": "CFG", "internal": "internal guidance", "path_drop": "path-drop guidance"}
-_MORE_IS_BETTER = {"inception_score", "precision", "recall", "density", "coverage"}
+_MORE_IS_BETTER = {"inception_score", "precision", "recall", "density", "coverage", "diversity"}
 
 NO_BREAK_SPACE = "\u00a0"
 

@@ -1,5 +1,4 @@
 import sys
-from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -26,18 +25,6 @@ def pairs():
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     levels = torch.tensor([2.0, 10.0, 40.0]).reshape(-1, 1, 1, 1)
     return images, (images + noise * levels).round().clamp(0, 255).to(torch.uint8)
-
-
-@pytest.fixture
-def random_vgg16(monkeypatch):
-    """VGG16 with random weights in place of torchvision's; only its convolutions."""
-    pytest.importorskip("torchmetrics")
-    import torchvision
-    from torchvision.models import vgg
-
-    torch.manual_seed(0)
-    features = vgg.make_layers(vgg.cfgs["D"])
-    monkeypatch.setattr(torchvision.models, "vgg16", lambda **_: SimpleNamespace(features=features))
 
 
 def test_psnr_is_that_of_each_image_with_a_data_range_of_255(pairs):
