@@ -4,12 +4,15 @@ import errno
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from repa_pipe.config import EncodeConfig
-from repa_pipe.errors import ConfigError, RemoteError, StoreError
+from repa_pipe.errors import ConfigError, RemoteError, RepaPipeError, StoreError
 from repa_pipe.pipeline.store_tools import hub_pull, hub_push
 from repa_pipe.pipeline.store_tools.hub_pull import PullOptions, pull
 from repa_pipe.pipeline.store_tools.hub_push import PushOptions, push
@@ -168,6 +171,36 @@ def test_an_interrupted_or_failing_pull_is_a_smaller_store_and_resumes(hub, make
     assert report.ok
     assert report.incomplete
     pull(TARGET, str(copy), PullOptions())
+    assert contents(copy) == contents(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 4])
+def test_the_same_command_completes_a_transfer_that_was_killed(hub, make_store, tmp_path, number):
+    path, _ = make_store()
+    copy = tmp_path / "copy"
+
+    def start(*words):
+        return subprocess.Popen([sys.executable, "-m", "repa_pipe.cli", "store", *map(str, words)])
+
+    def kill_at(pattern, *words):
+        """Kill a command when it makes its request of this number."""
+        hub.fail_times(10**6, pattern, lambda request: process.kill(), after=number - 1)
+        process = start(*words)
+        assert process.wait(120) == -signal.SIGKILL
+        hub.fault = lambda request: False
+
+    push_command = "push", path, TARGET, "--license", "mit"
+    kill_at("^PUT |/commit/", *push_command)
+    with pytest.raises(RepaPipeError):  # nothing that looks complete
+        pull(TARGET, str(copy), PullOptions())
+    assert start(*push_command).wait(120) == 0
+    uploaded = hub.files("dataset", REPO)
+    assert {name: uploaded[name] for name in contents(path)} == contents(path)
+
+    kill_at("^GET /[0-9a-f]{64}", "pull", TARGET, copy)
+    assert not (copy / "zarr.json").exists() or verify_store(copy).ok
+    assert start("pull", TARGET, copy).wait(120) == 0
     assert contents(copy) == contents(path)
 
 
