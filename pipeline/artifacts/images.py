@@ -255,7 +255,7 @@ def read_npz_labels(path: Path) -> npt.NDArray[np.int64]:
     if shape is None or labels is None or labels.shape != shape[:1] or labels.dtype.kind not in "iu":
         found = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
         raise ConfigError(f"{path}: expected one class number per image in arr_1, found {found}")
-    return labels.astype(np.int64)
+    return np.asarray(labels, np.int64)
 
 
 def write_npz(path: Path, images: Iterable[Block], labels: npt.NDArray[np.int64], side: int) -> None:
