@@ -51,9 +51,13 @@ class Case:
         return range(len({name.split("_")[0] for name in self.arrays if re.match(r"step\d+_", name)}))
 
 
+def _array(found: Any) -> npt.NDArray[Any]:
+    return found.detach().numpy() if isinstance(found, Tensor) else np.asarray(found)
+
+
 def relative_error(found: Any, expected: npt.NDArray[Any]) -> float:
     """Return the relative L2 distance; infinity for another shape or numbers that are not finite."""
-    array = found.detach().numpy() if isinstance(found, Tensor) else np.asarray(found)
+    array = _array(found)
     if array.shape != expected.shape:
         return math.inf
     difference = np.linalg.norm((array.astype(np.float64) - expected.astype(np.float64)).ravel())
@@ -64,7 +68,7 @@ def relative_error(found: Any, expected: npt.NDArray[Any]) -> float:
 
 def relative_error_by_column(found: Any, expected: npt.NDArray[Any]) -> float:
     """Return the largest relative error of a column of a table, whose columns may differ in size."""
-    array = found.detach().numpy() if isinstance(found, Tensor) else np.asarray(found)
+    array = _array(found)
     if array.shape != expected.shape:
         return math.inf
     return max(relative_error(array[:, each], expected[:, each]) for each in range(expected.shape[1]))
@@ -76,7 +80,7 @@ def relative_error_of_move(found: Any, expected: npt.NDArray[Any]) -> float:
     Adam divides a gradient by its own size: where it is zero but for rounding, the order in which a CPU adds up numbers
     decides the step. Of those numbers the error must still be below a hundred times the tolerance.
     """
-    array = found.detach().numpy() if isinstance(found, Tensor) else np.asarray(found)
+    array = _array(found)
     if array.shape != expected.shape:
         return math.inf
     differences = np.abs(array.astype(np.float64) - expected.astype(np.float64)).ravel()
