@@ -86,8 +86,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
 
 def _require_inputs(config: EvaluateConfig) -> None:
     """Raise the errors of missing or too few images and of unknown encoders."""
-    others = [name for name in config.detector if name not in (INCEPTION, LPIPS)]
-    for name in others:
+    for name in config.detector:
         check_detector(name, config.weights_of(name))
     samples = open_images(config.samples, config.batch_size, resize=config.resize)
     reference = open_reference(config)
@@ -100,6 +99,7 @@ def _require_inputs(config: EvaluateConfig) -> None:
             )
     if LPIPS in config.detector:
         _require_pairs(config)
+    others = [name for name in config.detector if name not in (INCEPTION, LPIPS)]
     if reference is None and others:
         raise ConfigError(
             f"{config.reference} holds statistics of Inception's features alone, and {others[0]} needs images: pass a "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+NOT_HERE = ("inception", "lpips")  # detectors that other libraries have
 _ANY_SIZE = {"dynamic_img_size": True, "dynamic_img_pad": True}
 _DINOV2_OFFSET = 0.1  # that DINOv2 adds to the side of its grid before it interpolates
 
@@ -111,6 +112,8 @@ def check_detector(name: str, weights: str | None) -> None:
         ConfigError: the name is not valid.
         WeightsError: there is no file at `weights`, or the weights come in a package that is not installed.
     """
+    if name in NOT_HERE:
+        return
     if name in DETECTORS:
         if weights is not None:
             require_weights_file(Path(weights).expanduser())
@@ -118,7 +121,7 @@ def check_detector(name: str, weights: str | None) -> None:
     try:
         check_encoder(name, weights)
     except ConfigError as error:
-        raise ConfigError(f"{error}. Detectors are also inception, lpips, {', '.join(DETECTORS)}") from None
+        raise ConfigError(f"{error}. Detectors are also {', '.join((*NOT_HERE, *DETECTORS))}") from None
 
 
 class PooledNetwork:

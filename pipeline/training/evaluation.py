@@ -20,7 +20,7 @@ from ...config import EvaluateConfig, SampleConfig, TrainConfig
 from ...errors import RepaPipeError
 from ...models.encoders.detectors import check_detector
 from ..artifacts.images import open_reference
-from ..artifacts.metric_files import INCEPTION, LPIPS, metrics_file, read_metrics_file
+from ..artifacts.metric_files import metrics_file, read_metrics_file
 from ..artifacts.metrics_log import EVALUATION, MetricsLog
 from ..artifacts.run_folder import RunFolder
 from ..artifacts.sample_files import files_of
@@ -70,8 +70,7 @@ def require_evaluation(config: TrainConfig) -> None:
     if not config.eval_every:
         return
     for name in config.eval_detector:
-        if name not in (INCEPTION, LPIPS):
-            check_detector(name, None)
+        check_detector(name, None)
     open_reference(evaluation_of(config, Path()))
 
 

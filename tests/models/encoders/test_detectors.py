@@ -133,10 +133,11 @@ def test_the_published_networks_have_the_widths_of_their_features(name):
 
 def test_unknown_names_and_missing_files_are_refused_without_torch(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"unknown encoder 'dinov2-l'.* Detectors are also inception, convnextv2-b-224"
+        ConfigError, match=r"unknown encoder 'dinov2-l'.* Detectors are also inception, lpips, convnextv2-b-224"
     ):
         check_detector("dinov2-l", None)
     with pytest.raises(WeightsError, match=r"missing\.pth does not exist"):
         check_detector("mae-l-224", str(tmp_path / "missing.pth"))
     check_detector("mae-l-224", None)
-    assert detectors.DETECTORS.keys().isdisjoint({"inception"})
+    check_detector("lpips", None)
+    assert detectors.DETECTORS.keys().isdisjoint(detectors.NOT_HERE)
