@@ -378,9 +378,9 @@ def runs(folders: tuple[str, ...], as_json: bool, sort: str | None) -> None:
 
     FOLDERS are run folders, or folders that contain some. Default: exps.
     """
-    from .pipeline import runs as stage
+    from .pipeline.listings import runs as listing
 
-    result = stage.run(folders or ("exps",), sort)
+    result = listing.run(folders or ("exps",), sort)
     if as_json:
         echo_json([dataclasses.asdict(row) for row in result.rows])
     else:
@@ -397,9 +397,9 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
 
     RUNS are two or more run folders of `train`. Prints only what differs, and puts only comparable values in one row.
     """
-    from .pipeline import compare as stage
+    from .pipeline.listings import compare as listing
 
-    result = stage.run(runs)
+    result = listing.run(runs)
     if as_json:
         echo_json(dataclasses.asdict(result))
     else:
@@ -409,9 +409,9 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
 @cli.command()
 def env() -> None:
     """Show versions, hardware and paths, for bug reports."""
-    from .pipeline import env as stage
+    from .pipeline.listings import env as listing
 
-    echo(stage.run())
+    echo(listing.run())
 
 
 @cli.command()
@@ -420,9 +420,9 @@ def recipes() -> None:
 
     Prints name, method, paper and published result.
     """
-    from .pipeline import recipes as stage
+    from .pipeline.listings import recipes as listing
 
-    echo(stage.run())
+    echo(listing.run())
 
 
 @cli.command()
@@ -433,9 +433,9 @@ def encoders(pattern: str) -> None:
     Prints size, token grid, license, and where weights come from. PATTERN selects names, such as 'dino*'. Any other
     network of timm with a grid of tokens is available as timm:MODEL.
     """
-    from .pipeline import encoders as stage
+    from .pipeline.listings import encoders as listing
 
-    echo(stage.run(pattern))
+    echo(listing.run(pattern))
 
 
 @cli.command()

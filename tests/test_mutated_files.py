@@ -22,7 +22,7 @@ from repa_pipe.converter import read_json, to_toml, unstructure
 from repa_pipe.errors import ConfigError
 from repa_pipe.models.sit import SIT_PRESETS, SiTConfig
 from repa_pipe.models.vae_files import describe_vae, latents_scale_and_bias, overflows_in_float16
-from repa_pipe.pipeline import probe, rank, runs
+from repa_pipe.pipeline import probe, rank
 from repa_pipe.pipeline.ablation.results import read_finished
 from repa_pipe.pipeline.ablation.sweep import read_sweep
 from repa_pipe.pipeline.artifacts.machine_file import read_machine
@@ -32,6 +32,7 @@ from repa_pipe.pipeline.artifacts.probe_files import probe_file, read_probes
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.artifacts.run_record import read_run_record, time_text
 from repa_pipe.pipeline.artifacts.sample_files import SampleFiles, finished_samples
+from repa_pipe.pipeline.listings import runs
 from repa_pipe.pipeline.reporting.page import page_values, render
 from repa_pipe.pipeline.reporting.runs import read_runs
 from repa_pipe.sources import open_source

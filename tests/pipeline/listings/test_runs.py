@@ -13,13 +13,13 @@ import pytest
 
 from repa_pipe.config import EvaluateConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import ConfigError
-from repa_pipe.pipeline import runs
 from repa_pipe.pipeline.artifacts.metric_files import MetricRecord, write_metrics_file
 from repa_pipe.pipeline.artifacts.metrics_log import MetricsLog
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.artifacts.run_record import RunRecord, Session, time_text, write_run_record
 from repa_pipe.pipeline.artifacts.sample_files import SampleFiles, SampleResult
-from repa_pipe.pipeline.runs import duration_text
+from repa_pipe.pipeline.listings import runs
+from repa_pipe.pipeline.listings.runs import duration_text
 
 ROW = {"loss": 1.0, "denoising_loss": 0.75, "alignment_loss": -0.5, "images_per_s": 200.0}
 
@@ -181,7 +181,7 @@ def test_a_folder_without_runs_is_no_error(tmp_path, run_cli):
 def test_listing_runs_imports_no_heavy_library(tmp_path):
     make_metrics(make_run(tmp_path / "run", [100], state="running"), 100, 8, fid=1.0)
     script = (
-        "import sys; from repa_pipe.pipeline import runs; print(runs.run(sys.argv[1:]).rows[0].fid, "
+        "import sys; from repa_pipe.pipeline.listings import runs; print(runs.run(sys.argv[1:]).rows[0].fid, "
         "[name for name in ('torch', 'ray', 'zarr', 'timm', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)

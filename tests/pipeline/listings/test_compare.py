@@ -11,12 +11,12 @@ import pytest
 
 from repa_pipe.config import EvaluateConfig, SampleConfig, TrainConfig
 from repa_pipe.errors import ConfigError
-from repa_pipe.pipeline import compare
 from repa_pipe.pipeline.artifacts.metric_files import MetricRecord, write_metrics_file
 from repa_pipe.pipeline.artifacts.metrics_log import MetricsLog
 from repa_pipe.pipeline.artifacts.run_folder import RunFolder
 from repa_pipe.pipeline.artifacts.run_record import RunRecord, Session, time_text, write_run_record
 from repa_pipe.pipeline.artifacts.sample_files import SampleFiles, SampleResult
+from repa_pipe.pipeline.listings import compare
 from repa_pipe.pipeline.reporting.side_by_side import Measured, comparable_rows
 from repa_pipe.pipeline.runtime import system_metrics
 from repa_pipe.stores.metadata_writer import record_digests
@@ -200,7 +200,7 @@ def test_the_command_prints_tables_or_json_without_torch(tmp_path, run_cli):
     code, _, errors = run_cli("compare", one.path)
     assert (code, "expected at least two run folders" in errors) == (2, True)
     script = (
-        "import sys; from repa_pipe.pipeline import compare; compare.run(sys.argv[1:]).text; "
+        "import sys; from repa_pipe.pipeline.listings import compare; compare.run(sys.argv[1:]).text; "
         "print([name for name in ('torch', 'ray', 'timm', 'scipy', 'bokeh') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import ConfigError
-from .artifacts.run_folder import RunFolder
-from .artifacts.run_record import read_run_record
-from .reporting.differences import environment_section, settings_sections, store_section
-from .reporting.results import costs, evaluations, last_common_step, losses_at
-from .reporting.runs import Run, read_runs
-from .reporting.side_by_side import Row, Section, comparable_rows
-from .reporting.tables import count_text
+from ...errors import ConfigError
+from ..artifacts.run_folder import RunFolder
+from ..artifacts.run_record import read_run_record
+from ..reporting.differences import environment_section, settings_sections, store_section
+from ..reporting.results import costs, evaluations, last_common_step, losses_at
+from ..reporting.runs import Run, read_runs
+from ..reporting.side_by_side import Row, Section, comparable_rows
+from ..reporting.tables import count_text
 
 
 @dataclass(frozen=True, slots=True)

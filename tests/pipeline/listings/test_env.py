@@ -5,7 +5,7 @@ import sys
 import torch
 
 from repa_pipe import __version__
-from repa_pipe.pipeline import env
+from repa_pipe.pipeline.listings import env
 
 
 def facts():

@@ -10,14 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
-from ..errors import ConfigError, RepaPipeError
-from .artifacts.metric_files import read_metrics_file
-from .artifacts.metrics_log import read_metrics
-from .artifacts.run_folder import RunFolder
-from .artifacts.run_record import RunRecord, read_run_record
-from .artifacts.sample_files import sample_sets
-from .runtime.tables import text_table
+from ...config import TrainConfig
+from ...errors import ConfigError, RepaPipeError
+from ..artifacts.metric_files import read_metrics_file
+from ..artifacts.metrics_log import read_metrics
+from ..artifacts.run_folder import RunFolder
+from ..artifacts.run_record import RunRecord, read_run_record
+from ..artifacts.sample_files import sample_sets
+from ..runtime.tables import text_table
 
 DEPTH = 3  # exps/SWEEP/RUN, and one more
 LOSSES = {"denoising_loss": "denoising", "alignment_loss": "alignment", "val_denoising_loss": "val denoising"}

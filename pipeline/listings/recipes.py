@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import read_recipe, recipe_names
-from .runtime.tables import text_table
+from ...config import read_recipe, recipe_names
+from ..runtime.tables import text_table
 
 
 def run() -> str:

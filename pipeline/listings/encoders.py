@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fnmatch import fnmatch
 
-from ..errors import ConfigError
-from ..models.encoders import encoder_names
-from ..models.encoders.entry import token_grid
-from ..models.encoders.registry import find_entry
-from ..models.encoders.weights import create_on_meta
-from .runtime.tables import text_table
+from ...errors import ConfigError
+from ...models.encoders import encoder_names
+from ...models.encoders.entry import token_grid
+from ...models.encoders.registry import find_entry
+from ...models.encoders.weights import create_on_meta
+from ..runtime.tables import text_table
 
 RESOLUTION = 256
 HEADER = ("encoder", "parameters", "tokens", "class token", "license", "weights")

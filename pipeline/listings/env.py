@@ -7,9 +7,9 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import first_line
-from .runtime.cache import VARIABLE, cache_folder
-from .runtime.machine import (
+from ...errors import first_line
+from ..runtime.cache import VARIABLE, cache_folder
+from ..runtime.machine import (
     cpu_model,
     cuda_version,
     git_state,
