@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from repa_pipe.models.architectures import make_model, preset_config
+from repa_pipe.models.layers.embedders import unpatchify
 from repa_pipe.pipeline.training.routing import draw_routing
 
 MODELS = {  # preset: side and channels of the latents
@@ -31,6 +32,13 @@ def test_the_captured_graph_is_the_model_up_to_rounding(name):
     plain = outputs_of(state, inputs)
     model.compile(backend="aot_eager", fullgraph=True)  # the graph alone: generating code for it takes minutes
     torch.testing.assert_close(outputs_of(state, inputs), plain, rtol=1e-3, atol=1e-5)
+
+
+def test_patches_of_any_number_are_rearranged_in_one_graph():
+    compiled = torch.compile(unpatchify, backend="eager", fullgraph=True, dynamic=True)
+    for side in (4, 6):
+        patches = torch.randn(2, side**2, 12)
+        torch.testing.assert_close(compiled(patches, 2), unpatchify(patches, 2), rtol=0, atol=0)
 
 
 def make_inputs(model, name, side, channels):
